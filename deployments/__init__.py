@@ -1,0 +1,1 @@
+"""OpenAI's Whisper as a Ray Serve application."""

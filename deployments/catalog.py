@@ -1,0 +1,267 @@
+"""The official Whisper checkpoints and languages, as plain data: no torch, no whisper, cheap to import everywhere.
+
+A test holds every table equal to the installed `whisper` package.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OfficialModel:
+    """One checkpoint that OpenAI published.
+
+    name: the canonical name, used for the deployment and in answers
+    sha256: of the checkpoint file; part of its address
+    parameters_m: millions of parameters, as upstream quotes them
+    vram_gb: memory for fp16 inference in GB, as upstream quotes it (tiny to large: README of openai/whisper)
+    aliases: other official names of the same file
+    file: the file's name, where it is not the canonical name
+    """
+
+    name: str
+    sha256: str
+    parameters_m: int
+    vram_gb: float
+    aliases: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"https://openaipublic.azureedge.net/main/whisper/models/{self.sha256}/{self.filename}"
+
+    @property
+    def filename(self) -> str:
+        return self.file or f"{self.name}.pt"
+
+    @property
+    def multilingual(self) -> bool:
+        return not self.name.endswith(".en")
+
+    @property
+    def num_languages(self) -> int:
+        """Languages that the model's vocabulary has a token for; only the third generation knows Cantonese."""
+        return 100 if self.name in ("large-v3", "turbo") else 99
+
+    @property
+    def n_vocab(self) -> int:
+        """Token ids run from 0 to `n_vocab - 1`."""
+        return 51766 + self.num_languages if self.multilingual else 51864
+
+
+_OFFICIAL = (
+    OfficialModel(
+        "tiny.en",
+        "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
+        39,
+        1.0,
+    ),
+    OfficialModel(
+        "tiny",
+        "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
+        39,
+        1.0,
+    ),
+    OfficialModel(
+        "base.en",
+        "25a8566e1d0c1e2231d1c762132cd20e0f96a85d16145c3a00adf5d1ac670ead",
+        74,
+        1.5,
+    ),
+    OfficialModel(
+        "base",
+        "ed3a0b6b1c0edf879ad9b11b1af5a0e6ab5db9205f891f668f8b0e6c6326e34e",
+        74,
+        1.5,
+    ),
+    OfficialModel(
+        "small.en",
+        "f953ad0fd29cacd07d5a9eda5624af0f6bcf2258be67c92b79389873d91e0872",
+        244,
+        2.0,
+    ),
+    OfficialModel(
+        "small",
+        "9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
+        244,
+        2.0,
+    ),
+    OfficialModel(
+        "medium.en",
+        "d7440d1dc186f76616474e0ff0b3b6b879abc9d1a4926b7adfa41db2d497ab4f",
+        769,
+        5.0,
+    ),
+    OfficialModel(
+        "medium",
+        "345ae4da62f9b3d59415adc60127b97c714f32e89e936602e85993674d08dcb1",
+        769,
+        5.0,
+    ),
+    OfficialModel(
+        "large-v1",
+        "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a",
+        1550,
+        10.0,
+    ),
+    OfficialModel(
+        "large-v2",
+        "81f7c96c852ee8fc832187b0132e569d6c3065a3252ed18e56effd0b6a73e524",
+        1550,
+        10.0,
+    ),
+    OfficialModel(
+        "large-v3",
+        "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
+        1550,
+        10.0,
+        aliases=("large",),
+    ),
+    OfficialModel(
+        "turbo",
+        "aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
+        809,
+        6.0,
+        aliases=("large-v3-turbo",),
+        file="large-v3-turbo.pt",
+    ),
+)
+
+MODELS: dict[str, OfficialModel] = {model.name: model for model in _OFFICIAL}
+ALIASES: dict[str, str] = {
+    alias: model.name for model in _OFFICIAL for alias in model.aliases
+}
+
+
+def find(name: str) -> OfficialModel | None:
+    """The official model of this name or alias; None if there is none."""
+    return MODELS.get(ALIASES.get(name, name))
+
+
+# In the order of the language tokens in the vocabulary.
+LANGUAGES: dict[str, str] = {
+    "en": "english",
+    "zh": "chinese",
+    "de": "german",
+    "es": "spanish",
+    "ru": "russian",
+    "ko": "korean",
+    "fr": "french",
+    "ja": "japanese",
+    "pt": "portuguese",
+    "tr": "turkish",
+    "pl": "polish",
+    "ca": "catalan",
+    "nl": "dutch",
+    "ar": "arabic",
+    "sv": "swedish",
+    "it": "italian",
+    "id": "indonesian",
+    "hi": "hindi",
+    "fi": "finnish",
+    "vi": "vietnamese",
+    "he": "hebrew",
+    "uk": "ukrainian",
+    "el": "greek",
+    "ms": "malay",
+    "cs": "czech",
+    "ro": "romanian",
+    "da": "danish",
+    "hu": "hungarian",
+    "ta": "tamil",
+    "no": "norwegian",
+    "th": "thai",
+    "ur": "urdu",
+    "hr": "croatian",
+    "bg": "bulgarian",
+    "lt": "lithuanian",
+    "la": "latin",
+    "mi": "maori",
+    "ml": "malayalam",
+    "cy": "welsh",
+    "sk": "slovak",
+    "te": "telugu",
+    "fa": "persian",
+    "lv": "latvian",
+    "bn": "bengali",
+    "sr": "serbian",
+    "az": "azerbaijani",
+    "sl": "slovenian",
+    "kn": "kannada",
+    "et": "estonian",
+    "mk": "macedonian",
+    "br": "breton",
+    "eu": "basque",
+    "is": "icelandic",
+    "hy": "armenian",
+    "ne": "nepali",
+    "mn": "mongolian",
+    "bs": "bosnian",
+    "kk": "kazakh",
+    "sq": "albanian",
+    "sw": "swahili",
+    "gl": "galician",
+    "mr": "marathi",
+    "pa": "punjabi",
+    "si": "sinhala",
+    "km": "khmer",
+    "sn": "shona",
+    "yo": "yoruba",
+    "so": "somali",
+    "af": "afrikaans",
+    "oc": "occitan",
+    "ka": "georgian",
+    "be": "belarusian",
+    "tg": "tajik",
+    "sd": "sindhi",
+    "gu": "gujarati",
+    "am": "amharic",
+    "yi": "yiddish",
+    "lo": "lao",
+    "uz": "uzbek",
+    "fo": "faroese",
+    "ht": "haitian creole",
+    "ps": "pashto",
+    "tk": "turkmen",
+    "nn": "nynorsk",
+    "mt": "maltese",
+    "sa": "sanskrit",
+    "lb": "luxembourgish",
+    "my": "myanmar",
+    "bo": "tibetan",
+    "tl": "tagalog",
+    "mg": "malagasy",
+    "as": "assamese",
+    "tt": "tatar",
+    "haw": "hawaiian",
+    "ln": "lingala",
+    "ha": "hausa",
+    "ba": "bashkir",
+    "jw": "javanese",
+    "su": "sundanese",
+    "yue": "cantonese",
+}
+
+_OTHER_LANGUAGE_NAMES = {
+    "burmese": "my",
+    "valencian": "ca",
+    "flemish": "nl",
+    "haitian": "ht",
+    "letzeburgesch": "lb",
+    "pushto": "ps",
+    "panjabi": "pa",
+    "moldavian": "ro",
+    "moldovan": "ro",
+    "sinhalese": "si",
+    "castilian": "es",
+    "mandarin": "zh",
+}
+
+LANGUAGE_CODES: dict[str, str] = {
+    name: code for code, name in LANGUAGES.items()
+} | _OTHER_LANGUAGE_NAMES
+
+
+def language_code(language: str) -> str | None:
+    """The code of a language given by code or English name, in any case; None if Whisper does not know it."""
+    language = language.lower()
+    return language if language in LANGUAGES else LANGUAGE_CODES.get(language)

@@ -1,0 +1,101 @@
+"""Every failure a caller can meet. Each error knows its HTTP status, its machine-readable type and its short text.
+
+The text is written for the caller: it says what to change and holds no traceback, host name or URL query string.
+All errors pickle, because Ray carries them between processes.
+"""
+
+
+class WhisperServeError(Exception):
+    """Base of all errors of the contract. `str(error)` is the text that reaches the caller."""
+
+    status = 500
+    type = "internal_error"
+
+
+class InvalidRequestError(WhisperServeError):
+    """The request breaks the contract; nothing was fetched."""
+
+    status = 422
+    type = "invalid_request"
+
+
+class RequestTooLargeError(WhisperServeError):
+    """The HTTP body is larger than any valid request."""
+
+    status = 413
+    type = "request_too_large"
+
+
+class AudioUrlError(WhisperServeError):
+    """The download failed and the URL is at fault: its scheme, its target, the size of the file behind it."""
+
+    status = 422
+    type = "audio_url_error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"Audio download failed: {self.args[0]}"
+
+
+class AudioHostError(AudioUrlError):
+    """The download failed and the host is at fault: unreachable, overloaded, broken, too slow."""
+
+    status = 502
+    type = "audio_host_error"
+
+
+class InvalidAudioError(WhisperServeError):
+    """The file holds nothing that can be decoded, or more than is allowed."""
+
+    status = 422
+    type = "invalid_audio"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"Audio decoding failed: {self.args[0]}"
+
+
+class ModelUnavailableError(WhisperServeError):
+    """The model cannot start, or its replica is gone. A later request may find it well again."""
+
+    status = 503
+    type = "model_unavailable"
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+
+    def __str__(self) -> str:
+        model, reason = self.args
+        return f"Model '{model}' is not available: {reason}"
+
+
+class OverloadedError(WhisperServeError):
+    """More requests wait than the configuration allows."""
+
+    status = 503
+    type = "overloaded"
+
+
+class RequestTimeoutError(WhisperServeError):
+    """The request took longer than `request_timeout_s`."""
+
+    status = 504
+    type = "request_timeout"
+
+
+class RequestCancelledError(WhisperServeError):
+    """The caller went away. The status is nginx's 499; nobody is left to read it."""
+
+    status = 499
+    type = "request_cancelled"
+
+
+class TranscriptionError(WhisperServeError):
+    """The model failed on this request."""
+
+    status = 500
+    type = "transcription_failed"
