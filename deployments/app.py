@@ -1,0 +1,98 @@
+"""Builds the Serve application from its typed arguments. Imports no torch: Serve runs this in the controller's
+helper processes as well.
+"""
+
+import logging
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from deployments import http_api
+from deployments.config import AppArgs, ModelArgs
+from deployments.router import Router
+from deployments.whisper_model import MAX_CALLERS, WhisperModel
+
+logger = logging.getLogger(__name__)
+
+_CARD_QUERY_TIMEOUT_S = 60
+
+
+def build_app(args: AppArgs) -> Application:
+    """The router and one deployment for each model; applies the only `serve.ingress`."""
+    shares = _gpu_shares(args)
+    handles = {
+        model.name: _model_deployment(args, model, shares[model.name])
+        for model in args.models
+    }
+    router = serve.deployment(
+        name="Router",
+        # The router admits requests for each model itself; health checks must get past them.
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+    )(serve.ingress(http_api.build)(Router))
+    return router.bind(args, handles, shares)
+
+
+def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
+    min_replicas = args.min_replicas(model)
+    deployment = serve.deployment(
+        name=model.deployment,
+        max_ongoing_requests=MAX_CALLERS,
+        # A CPU is no resource to reserve here: the third model would never start on two cores.
+        ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share},
+        autoscaling_config={
+            "min_replicas": min_replicas,
+            "max_replicas": model.max_replicas,
+            "target_ongoing_requests": max(1, args.max_requests_per_model // 2),
+            "upscale_delay_s": 0,
+            "downscale_delay_s": model.idle_s,
+            "metrics_interval_s": 1,
+            "look_back_period_s": 2,
+        },
+        # The next request after a replica's death waits for this.
+        health_check_period_s=1,
+    )(WhisperModel)
+    return deployment.bind(model, min_replicas > 0)
+
+
+def _gpu_shares(args: AppArgs) -> dict[str, float]:
+    """What a replica of each model asks of one GPU: by default the VRAM it needs over the card's."""
+    if not _on_gpu(args):
+        return {model.name: 0.0 for model in args.models}
+    card_gb = args.gpu_memory_gb or _card_memory_gb()
+    return {model.name: _share(model, card_gb) for model in args.models}
+
+
+def _on_gpu(args: AppArgs) -> bool:
+    if args.device == "auto":
+        # The cluster's, not this machine's: a head node may have no GPU.
+        return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    return args.device == "cuda"
+
+
+def _share(model: ModelArgs, card_gb: float | None) -> float:
+    if model.gpu_share is not None:
+        return model.gpu_share
+    if card_gb is None or model.official is None:
+        return 1.0
+    # Ray counts in ten-thousandths.
+    return min(1.0, max(0.0001, round(model.official.vram_gb / card_gb, 4)))
+
+
+def _card_memory_gb() -> float | None:
+    """Memory of one card in GB (1e9 bytes), asked in a task on a machine that has one; None if it cannot be told."""
+    # Ray knows no VRAM. A tiny share finds a GPU machine without waiting for a whole card.
+    task = ray.remote(num_cpus=0, num_gpus=0.0001)(_total_memory)
+    try:
+        return float(ray.get(task.remote(), timeout=_CARD_QUERY_TIMEOUT_S)) / 1e9
+    except Exception as error:  # noqa: BLE001 - a whole card is the safe answer
+        logger.warning("event=card_memory_unknown error=%s", type(error).__name__)
+        return None
+
+
+def _total_memory() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)

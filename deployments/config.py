@@ -1,0 +1,130 @@
+"""The typed arguments of the application: everything under `args` in `serve_config.yaml`.
+
+Unknown keys are refused, so that a misspelt option fails at start and not silently.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from deployments import catalog
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelArgs(_Args):
+    """One served model: one deployment, each replica with its share of a GPU."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    checkpoint: str | None = Field(
+        None, description="path of the weights; required for a name of your own"
+    )
+    base_model: str | None = Field(
+        None, description="official model that weights of your own started from"
+    )
+    min_replicas: int | None = Field(
+        None, ge=0, description="unset: 1 for the default model, 0 for the others"
+    )
+    max_replicas: int = Field(1, ge=1)
+    gpu_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of one GPU; unset: the model's need over the card's memory",
+    )
+    idle_s: float = Field(
+        300, gt=0, description="seconds without a request until scale-down"
+    )
+
+    @field_validator("name", "base_model")
+    @classmethod
+    def _canonical(cls, name: str | None) -> str | None:
+        return catalog.ALIASES.get(name, name) if name else name
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "ModelArgs":
+        if self.base_model is not None and self.base_model not in catalog.MODELS:
+            raise ValueError(f"base_model '{self.base_model}' is not an official model")
+        if self.name not in catalog.MODELS and not self.checkpoint:
+            raise ValueError(
+                f"model '{self.name}' is not an official one: give its checkpoint"
+            )
+        if self.min_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"model '{self.name}': min_replicas is larger than max_replicas"
+            )
+        return self
+
+    @property
+    def official(self) -> catalog.OfficialModel | None:
+        """What is known beforehand of the model's shape; None for an unknown one."""
+        return catalog.MODELS.get(self.base_model or self.name)
+
+    @property
+    def deployment(self) -> str:
+        return f"whisper-{self.name}"
+
+
+def _official_models() -> list[ModelArgs]:
+    return [ModelArgs(name=name) for name in catalog.MODELS]
+
+
+class AppArgs(_Args):
+    """The whole application."""
+
+    default_model: str = "base"
+    models: list[ModelArgs] = Field(default_factory=_official_models, min_length=1)
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, description="of one card; unset: asked of the card"
+    )
+
+    request_timeout_s: float = Field(3600, gt=0, description="from dispatch to result")
+    model_start_timeout_s: float = Field(600, gt=0)
+    placement_timeout_s: float = Field(
+        10, gt=0, description="for a free share of a GPU"
+    )
+    max_requests_per_model: int = Field(
+        64, ge=1, description="fetched and in work at once, for each model"
+    )
+    max_waiting_requests: int = Field(
+        1000, ge=0, description="beyond those, for each model; more are refused"
+    )
+
+    max_download_bytes: int = Field(1 << 30, ge=1)
+    connect_timeout_s: float = Field(10, gt=0)
+    read_timeout_s: float = Field(30, gt=0)
+    download_timeout_s: float = Field(600, gt=0)
+    max_audio_s: float = Field(4 * 3600, gt=0, description="of decoded audio")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "AppArgs":
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("a model is listed twice (aliases count as the same)")
+        self.default_model = catalog.ALIASES.get(self.default_model, self.default_model)
+        if self.default_model not in names:
+            raise ValueError(
+                f"default_model '{self.default_model}' is not among the models"
+            )
+        return self
+
+    def find_model(self, name: str) -> ModelArgs | None:
+        """The served model of this name or alias; None if there is none."""
+        name = catalog.ALIASES.get(name, name)
+        return next((model for model in self.models if model.name == name), None)
+
+    def valid_names(self) -> list[str]:
+        """Every name and alias that a request may use."""
+        served = {model.name for model in self.models}
+        aliases = [alias for alias, name in catalog.ALIASES.items() if name in served]
+        return [model.name for model in self.models] + aliases
+
+    def min_replicas(self, model: ModelArgs) -> int:
+        """The default model is preloaded; the others start at their first request."""
+        if model.min_replicas is not None:
+            return model.min_replicas
+        return 1 if model.name == self.default_model else 0

@@ -1,0 +1,211 @@
+"""From the router to the replicas of one model: admission, start, deadlines, cancellation, one retry."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config import AppArgs, ModelArgs
+from deployments.errors import (
+    ModelUnavailableError,
+    OverloadedError,
+    RequestTimeoutError,
+    WhisperServeError,
+)
+from deployments.schema import TranscriptionRequest
+
+logger = logging.getLogger(__name__)
+
+
+class _ReplicaDiedError(Exception):
+    """The replica went away with the request; nothing is wrong with the request."""
+
+
+class ModelClient:
+    """What the router knows of one model's deployment.
+
+    gpu_share: what a replica asks of one GPU; 0 where there is none
+    """
+
+    def __init__(
+        self,
+        model: ModelArgs,
+        handle: DeploymentHandle[Any],
+        args: AppArgs,
+        gpu_share: float,
+    ) -> None:
+        self.model = model
+        self._handle = handle
+        self._args = args
+        self._gpu_share = gpu_share
+        self._places = asyncio.Semaphore(args.max_requests_per_model)
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Hold one of the model's places, in order of arrival: what is in memory at once stays bounded.
+
+        Raises OverloadedError where too many wait already.
+        """
+        if self._places.locked() and self._waiting >= self._args.max_waiting_requests:
+            raise OverloadedError(
+                f"Too many requests wait for model '{self.model.name}', try again later"
+            )
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def transcribe(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        """The model's part of the answer, with `model_start` among its timings.
+
+        audio: int16 waveform at 16 kHz, shape (samples,)
+
+        A request whose replica dies is tried once more; transcription is idempotent. Raises
+        ModelUnavailableError, RequestTimeoutError and what the replica raises.
+        """
+        try:
+            return await self._transcribe_once(audio, request)
+        except _ReplicaDiedError:
+            logger.warning("model=%s event=replica_died retry=true", self.model.name)
+        try:
+            return await self._transcribe_once(audio, request)
+        except _ReplicaDiedError:
+            raise self._replica_died() from None
+
+    async def stream(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The replica's events; the result, which comes last, is that of `transcribe`.
+
+        Once a segment has gone out, a request whose replica dies is not tried again.
+        """
+        segment_went_out = False
+        try:
+            async for event in self._stream_once(audio, request):
+                segment_went_out |= event["event"] == "segment"
+                yield event
+            return
+        except _ReplicaDiedError:
+            if segment_went_out:
+                raise self._replica_died() from None
+            logger.warning("model=%s event=replica_died retry=true", self.model.name)
+        try:
+            async for event in self._stream_once(audio, request):
+                yield event
+        except _ReplicaDiedError:
+            raise self._replica_died() from None
+
+    async def _transcribe_once(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        with self._ray_errors_translated():
+            model_start = await self._start()
+            response: Any = self._handle.transcribe.remote(audio, request)
+            try:
+                async with self._deadline():
+                    answer: dict[str, Any] = await response
+            except BaseException:
+                # Neither a deadline nor a caller who leaves ends the work by itself.
+                response.cancel()
+                raise
+            answer["timings"]["model_start"] = model_start
+            return answer
+
+    async def _stream_once(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> AsyncIterator[dict[str, Any]]:
+        with self._ray_errors_translated():
+            model_start = await self._start()
+            handle = self._handle.options(stream=True)
+            events: Any = handle.stream.remote(audio, request)
+            started = time.monotonic()
+            try:
+                while True:
+                    async with self._deadline(started):
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    if event["event"] == "result":
+                        event["result"]["timings"]["model_start"] = model_start
+                    yield event
+            finally:
+                events.cancel()
+
+    async def _start(self) -> float:
+        """Wait until a replica has loaded the model, starting one if there is none; gives the seconds."""
+        started = time.monotonic()
+        if self._gpu_share:
+            await self._answer_within(
+                self._handle.ping.remote(),
+                self._args.placement_timeout_s,
+                f"no free share of a GPU (it needs {self._gpu_share:g} of one) within",
+            )
+        await self._answer_within(
+            self._handle.ready.remote(),
+            self._args.model_start_timeout_s,
+            "it is still starting, try again later",
+        )
+        return time.monotonic() - started
+
+    async def _answer_within(
+        self, response: Any, timeout_s: float, or_else: str
+    ) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await response
+        except TimeoutError:
+            response.cancel()
+            reason = f"{or_else} {timeout_s:g} s"
+            raise ModelUnavailableError(self.model.name, reason) from None
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    @asynccontextmanager
+    async def _deadline(self, started: float | None = None) -> AsyncIterator[None]:
+        """`request_timeout_s` from dispatch, which was `started` (now, if not given)."""
+        limit = self._args.request_timeout_s
+        spent = time.monotonic() - started if started else 0.0
+        try:
+            async with asyncio.timeout(limit - spent):
+                yield
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"The request took longer than {limit:g} s"
+            ) from None
+
+    @contextmanager
+    def _ray_errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except RayTaskError as error:
+            # It poses as the replica's own error, but its text is a traceback.
+            if isinstance(error.cause, WhisperServeError):
+                raise error.cause from None
+            raise
+        except (RayActorError, WorkerCrashedError):
+            raise _ReplicaDiedError from None
+        except (DeploymentUnavailableError, BackPressureError):
+            raise ModelUnavailableError(
+                self.model.name, "its deployment takes no requests now"
+            ) from None
+
+    def _replica_died(self) -> ModelUnavailableError:
+        return ModelUnavailableError(
+            self.model.name, "its replica died during this request"
+        )

@@ -1,0 +1,226 @@
+"""The application on this machine, in a Ray of its own: `serve` until Ctrl-C, or `transcribe` one recording.
+
+    python -m deployments.local serve [--port PORT]
+    python -m deployments.local transcribe AUDIO [--args JSON]
+
+Results go to stdout, everything else to stderr.
+"""
+
+import argparse
+import contextlib
+import http.server
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import requests
+import yaml
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import ServeDeploySchema
+
+from deployments import checkpoints
+from deployments.app import build_app
+from deployments.config import AppArgs
+from deployments.errors import WhisperServeError
+from deployments.router import APPLICATION
+from deployments.schema import parse_request
+
+CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
+OBJECT_STORE_BYTES = 1 << 30
+_PROGRESS_S = 5.0
+
+
+def read_config(path: Path = CONFIG) -> tuple[ServeDeploySchema, AppArgs]:
+    """The Serve configuration, validated by Ray, and the typed arguments of its one application.
+
+    Raises pydantic.ValidationError.
+    """
+    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    return config, AppArgs.model_validate(config.applications[0].args)
+
+
+@contextlib.contextmanager
+def running_app(config: ServeDeploySchema, args: AppArgs, port: int) -> Iterator[str]:
+    """Run the application in a new local Ray; gives its base URL; ends all that it started.
+
+    Raises RuntimeError if the default model cannot start.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        host = config.http_options.host
+        serve.start(
+            proxy_location=config.proxy_location,
+            http_options=HTTPOptions(host=host, port=port),
+        )
+        serve.run(
+            build_app(args),
+            name=APPLICATION,
+            route_prefix=config.applications[0].route_prefix,
+        )
+        yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deployments.local")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("serve", help="serve until Ctrl-C")
+    run.add_argument("--port", type=int, help="instead of the configured one")
+    once = commands.add_parser("transcribe", help="transcribe one recording")
+    once.add_argument("audio", help="URL or path of an audio or video file")
+    once.add_argument("--args", default="{}", help="more fields of the request, JSON")
+    arguments = parser.parse_args()
+    if arguments.command == "serve":
+        return _serve(arguments.port)
+    return _transcribe(arguments.audio, arguments.args)
+
+
+def _serve(port: int | None) -> int:
+    config, args = read_config()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    _fetch_weights(args.default_model, args)
+    with running_app(config, args, port or config.http_options.port) as url:
+        _say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
+        stop.wait()
+        _say("stopping")
+    return 0
+
+
+def _transcribe(audio: str, fields: str) -> int:
+    config, args = read_config()
+    try:
+        request = json.loads(fields)
+        request["audio"] = audio
+        name = parse_request(request).model or args.default_model
+    except (ValueError, TypeError):
+        return _fail("ARGS must be a JSON object")
+    except WhisperServeError as error:
+        return _fail(str(error))
+    with contextlib.ExitStack() as stack:
+        if "://" not in audio:
+            if not Path(audio).is_file():
+                return _fail(f"no such file: {audio}")
+            request["audio"] = stack.enter_context(_served(Path(audio)))
+        host, port = config.http_options.host, config.http_options.port
+        url = _running_url(host, port)
+        if url is None:
+            for model in dict.fromkeys([args.default_model, name]):
+                _fetch_weights(model, args)
+            with _progress("starting Ray Serve and the model"):
+                url = stack.enter_context(running_app(config, args, _free_port(host)))
+        else:
+            _say(f"using the application that runs on {url}")
+        with _progress("transcribing"):
+            answer = requests.post(f"{url}/transcribe", json=request, timeout=None)
+        _say("stopping")
+    result = answer.json()
+    if not answer.ok:
+        return _fail(result["error"])
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _fetch_weights(name: str, args: AppArgs) -> None:
+    """Before the application starts, because a download in a replica shows no progress here."""
+    model = args.find_model(name)
+    if model is not None:
+        with contextlib.suppress(checkpoints.CheckpointError):
+            # The application tells a caller what is wrong; this is about progress.
+            checkpoints.fetch(model.name, model.checkpoint)
+
+
+def _running_url(host: str, port: int) -> str | None:
+    """The base URL of this application if it runs on that port already."""
+    url = f"http://{host}:{port}"
+    try:
+        health: Any = requests.get(f"{url}/health", timeout=2).json()
+    except (requests.RequestException, ValueError):
+        return None
+    named = isinstance(health, dict) and health.get("application") == APPLICATION
+    return url if named else None
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _served(path: Path) -> Iterator[str]:
+    """The URL of a file on a loopback server of its own, under a name that nobody guesses."""
+    name = f"/{secrets.token_hex(16)}"
+
+    class OneFile(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != name:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(path.stat().st_size))
+            self.end_headers()
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, self.wfile)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{name}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Says what goes on, every few seconds."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def tell() -> None:
+        _say(f"{what} ...")
+        while not done.wait(_PROGRESS_S):
+            _say(f"{what} ... {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    _say(f"{what}: done in {time.monotonic() - started:.1f} s")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _fail(text: str) -> int:
+    _say(f"error: {text}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

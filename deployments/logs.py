@@ -1,0 +1,27 @@
+"""The package's log lines in Serve's own log: one line an event, no tracebacks of expected failures."""
+
+import logging
+
+from deployments.errors import WhisperServeError
+
+_SERVE_LOGGER = "ray.serve"
+
+
+def log_through_serve() -> None:
+    """Called by every replica: hands the package's log lines to the handlers that Serve has set up."""
+    serve_logger = logging.getLogger(_SERVE_LOGGER)
+    package_logger = logging.getLogger(__package__)
+    package_logger.handlers = serve_logger.handlers
+    package_logger.setLevel(serve_logger.level)
+    package_logger.propagate = False
+    serve_logger.addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    # Serve logs every exception that leaves a replica with its traceback. Ours are answers to a caller,
+    # logged where they were understood.
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, WhisperServeError):
+        record.msg, record.args = f"{record.getMessage()} {error.type}: {error}", ()
+        record.exc_info = record.exc_text = None
+    return True

@@ -1,0 +1,78 @@
+"""From a checkpoint file to a model that is ready for its first request."""
+
+import os
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+import whisper
+from whisper import timing
+from whisper.audio import SAMPLE_RATE
+from whisper.model import Whisper
+
+from deployments.catalog import OfficialModel
+from deployments.engine import Engine
+
+_DTW_INPUT = numba.types.Array(numba.float64, 2, "C")
+
+
+class CorruptCheckpointError(Exception):
+    """The file is no Whisper checkpoint."""
+
+
+def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisper:
+    """Load a checkpoint in OpenAI's layout.
+
+    device: "cuda" or "cpu"
+    official: the model that these weights are or started from, which tells the alignment heads for word
+        times; None: upstream's default, every head in the upper half of the decoder
+
+    Raises CorruptCheckpointError if the file is no checkpoint or not of the official model's shape, and
+    torch.OutOfMemoryError where the model does not fit.
+    """
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    else:
+        # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        model = whisper.load_model(str(path), device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
+        raise CorruptCheckpointError(
+            f"'{path.name}' is not a Whisper checkpoint ({type(error).__name__})"
+        ) from None
+    if official is not None:
+        try:
+            model.set_alignment_heads(whisper._ALIGNMENT_HEADS[official.name])
+        except RuntimeError:
+            raise _wrong_shape(path, official) from None
+        if model.dims.n_vocab != official.n_vocab:
+            raise _wrong_shape(path, official)
+    return model.eval()
+
+
+def _wrong_shape(path: Path, official: OfficialModel) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"the weights in '{path.name}' are not of the shape of model '{official.name}'"
+    )
+
+
+def warm_up(engine: Engine) -> None:
+    """A tiny decode, so that the first request does not pay for lazy initialisation."""
+    silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
+    engine.transcribe(
+        silence, language="en", temperature=0.0, beam_size=5, sample_len=2
+    )
+
+
+def compile_timing() -> None:
+    """Compile the code behind word timestamps, which numba would do at the first request that wants them.
+
+    Takes seconds and needs no model: run it beside other work. It compiles without running, because
+    numba's parallel code must not run in two threads at once.
+    """
+    timing.dtw_cpu.compile((_DTW_INPUT,))

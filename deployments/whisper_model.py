@@ -1,0 +1,280 @@
+"""The per-model deployment: loads one checkpoint and owns one engine.
+
+Importing this module is cheap. Torch, whisper and the engine are imported by the thread that loads the
+model, so that a replica can say that it found its place long before it can transcribe.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from deployments import checkpoints
+from deployments.config import ModelArgs
+from deployments.errors import (
+    ModelUnavailableError,
+    RequestCancelledError,
+    TranscriptionError,
+    WhisperServeError,
+)
+from deployments.logs import log_through_serve
+from deployments.schema import (
+    TranscriptionRequest,
+    check_fits_model,
+    segments_of,
+    words_of,
+)
+
+if TYPE_CHECKING:
+    from whisper.model import Whisper
+
+    from deployments.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+# Threads that wait for the engine; it decides what runs.
+MAX_CALLERS = 1000
+
+
+class WhisperModel:
+    """One replica of one model.
+
+    model: what to serve
+    preload: load within the constructor, so that a failure shows in `serve.status()`. Without it a
+        failure is told to the callers (a failing constructor would leave them waiting for ever), and
+        the next one after them finds a new attempt under way.
+    """
+
+    def __init__(self, model: ModelArgs, preload: bool) -> None:
+        log_through_serve()
+        self._model = model
+        # Ray does not hide GPUs from an actor that asked for none.
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._callers = ThreadPoolExecutor(MAX_CALLERS, thread_name_prefix="caller")
+        self._attempt = _LoadAttempt(self._load)
+        if preload:
+            self._attempt.future.result()
+
+    async def ping(self) -> None:
+        """Answers as soon as the replica has found its place."""
+
+    async def ready(self) -> None:
+        """Answers when the model is loaded. Raises ModelUnavailableError if it cannot be."""
+        await self._engine()
+
+    async def transcribe(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        """The part of the contract's answer that the model knows.
+
+        audio: int16 waveform at 16 kHz, shape (samples,)
+        """
+        return await self._transcribe(audio, request)
+
+    async def stream(
+        self, audio: np.ndarray, request: TranscriptionRequest
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Events while the work goes on: `progress`, `segment`, and last `result`."""
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def emit(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def on_progress(done: float, total: float) -> None:
+            emit({"event": "progress", "done": done, "total": total})
+
+        def on_segments(segments: list[dict[str, Any]]) -> None:
+            for segment in segments_of({"segments": segments}):
+                emit({"event": "segment", "segment": segment.model_dump()})
+
+        work = asyncio.ensure_future(
+            self._transcribe(audio, request, on_progress, on_segments)
+        )
+        work.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            yield {"event": "result", "result": await work}
+        finally:
+            work.cancel()
+
+    async def check_health(self) -> None:
+        """Called by Serve; an exception has the replica replaced."""
+        engine = self._attempt.result
+        if engine is not None and not engine.alive:
+            raise RuntimeError("the engine's thread is gone")
+
+    async def _engine(self) -> "Engine":
+        if self._attempt.told:
+            self._attempt = _LoadAttempt(self._load)
+        return await self._attempt.wait()
+
+    def _load(self) -> "Engine":
+        started = time.monotonic()
+        name = self._model.name
+        try:
+            checkpoint = checkpoints.fetch(name, self._model.checkpoint, progress=False)
+        except checkpoints.CheckpointError as error:
+            raise self._unavailable(str(error)) from None
+
+        import torch
+
+        from deployments import model_loading
+        from deployments.engine import Engine
+
+        try:
+            model = model_loading.load_model(
+                checkpoint.path, self._device, self._model.official
+            )
+            engine = Engine(model)
+            try:
+                model_loading.warm_up(engine)
+            except BaseException:
+                engine.close()
+                raise
+        except model_loading.CorruptCheckpointError as error:
+            raise self._unavailable(str(error)) from None
+        except (torch.OutOfMemoryError, MemoryError):
+            raise self._unavailable(f"out of memory ({self._device})") from None
+        except Exception as error:  # noqa: BLE001 - callers wait for a reason
+            reason = f"loading failed ({type(error).__name__})"
+            logger.error("model=%s at=%s", self._model.name, _place_of(error))
+            raise self._unavailable(reason) from None
+        threading.Thread(target=model_loading.compile_timing, daemon=True).start()
+        logger.info(
+            "model=%s event=loaded device=%s converted=%s seconds=%.1f",
+            name,
+            self._device,
+            checkpoint.converted,
+            time.monotonic() - started,
+        )
+        return engine
+
+    def _unavailable(self, reason: str) -> ModelUnavailableError:
+        logger.warning("model=%s event=load_failed reason=%s", self._model.name, reason)
+        return ModelUnavailableError(self._model.name, reason)
+
+    async def _transcribe(
+        self,
+        audio: np.ndarray,
+        request: TranscriptionRequest,
+        on_progress: Callable[[float, float], None] | None = None,
+        on_segments: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> dict[str, Any]:
+        engine = await self._engine()
+        queued = time.monotonic()
+        started = queued
+        gone = threading.Event()
+
+        def note_progress(done: float, total: float) -> None:
+            nonlocal started
+            if done == 0:
+                started = time.monotonic()
+            if on_progress:
+                on_progress(done, total)
+
+        call = partial(
+            engine.transcribe,
+            audio,
+            on_progress=note_progress,
+            on_segments=on_segments,
+            cancelled=gone.is_set,
+            **request.whisper_options(),
+        )
+        try:
+            self._check_fits(request, engine.model)
+            result = await asyncio.get_running_loop().run_in_executor(
+                self._callers, call
+            )
+        except WhisperServeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its text is not for the caller
+            raise self._answer_to(error) from None
+        finally:
+            gone.set()
+        finished = time.monotonic()
+        answer: dict[str, Any] = {
+            "segments": [segment.model_dump() for segment in segments_of(result)],
+            "detected_language": result["language"],
+            "transcription": result["text"].strip(),
+            "device": self._device,
+            "timings": {"queue": started - queued, "transcribe": finished - started},
+        }
+        if request.word_timestamps:
+            answer["word_timestamps"] = [word.model_dump() for word in words_of(result)]
+        return answer
+
+    def _check_fits(self, request: TranscriptionRequest, model: "Whisper") -> None:
+        check_fits_model(
+            request,
+            model=self._model.name,
+            multilingual=model.is_multilingual,
+            num_languages=model.num_languages,
+            n_vocab=model.dims.n_vocab,
+        )
+
+    def _answer_to(self, error: Exception) -> WhisperServeError:
+        import torch
+
+        from deployments.engine import EngineClosedError, TranscriptionCancelled
+
+        if isinstance(error, TranscriptionCancelled):
+            return RequestCancelledError("The request was cancelled")
+        if isinstance(error, EngineClosedError):
+            return ModelUnavailableError(self._model.name, "its engine has stopped")
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return TranscriptionError("Transcription failed: out of GPU memory")
+        # The message of an unforeseen error may quote the transcript; its type and place do not.
+        logger.error(
+            "model=%s event=transcription_failed error=%s at=%s",
+            self._model.name,
+            type(error).__name__,
+            _place_of(error),
+        )
+        return TranscriptionError(f"Transcription failed: {type(error).__name__}")
+
+
+class _LoadAttempt:
+    """One try at loading the model, in a thread of its own, awaited by any number of callers."""
+
+    def __init__(self, load: Callable[[], "Engine"]) -> None:
+        self.future: Future[Engine] = Future()
+        self.told = False  # a caller has heard that it failed
+        threading.Thread(target=self._run, args=(load,), daemon=True).start()
+
+    @property
+    def result(self) -> "Engine | None":
+        done = self.future.done() and not self.future.exception()
+        return self.future.result() if done else None
+
+    async def wait(self) -> "Engine":
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self.future))
+        except Exception:
+            self.told = True
+            raise
+
+    def _run(self, load: Callable[[], "Engine"]) -> None:
+        try:
+            self.future.set_result(load())
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            self.future.set_exception(error)
+
+
+def _place_of(error: BaseException) -> str:
+    """File and line of the innermost frame."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown"
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
