@@ -9,6 +9,7 @@ Results go to stdout, everything else to stderr.
 import argparse
 import contextlib
 import http.server
+import io
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 import requests
@@ -52,20 +53,24 @@ def read_config(path: Path = CONFIG) -> tuple[ServeDeploySchema, AppArgs]:
 
 
 @contextlib.contextmanager
-def running_app(config: ServeDeploySchema, args: AppArgs, port: int) -> Iterator[str]:
+def running_app(
+    config: ServeDeploySchema, args: AppArgs, port: int, *, show_logs: bool = False
+) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL; ends all that it started.
 
-    Raises RuntimeError if the default model cannot start.
+    show_logs: replicas' log lines on stderr, besides Ray's log folder
+
+    Raises RuntimeError if a preloaded model cannot start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
     try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=show_logs,
+            logging_level=logging.WARNING,
+        )
         host = config.http_options.host
         serve.start(
             proxy_location=config.proxy_location,
@@ -91,25 +96,37 @@ def main() -> int:
     once.add_argument("audio", help="URL or path of an audio or video file")
     once.add_argument("--args", default="{}", help="more fields of the request, JSON")
     arguments = parser.parse_args()
-    if arguments.command == "serve":
-        return _serve(arguments.port)
-    return _transcribe(arguments.audio, arguments.args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result = io.StringIO()
+    try:
+        # Ray prints; stdout is for the result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            if arguments.command == "serve":
+                return _serve(arguments.port)
+            return _transcribe(arguments.audio, arguments.args, result)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        print(result.getvalue(), end="", flush=True)
 
 
 def _serve(port: int | None) -> int:
     config, args = read_config()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    host, port = config.http_options.host, port or config.http_options.port
+    if not _is_free(host, port):
+        return _fail(f"port {port} on {host} is in use: stop what uses it, or --port")
     _fetch_weights(args.default_model, args)
-    with running_app(config, args, port or config.http_options.port) as url:
+    with running_app(config, args, port, show_logs=True) as url:
         _say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
-        stop.wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        # A second Ctrl-C would leave processes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say("stopping")
     return 0
 
 
-def _transcribe(audio: str, fields: str) -> int:
+def _transcribe(audio: str, fields: str, out: TextIO) -> int:
     config, args = read_config()
     try:
         request = json.loads(fields)
@@ -139,7 +156,7 @@ def _transcribe(audio: str, fields: str) -> int:
     result = answer.json()
     if not answer.ok:
         return _fail(result["error"])
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    print(json.dumps(result, indent=2, ensure_ascii=False), file=out)
     return 0
 
 
@@ -161,6 +178,14 @@ def _running_url(host: str, port: int) -> str | None:
         return None
     named = isinstance(health, dict) and health.get("application") == APPLICATION
     return url if named else None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        with socket.create_server((host, port)):
+            return True
+    except OSError:
+        return False
 
 
 def _free_port(host: str) -> int:

