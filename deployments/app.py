@@ -48,8 +48,6 @@ def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Appl
             "target_ongoing_requests": max(1, args.max_requests_per_model // 2),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
-            "metrics_interval_s": 1,
-            "look_back_period_s": 2,
         },
         # The next request after a replica's death waits for this.
         health_check_period_s=1,

@@ -140,14 +140,14 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
         if "://" not in audio:
             if not Path(audio).is_file():
                 return _fail(f"no such file: {audio}")
-            request["audio"] = stack.enter_context(_served(Path(audio)))
+            request["audio"] = stack.enter_context(served(Path(audio)))
         host, port = config.http_options.host, config.http_options.port
-        url = _running_url(host, port)
+        url = running_url(host, port)
         if url is None:
             for model in dict.fromkeys([args.default_model, name]):
                 _fetch_weights(model, args)
             with _progress("starting Ray Serve and the model"):
-                url = stack.enter_context(running_app(config, args, _free_port(host)))
+                url = stack.enter_context(running_app(config, args, free_port(host)))
         else:
             _say(f"using the application that runs on {url}")
         with _progress("transcribing"):
@@ -169,7 +169,7 @@ def _fetch_weights(name: str, args: AppArgs) -> None:
             checkpoints.fetch(model.name, model.checkpoint)
 
 
-def _running_url(host: str, port: int) -> str | None:
+def running_url(host: str, port: int) -> str | None:
     """The base URL of this application if it runs on that port already."""
     url = f"http://{host}:{port}"
     try:
@@ -188,13 +188,13 @@ def _is_free(host: str, port: int) -> bool:
         return False
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     with socket.create_server((host, 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
-def _served(path: Path) -> Iterator[str]:
+def served(path: Path) -> Iterator[str]:
     """The URL of a file on a loopback server of its own, under a name that nobody guesses."""
     name = f"/{secrets.token_hex(16)}"
 

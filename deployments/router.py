@@ -257,8 +257,8 @@ def _complete(answer: dict[str, Any], audio: _Audio, event: _Event) -> dict[str,
 
 
 def _running_deployments() -> set[str]:
-    application = serve.status().applications.get(APPLICATION)
-    deployments = application.deployments if application else {}
+    name = serve.get_replica_context().app_name
+    deployments = serve.status().applications[name].deployments
     return {
         name
         for name, deployment in deployments.items()

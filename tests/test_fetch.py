@@ -23,7 +23,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from misbehaving_server import (
+
+from deployments import fetch
+from deployments.errors import AudioHostError, AudioUrlError, RequestCancelledError
+from deployments.fetch import FetchLimits, fetch_audio
+from tests.misbehaving_server import (
     Connection,
     MisbehavingServer,
     answer_with,
@@ -33,10 +37,6 @@ from misbehaving_server import (
     reset_at_accept,
     silent_at_accept,
 )
-
-from deployments import fetch
-from deployments.errors import AudioHostError, AudioUrlError, RequestCancelledError
-from deployments.fetch import FetchLimits, fetch_audio
 
 SOUND = bytes(range(256)) * 2000
 SECRET = "/speech.mp3?signature=SECRET"

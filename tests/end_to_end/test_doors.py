@@ -1,0 +1,128 @@
+"""HTTP and Python handles: one contract."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import requests
+from ray import serve
+
+from deployments import catalog
+from tests.end_to_end.conftest import App, assert_equals_official, official
+
+Url = Callable[[str], str]
+
+CLIENT = """
+import asyncio, json, sys
+import ray
+from ray import serve
+from deployments.errors import AudioHostError
+
+ray.init(address=sys.argv[1], log_to_driver=False, namespace="client")
+request = json.loads(sys.argv[2])
+by_app = serve.get_app_handle("whisper")
+print(json.dumps(by_app.transcribe.remote(request).result()))
+
+async def main():
+    by_name = serve.get_deployment_handle("Router", "whisper")
+    print(json.dumps(await by_name.transcribe.remote(request)))
+    try:
+        await by_name.transcribe.remote({"audio": "http://127.0.0.1:9/"})
+    except AudioHostError as error:
+        print(json.dumps([str(error.cause), error.cause.status, error.cause.type]))
+
+asyncio.run(main())
+"""
+
+
+def test_both_handle_calls_from_another_process(app: App, audio_url: Url) -> None:
+    request = {"audio": audio_url("jfk.flac"), "model": "tiny.en"}
+    address = ray.get_runtime_context().gcs_address
+    client = subprocess.run(
+        [sys.executable, "-c", CLIENT, address, json.dumps(request)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert client.returncode == 0, client.stderr
+    lines = [json.loads(line) for line in client.stdout.splitlines()[-3:]]
+    for answer in lines[:2]:
+        assert_equals_official(answer, official("tiny.en", "jfk.flac"))
+    assert lines[2] == [
+        "Audio download failed: connection refused",
+        502,
+        "audio_host_error",
+    ]
+
+
+def test_a_stream_of_events_ends_with_the_result(app: App, audio_url: Url) -> None:
+    handle = serve.get_app_handle("whisper").options(stream=True)
+    request = {"audio": audio_url("jfk.flac"), "model": "tiny.en"}
+    stream: Any = handle.stream.remote(request)
+    events: list[dict[str, Any]] = list(stream)
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "progress" and kinds[-1] == "result"
+    done = [event["done"] for event in events if event["event"] == "progress"]
+    assert done == sorted(done) and done[0] == 0.0 and done[-1] == 11.0
+    result = events[-1]["result"]
+    assert_equals_official(result, official("tiny.en", "jfk.flac"))
+    segments = [event["segment"] for event in events if event["event"] == "segment"]
+    assert segments == result["segments"]
+
+
+def test_health_names_the_application(app: App) -> None:
+    response = requests.get(f"{app.url}/health", timeout=10)
+    assert response.status_code == 200
+    assert response.json()["application"] == "whisper"
+
+
+def test_models_tells_weights_and_replicas(app: App) -> None:
+    models = requests.get(f"{app.url}/models", timeout=10).json()
+    by_name = {model["name"]: model for model in models}
+    assert set(by_name) == {*catalog.MODELS, "random-v3", "corrupt"}
+    base, large = by_name["base"], by_name["large-v3"]
+    assert base["default"] and base["weights_at_hand"] and base["replica_up"]
+    assert base["parameters"] == 74_000_000
+    assert not large["weights_at_hand"] and not large["replica_up"]
+    assert large["aliases"] == ["large"]
+
+
+def test_the_example_of_the_interactive_docs_runs_as_it_stands(app: App) -> None:
+    assert "swagger" in requests.get(f"{app.url}/docs", timeout=10).text
+    api = requests.get(f"{app.url}/openapi.json", timeout=10).json()
+    body = api["paths"]["/transcribe"]["post"]["requestBody"]
+    example = body["content"]["application/json"]["example"]
+    answer = app.transcribe(**example)
+    assert "fellow Americans" in answer["transcription"]
+
+
+def test_the_request_id_is_the_callers_own_in_header_and_body(
+    app: App, audio_url: Url
+) -> None:
+    response = requests.post(
+        f"{app.url}/transcribe",
+        json={"audio": audio_url("silence.wav"), "model": "tiny.en"},
+        headers={"x-request-id": "my-own-id"},
+        timeout=60,
+    )
+    assert response.headers["x-request-id"] == "my-own-id"
+    assert response.json()["request_id"] == "my-own-id"
+
+
+def test_every_answer_has_a_request_id(app: App) -> None:
+    failed = app.post(audio="")
+    assert failed.status_code == 422
+    assert len(failed.headers["x-request-id"]) > 8
+
+
+def test_the_server_is_found_by_a_second_make_transcribe(app: App) -> None:
+    # The configured port belongs to whoever runs the tests; the look-up is the same.
+    from deployments import local
+
+    host, port = app.url.removeprefix("http://").split(":")
+    assert local.running_url(host, int(port)) == app.url
+    assert local.running_url(host, local.free_port(host)) is None

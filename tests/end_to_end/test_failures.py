@@ -1,0 +1,276 @@
+"""What goes wrong is told clearly, and hurts nobody else."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.end_to_end.conftest import (
+    App,
+    assert_equals_official,
+    official,
+    random_checkpoint,
+)
+
+Url = Callable[[str], str]
+
+NOBODY_LISTENS = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "status", "text"),
+    [
+        ({}, 422, "Missing required parameter: 'audio' (URL to audio file)"),
+        (
+            {"audio": ""},
+            422,
+            "Invalid 'audio' parameter: must be a non-empty string URL",
+        ),
+        (
+            {"audio": 7},
+            422,
+            "Invalid 'audio' parameter: must be a non-empty string URL",
+        ),
+        (
+            {"audio": "x", "temperature": 2},
+            422,
+            "Invalid temperature: must be between 0 and 1",
+        ),
+        (
+            {"audio": "x", "beam_size": 0},
+            422,
+            "Invalid beam_size: must be an integer between 1 and 10",
+        ),
+        (
+            {"audio": "x", "model": "tiny.en", "language": "pt"},
+            422,
+            "Invalid language: model 'tiny.en' knows English only",
+        ),
+        (
+            {"audio": f"{NOBODY_LISTENS}/a.mp3?signature=SECRET"},
+            502,
+            "Audio download failed: connection refused",
+        ),
+        (
+            {"audio_base64": "bm8gYXVkaW8="},
+            422,
+            "Audio decoding failed: the file is not audio or video of a known kind, or it is damaged",
+        ),
+    ],
+)
+def test_errors_of_the_contract(
+    app: App, request_fields: dict[str, object], status: int, text: str
+) -> None:
+    response = app.post(**request_fields)
+    assert (response.status_code, response.json()["error"]) == (status, text)
+    assert set(response.json()) == {"error", "type"}
+
+
+def test_an_unknown_model_is_refused_before_anything_is_fetched(app: App) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.wav"
+        response = app.post(audio=url, model="huge")
+        server.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error.startswith("Invalid model: 'huge'. Valid models: tiny.en, tiny, ")
+    assert error.endswith("large, large-v3-turbo")
+
+
+def test_a_missing_file_is_the_urls_fault(app: App, audio_url: Url) -> None:
+    response = app.post(audio=audio_url("nothing.wav"))
+    assert response.status_code == 422
+    assert response.json() == {
+        "error": "Audio download failed: HTTP 404 Not Found",
+        "type": "audio_url_error",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 422), (b"[]", 422), (b"\xff", 422), (b"[" * 100_000, 422)],
+)
+def test_a_body_that_is_no_request(app: App, body: bytes, status: int) -> None:
+    response = requests.post(f"{app.url}/transcribe", data=body, timeout=30)
+    assert response.status_code == status
+    assert response.json()["type"] == "invalid_request"
+
+
+def test_a_body_larger_than_any_request_is_refused(app: App) -> None:
+    body = b'{"audio_base64": "' + b"A" * (50 << 20) + b'"}'
+    response = requests.post(f"{app.url}/transcribe", data=body, timeout=60)
+    assert response.status_code == 413
+    assert response.json()["type"] == "request_too_large"
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_form(app: App) -> None:
+    missing = requests.get(f"{app.url}/nothing", timeout=10)
+    assert (missing.status_code, missing.json()["type"]) == (404, "not_found")
+    wrong = requests.get(f"{app.url}/transcribe", timeout=10)
+    assert (wrong.status_code, wrong.json()["type"]) == (405, "method_not_allowed")
+
+
+def test_a_model_without_weights_says_so_and_works_once_they_are_there(
+    app: App, audio_url: Url
+) -> None:
+    request = {
+        "audio": audio_url("jfk.flac"),
+        "model": "tiny",
+        "language": "en",
+        "clip_timestamps": "0,2",
+        "beam_size": None,
+        "temperature_increment_on_fallback": None,
+    }
+    started = time.monotonic()
+    failed = app.post(**request)
+    assert time.monotonic() - started < 20
+    assert failed.status_code == 503
+    assert failed.json()["type"] == "model_unavailable"
+    assert "OpenAI's server cannot be reached" in failed.json()["error"]
+    assert app.transcribe(audio=audio_url("silence.wav"))["model"] == "base"
+
+    shape = {"n_mels": 80, "n_vocab": 51865, "n_audio_layer": 4, "n_text_layer": 4}
+    shape |= {"n_audio_state": 384, "n_text_state": 384}
+    shape |= {"n_audio_head": 6, "n_text_head": 6}
+    random_checkpoint(app.checkpoints / "tiny.pt", **shape)
+    assert app.transcribe(**request)["model"] == "tiny"
+
+
+def test_a_corrupt_checkpoint_is_told_each_time(app: App, audio_url: Url) -> None:
+    for _ in range(2):
+        response = app.post(audio=audio_url("silence.wav"), model="corrupt")
+        assert response.status_code == 503
+        error = response.json()["error"]
+        assert "'corrupt.pt' is not a Whisper checkpoint" in error
+
+
+def test_own_weights_with_large_v3s_input_and_vocabulary_come_and_go(
+    app: App, audio_url: Url
+) -> None:
+    request = {
+        "audio": audio_url("jfk.flac"),
+        "model": "random-v3",
+        "language": "yue",
+        "beam_size": None,
+        "temperature_increment_on_fallback": None,
+        "word_timestamps": True,
+    }
+    answer = app.transcribe(**request)
+    assert answer["model"] == "random-v3"
+    assert answer["detected_language"] == "yue"
+
+    def up() -> bool:
+        models = requests.get(f"{app.url}/models", timeout=10).json()
+        return any(m["name"] == "random-v3" and m["replica_up"] for m in models)
+
+    assert up()
+    deadline = time.monotonic() + 120
+    while up() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not up(), "the idle model did not go back to zero replicas"
+    assert app.transcribe(**request)["segments"] == answer["segments"]
+
+
+def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
+    crowded: App, audio_url: Url
+) -> None:
+    # Holds its share, whether it can load (on a GPU machine) or not.
+    first = crowded.post(audio=audio_url("silence.wav"), model="first")
+    assert "no free share" not in first.text
+    started = time.monotonic()
+    second = crowded.post(audio=audio_url("silence.wav"), model="second")
+    assert time.monotonic() - started < 20
+    assert second.status_code == 503
+    assert second.json()["error"] == (
+        "Model 'second' is not available: no free share of a GPU"
+        " (it needs 0.6 of one) within 5 s"
+    )
+
+
+def test_a_request_that_takes_too_long_is_told_the_limit(
+    impatient: App, audio_url: Url
+) -> None:
+    # Ten beams for a whole recording take longer than a second on any CPU.
+    response = impatient.post(audio=audio_url("gettysburg.wav"), beam_size=10)
+    assert response.status_code == 504
+    assert response.json()["error"] == "The request took longer than 1 s"
+
+
+def test_too_many_waiting_requests_are_refused_at_once(
+    impatient: App, audio_url: Url
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        responses = threads.map(
+            lambda _: impatient.post(audio=audio_url("gettysburg.wav"), beam_size=10),
+            range(4),
+        )
+        statuses = sorted(response.status_code for response in responses)
+    assert statuses == [503, 503, 503, 504]
+
+
+def test_limits_of_size_and_duration(impatient: App, audio_url: Url) -> None:
+    large = impatient.post(audio=audio_url("jfk.flac"))
+    assert large.status_code == 422
+    assert "larger than" in large.json()["error"]
+    long = impatient.post(audio=audio_url("declaracao.ogg"))
+    assert long.status_code == 422
+    assert "longer than" in long.json()["error"]
+
+
+def test_a_killed_replica_costs_its_callers_no_answer(app: App, audio_url: Url) -> None:
+    app.transcribe(audio=audio_url("silence.wav"), model="tiny.en")
+    with ThreadPoolExecutor(2) as threads:
+        request = {"audio": audio_url("gettysburg.wav"), "model": "tiny.en"}
+        answers = [threads.submit(app.transcribe, **request) for _ in range(2)]
+        time.sleep(1.5)
+        os.kill(_pid_of("whisper-tiny.en"), signal.SIGKILL)
+        for answer in answers:
+            assert_equals_official(
+                answer.result(), official("tiny.en", "gettysburg.wav")
+            )
+
+
+def test_a_caller_who_leaves_makes_room_for_the_next(
+    app: App, audio_url: Url, long_recording: str
+) -> None:
+    app.transcribe(audio=audio_url("silence.wav"), model="tiny.en")
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(
+            f"{app.url}/transcribe",
+            json={"audio": long_recording, "model": "tiny.en", "beam_size": 10},
+            timeout=2,
+        )
+    answer = app.transcribe(audio=audio_url("silence.wav"), model="tiny.en")
+    # The abandoned recording has 20 windows of several seconds each.
+    assert answer["timings"]["queue"] < 20
+
+
+def test_a_busy_application_still_answers_health(app: App, audio_url: Url) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(app.transcribe, audio=audio_url("jfk.flac"))
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert requests.get(f"{app.url}/health", timeout=10).ok
+        assert time.monotonic() - started < 2
+        assert not busy.done()
+        busy.result()
+
+
+def _pid_of(deployment: str) -> int:
+    """Of the one replica; Ray writes the deployment's name into the command line."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(f"ray::ServeReplica:whisper:{deployment}".encode()):
+            return int(process.name)
+    raise AssertionError(f"no replica of {deployment}")

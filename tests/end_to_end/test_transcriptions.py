@@ -1,0 +1,170 @@
+"""The answer equals what `whisper.transcribe` gives for the same options and waveform."""
+
+import base64
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import (
+    AUDIO,
+    App,
+    assert_equals_official,
+    official,
+)
+
+Url = Callable[[str], str]
+
+
+def test_jfk_with_the_defaults(app: App, audio_url: Url) -> None:
+    answer = app.transcribe(audio=audio_url("jfk.flac"))
+    assert_equals_official(answer, official("base", "jfk.flac"))
+    assert "ask not what your country can do for you" in answer["transcription"]
+    assert (answer["model"], answer["device"]) == ("base", "cpu")
+    assert (answer["detected_language"], answer["duration"]) == ("en", 11.0)
+    assert "word_timestamps" not in answer
+    timings = answer["timings"]
+    assert set(timings) == {"download", "decode", "model_start", "queue", "transcribe"}
+    assert timings["transcribe"] > timings["decode"] > 0
+
+
+def test_words_of_an_english_model(app: App, audio_url: Url) -> None:
+    request = {"model": "tiny.en", "word_timestamps": True}
+    answer = app.transcribe(audio=audio_url("jfk.flac"), **request)
+    expected = official("tiny.en", "jfk.flac", word_timestamps=True)
+    assert_equals_official(answer, expected)
+    assert len(answer["word_timestamps"]) == 22
+
+
+def test_portuguese_is_detected(app: App, audio_url: Url) -> None:
+    answer = app.transcribe(audio=audio_url("declaracao.ogg"))
+    assert answer["detected_language"] == "pt"
+    assert_equals_official(answer, official("base", "declaracao.ogg"))
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "request_fields", "official_options"),
+    [
+        pytest.param(
+            "base",
+            "weissenburg.webm",
+            {"language": "German", "beam_size": None, "word_timestamps": True},
+            {"language": "de", "beam_size": None, "word_timestamps": True},
+            id="greedy, language by name, words",
+        ),
+        pytest.param(
+            "base",
+            "montagne.ogg",
+            {"task": "translate", "temperature_increment_on_fallback": None},
+            {"task": "translate", "temperature": 0.0},
+            id="translation without fallback",
+        ),
+        pytest.param(
+            "tiny.en",
+            "gettysburg.wav",
+            {
+                "temperature": 0.7,
+                "temperature_increment_on_fallback": 0,
+                "best_of": 2,
+                "condition_on_previous_text": False,
+            },
+            {"temperature": 0.7, "best_of": 2, "condition_on_previous_text": False},
+            id="sampling",
+        ),
+        pytest.param(
+            "tiny.en",
+            "sonnet.aac",
+            {
+                "initial_prompt": "Sonnets of William Shakespeare",
+                "carry_initial_prompt": True,
+                "clip_timestamps": [0, 2.5, 4.0],
+                "suppress_tokens": [-1, 13],
+                "beam_size": 3,
+                "patience": 1.5,
+                "length_penalty": 0.5,
+            },
+            {
+                "initial_prompt": "Sonnets of William Shakespeare",
+                "carry_initial_prompt": True,
+                "clip_timestamps": [0, 2.5, 4.0],
+                "suppress_tokens": [-1, 13],
+                "beam_size": 3,
+                "patience": 1.5,
+                "length_penalty": 0.5,
+            },
+            id="prompt, clips, suppressed tokens, beam options",
+        ),
+        pytest.param(
+            "tiny.en",
+            "jfk.mp4",
+            {
+                "word_timestamps": True,
+                "hallucination_silence_threshold": 0.5,
+                "compression_ratio_threshold": None,
+                "logprob_threshold": None,
+                "no_speech_threshold": None,
+                "prepend_punctuations": "",
+                "append_punctuations": "",
+            },
+            {
+                "word_timestamps": True,
+                "hallucination_silence_threshold": 0.5,
+                "compression_ratio_threshold": None,
+                "logprob_threshold": None,
+                "no_speech_threshold": None,
+                "prepend_punctuations": "",
+                "append_punctuations": "",
+            },
+            id="a video, rules switched off",
+        ),
+    ],
+)
+def test_options_mean_what_they_mean_in_whisper(
+    app: App,
+    audio_url: Url,
+    model: str,
+    file: str,
+    request_fields: dict[str, Any],
+    official_options: dict[str, Any],
+) -> None:
+    answer = app.transcribe(audio=audio_url(file), model=model, **request_fields)
+    assert_equals_official(answer, official(model, file, **official_options))
+
+
+def test_silence_has_no_text(app: App, audio_url: Url) -> None:
+    answer = app.transcribe(audio=audio_url("silence.wav"), language="en")
+    assert_equals_official(answer, official("base", "silence.wav", language="en"))
+
+
+def test_audio_inside_the_request(app: App) -> None:
+    data = base64.b64encode((AUDIO / "jfk.mp3").read_bytes()).decode()
+    answer = app.transcribe(audio_base64=data, model="tiny.en")
+    assert_equals_official(answer, official("tiny.en", "jfk.mp3"))
+
+
+def test_a_request_may_stand_inside_input(app: App, audio_url: Url) -> None:
+    inner = {"audio": audio_url("jfk.flac"), "model": "tiny.en", "beam_size": None}
+    answer = app.transcribe(input=inner)
+    expected = official("tiny.en", "jfk.flac", beam_size=None)
+    assert_equals_official(answer, expected)
+
+
+def test_eight_recordings_at_once_on_two_models(app: App, audio_url: Url) -> None:
+    jobs = [
+        ("tiny.en", "jfk.flac"),
+        ("base", "coxinha.wav"),
+        ("tiny.en", "gettysburg.wav"),
+        ("base", "montagne.ogg"),
+        ("tiny.en", "sonnet.ogg"),
+        ("base", "veneno.m4a"),
+        ("tiny.en", "jfk-phone.wav"),
+        ("base", "weissenburg.webm"),
+    ]
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        answers = threads.map(
+            lambda job: app.transcribe(audio=audio_url(job[1]), model=job[0]), jobs
+        )
+        for (model, file), answer in zip(jobs, answers, strict=True):
+            assert answer["model"] == model
+            assert_equals_official(answer, official(model, file))
