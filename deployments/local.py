@@ -36,7 +36,7 @@ from deployments.app import build_app
 from deployments.config import AppArgs
 from deployments.errors import WhisperServeError
 from deployments.router import APPLICATION
-from deployments.schema import parse_request
+from deployments.schema import parse_request, unknown_model
 
 CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
 OBJECT_STORE_BYTES = 1 << 30
@@ -75,11 +75,13 @@ def running_app(
         serve.start(
             proxy_location=config.proxy_location,
             http_options=HTTPOptions(host=host, port=port),
+            logging_config=config.logging_config,
         )
         serve.run(
             build_app(args),
             name=APPLICATION,
             route_prefix=config.applications[0].route_prefix,
+            logging_config=config.logging_config,
         )
         yield f"http://{host}:{port}"
     finally:
@@ -97,6 +99,8 @@ def main() -> int:
     once.add_argument("--args", default="{}", help="more fields of the request, JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger(__package__).setLevel(logging.INFO)
     result = io.StringIO()
     try:
         # Ray prints; stdout is for the result alone.
@@ -104,6 +108,8 @@ def main() -> int:
             if arguments.command == "serve":
                 return _serve(arguments.port)
             return _transcribe(arguments.audio, arguments.args, result)
+    except checkpoints.CheckpointError as error:
+        return _fail(str(error))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -129,9 +135,8 @@ def _serve(port: int | None) -> int:
 def _transcribe(audio: str, fields: str, out: TextIO) -> int:
     config, args = read_config()
     try:
-        request = json.loads(fields)
-        request["audio"] = audio
-        name = parse_request(request).model or args.default_model
+        request = json.loads(fields) | {"audio": audio}
+        model = _requested_model(request, args)
     except (ValueError, TypeError):
         return _fail("ARGS must be a JSON object")
     except WhisperServeError as error:
@@ -144,8 +149,8 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
         host, port = config.http_options.host, config.http_options.port
         url = running_url(host, port)
         if url is None:
-            for model in dict.fromkeys([args.default_model, name]):
-                _fetch_weights(model, args)
+            for needed in dict.fromkeys([args.default_model, model]):
+                _fetch_weights(needed, args)
             with _progress("starting Ray Serve and the model"):
                 url = stack.enter_context(running_app(config, args, free_port(host)))
         else:
@@ -160,13 +165,18 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
     return 0
 
 
+def _requested_model(request: dict[str, Any], args: AppArgs) -> str:
+    name = parse_request(request).model or args.default_model
+    if args.find_model(name) is None:
+        raise unknown_model(name, args.valid_names())
+    return name
+
+
 def _fetch_weights(name: str, args: AppArgs) -> None:
     """Before the application starts, because a download in a replica shows no progress here."""
     model = args.find_model(name)
-    if model is not None:
-        with contextlib.suppress(checkpoints.CheckpointError):
-            # The application tells a caller what is wrong; this is about progress.
-            checkpoints.fetch(model.name, model.checkpoint)
+    assert model is not None
+    checkpoints.fetch(model.name, model.checkpoint, accept_unofficial=True)
 
 
 def running_url(host: str, port: int) -> str | None:

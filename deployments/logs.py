@@ -12,7 +12,7 @@ def log_through_serve() -> None:
     serve_logger = logging.getLogger(_SERVE_LOGGER)
     package_logger = logging.getLogger(__package__)
     package_logger.handlers = serve_logger.handlers
-    package_logger.setLevel(serve_logger.level)
+    package_logger.setLevel(logging.INFO)
     package_logger.propagate = False
     serve_logger.addFilter(_without_traceback)
 

@@ -165,7 +165,10 @@ class TranscriptionRequest(BaseModel):
             if self.beam_size is None:
                 raise _broken_rule("Invalid patience: needs a beam_size")
             # Beam search stops at this many finished beams; Whisper asserts at least 1.
-            if round(self.beam_size * self.patience) < 1:
+            finished_beams = self.beam_size * self.patience
+            if math.isinf(finished_beams):
+                raise _broken_rule("Invalid patience: too large for this beam_size")
+            if round(finished_beams) < 1:
                 raise _broken_rule("Invalid patience: too small for this beam_size")
         if self.hallucination_silence_threshold and not self.word_timestamps:
             raise _broken_rule(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from whisper.audio import SAMPLE_RATE
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
@@ -60,7 +60,9 @@ def transcribe(
     observer = _Observer(total, on_progress, on_segments, cancelled)
     observer.report(0.0, [])
     if "clip_timestamps" in options:
-        options["clip_timestamps"] = _within(options["clip_timestamps"], total)
+        # The last whole frame, because Whisper would round up to one that does not exist.
+        end = audio.shape[-1] // HOP_LENGTH / FRAMES_PER_SECOND
+        options["clip_timestamps"] = _within(options["clip_timestamps"], end)
     result: dict[str, Any] = _official.transcribe(
         _ObservedModel(model, observer), audio, **options
     )
@@ -68,10 +70,10 @@ def transcribe(
     return result
 
 
-def _within(clip_timestamps: str | list[float], total: float) -> list[float]:
+def _within(clip_timestamps: str | list[float], end: float) -> list[float]:
     if isinstance(clip_timestamps, str):
         clip_timestamps = [float(t) for t in clip_timestamps.split(",") if t]
-    return [min(t, total) for t in clip_timestamps]
+    return [min(t, end) for t in clip_timestamps]
 
 
 class _Observer:

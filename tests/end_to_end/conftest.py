@@ -4,6 +4,7 @@
 which Ray is told that there is one; the machine need not have it.
 """
 
+import contextlib
 import functools
 import http.server
 import json
@@ -160,10 +161,26 @@ def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def replicas(deployment: str, application: str = "whisper") -> list[int]:
+    """Process ids; Ray writes the deployment's name into the command line."""
+    name = f"ray::ServeReplica:{application}:{deployment}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(name):
+                found.append(int(process.name))
+    return found
+
+
 def waveform(name: str) -> np.ndarray:
-    """float32 at 16 kHz, shape (samples,)."""
+    """A file of tests/audio as float32 at 16 kHz, shape (samples,)."""
     with (AUDIO / name).open("rb") as file:
-        return decode_audio(file, 3600).astype(np.float32) / 32768.0
+        return as_official(decode_audio(file, 3600))
+
+
+def as_official(samples: np.ndarray) -> np.ndarray:
+    """int16 to float32 as `whisper.load_audio` does it."""
+    return samples.astype(np.float32) / 32768.0
 
 
 @functools.cache
@@ -173,8 +190,12 @@ def official_model(name: str) -> Whisper:
     return model
 
 
-def official(model: str, name: str, **options: Any) -> dict[str, Any]:
-    """`whisper.transcribe` called directly on a file of tests/audio, with the contract's defaults."""
+def official(model: str, audio: str | np.ndarray, **options: Any) -> dict[str, Any]:
+    """`whisper.transcribe` called directly, with the contract's defaults.
+
+    audio: a file of tests/audio, or a float32 waveform at 16 kHz
+    """
+    samples = waveform(audio) if isinstance(audio, str) else audio
     defaults: dict[str, Any] = {
         "temperature": (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0),
         "beam_size": 5,
@@ -182,7 +203,7 @@ def official(model: str, name: str, **options: Any) -> dict[str, Any]:
     }
     torch.manual_seed(SEED)
     return whisper.transcribe(
-        official_model(model), waveform(name), fp16=False, **{**defaults, **options}
+        official_model(model), samples, fp16=False, **{**defaults, **options}
     )
 
 

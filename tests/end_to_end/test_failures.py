@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import requests
@@ -16,6 +15,7 @@ from tests.end_to_end.conftest import (
     assert_equals_official,
     official,
     random_checkpoint,
+    replicas,
 )
 
 Url = Callable[[str], str]
@@ -231,7 +231,8 @@ def test_a_killed_replica_costs_its_callers_no_answer(app: App, audio_url: Url) 
         request = {"audio": audio_url("gettysburg.wav"), "model": "tiny.en"}
         answers = [threads.submit(app.transcribe, **request) for _ in range(2)]
         time.sleep(1.5)
-        os.kill(_pid_of("whisper-tiny.en"), signal.SIGKILL)
+        [pid] = replicas("whisper-tiny.en")
+        os.kill(pid, signal.SIGKILL)
         for answer in answers:
             assert_equals_official(
                 answer.result(), official("tiny.en", "gettysburg.wav")
@@ -262,15 +263,3 @@ def test_a_busy_application_still_answers_health(app: App, audio_url: Url) -> No
         assert time.monotonic() - started < 2
         assert not busy.done()
         busy.result()
-
-
-def _pid_of(deployment: str) -> int:
-    """Of the one replica; Ray writes the deployment's name into the command line."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(f"ray::ServeReplica:whisper:{deployment}".encode()):
-            return int(process.name)
-    raise AssertionError(f"no replica of {deployment}")

@@ -83,8 +83,10 @@ def test_portuguese_is_detected(app: App, audio_url: Url) -> None:
                 "beam_size": 3,
                 "patience": 1.5,
                 "length_penalty": 0.5,
+                "temperature_increment_on_fallback": None,
             },
             {
+                "temperature": 0.0,
                 "initial_prompt": "Sonnets of William Shakespeare",
                 "carry_initial_prompt": True,
                 "clip_timestamps": [0, 2.5, 4.0],
