@@ -74,7 +74,9 @@ def build() -> FastAPI:
         payload = await asyncio.to_thread(_parse_json, body)
         # Serve's proxy gives every request this header and repeats it in the answer.
         request_id = request.headers.get("x-request-id")
-        return JSONResponse(await _router().transcribe(payload, request_id))
+        answer = await _router().transcribe(payload, request_id)
+        # Hours of words are megabytes of JSON.
+        return await asyncio.to_thread(JSONResponse, answer)
 
     @app.get("/models")
     async def models() -> list[dict[str, Any]]:

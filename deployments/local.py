@@ -63,6 +63,9 @@ def running_app(
     Raises RuntimeError if a preloaded model cannot start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for variable in ("NO_PROXY", "no_proxy"):
+        # Replicas fetch what `served` serves; no proxy can reach it.
+        os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
     try:
         ray.init(
             address="local",
@@ -156,7 +159,7 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
         else:
             _say(f"using the application that runs on {url}")
         with _progress("transcribing"):
-            answer = requests.post(f"{url}/transcribe", json=request, timeout=None)
+            answer = _loopback().post(f"{url}/transcribe", json=request, timeout=None)
         _say("stopping")
     result = answer.json()
     if not answer.ok:
@@ -183,7 +186,7 @@ def running_url(host: str, port: int) -> str | None:
     """The base URL of this application if it runs on that port already."""
     url = f"http://{host}:{port}"
     try:
-        health: Any = requests.get(f"{url}/health", timeout=2).json()
+        health: Any = _loopback().get(f"{url}/health", timeout=2).json()
     except (requests.RequestException, ValueError):
         return None
     named = isinstance(health, dict) and health.get("application") == APPLICATION
@@ -196,6 +199,13 @@ def _is_free(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _loopback() -> requests.Session:
+    """For this machine's own servers, which no proxy can reach."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def free_port(host: str) -> int:

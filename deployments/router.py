@@ -29,7 +29,6 @@ from deployments.fetch import FetchLimits, fetch_audio
 from deployments.logs import log_through_serve
 from deployments.schema import (
     TranscriptionRequest,
-    TranscriptionResponse,
     check_fits_model,
     parse_request,
     unknown_model,
@@ -244,16 +243,7 @@ def _complete(answer: dict[str, Any], audio: _Audio, event: _Event) -> dict[str,
     timings = answer["timings"]
     timings |= {"download": audio.download_s, "decode": audio.decode_s}
     timings["queue"] += event.admission_s
-    response = TranscriptionResponse.model_validate(
-        answer
-        | {
-            "model": event.model,
-            "duration": audio.duration_s,
-            "request_id": event.request_id,
-        }
-    )
-    absent = set() if response.word_timestamps is not None else {"word_timestamps"}
-    return response.model_dump(exclude=absent)
+    return answer | {"duration": audio.duration_s, "request_id": event.request_id}
 
 
 def _running_deployments() -> set[str]:

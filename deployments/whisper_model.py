@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,36 +185,46 @@ class WhisperModel:
             if on_progress:
                 on_progress(done, total)
 
-        call = partial(
-            engine.transcribe,
-            audio,
-            on_progress=note_progress,
-            on_segments=on_segments,
-            cancelled=gone.is_set,
-            **request.whisper_options(),
-        )
+        def work() -> dict[str, Any]:
+            result = engine.transcribe(
+                audio,
+                on_progress=note_progress,
+                on_segments=on_segments,
+                cancelled=gone.is_set,
+                **request.whisper_options(),
+            )
+            finished = time.monotonic()
+            timings = {"queue": started - queued, "transcribe": finished - started}
+            return self._answer(result, request, timings)
+
         try:
             self._check_fits(request, engine.model)
-            result = await asyncio.get_running_loop().run_in_executor(
-                self._callers, call
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._callers, work)
         except WhisperServeError:
             raise
         except Exception as error:  # noqa: BLE001 - its text is not for the caller
             raise self._answer_to(error) from None
         finally:
             gone.set()
-        finished = time.monotonic()
+
+    def _answer(
+        self,
+        result: dict[str, Any],
+        request: TranscriptionRequest,
+        timings: dict[str, float],
+    ) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "segments": [segment.model_dump() for segment in segments_of(result)],
-            "detected_language": result["language"],
-            "transcription": result["text"].strip(),
-            "device": self._device,
-            "timings": {"queue": started - queued, "transcribe": finished - started},
+            "segments": [segment.model_dump() for segment in segments_of(result)]
         }
         if request.word_timestamps:
             answer["word_timestamps"] = [word.model_dump() for word in words_of(result)]
-        return answer
+        return answer | {
+            "detected_language": result["language"],
+            "transcription": result["text"].strip(),
+            "device": self._device,
+            "model": self._model.name,
+            "timings": timings,
+        }
 
     def _check_fits(self, request: TranscriptionRequest, model: "Whisper") -> None:
         check_fits_model(
