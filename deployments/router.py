@@ -241,8 +241,13 @@ def _answered(request_id: str | None) -> Iterator[_Event]:
 def _complete(answer: dict[str, Any], audio: _Audio, event: _Event) -> dict[str, Any]:
     event.duration_s = audio.duration_s
     timings = answer["timings"]
-    timings |= {"download": audio.download_s, "decode": audio.decode_s}
-    timings["queue"] += event.admission_s
+    answer["timings"] = {
+        "download": audio.download_s,
+        "decode": audio.decode_s,
+        "model_start": timings["model_start"],
+        "queue": event.admission_s + timings["queue"],
+        "transcribe": timings["transcribe"],
+    }
     return answer | {"duration": audio.duration_s, "request_id": event.request_id}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deployments.schema import TranscriptionResponse
 from tests.end_to_end.conftest import (
     AUDIO,
     App,
@@ -24,6 +25,8 @@ def test_jfk_with_the_defaults(app: App, audio_url: Url) -> None:
     assert (answer["model"], answer["device"]) == ("base", "cpu")
     assert (answer["detected_language"], answer["duration"]) == ("en", 11.0)
     assert "word_timestamps" not in answer
+    TranscriptionResponse.model_validate(answer)
+    assert {*answer, "word_timestamps"} == set(TranscriptionResponse.model_fields)
     timings = answer["timings"]
     assert set(timings) == {"download", "decode", "model_start", "queue", "transcribe"}
     assert timings["transcribe"] > timings["decode"] > 0

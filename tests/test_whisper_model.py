@@ -1,0 +1,157 @@
+"""One replica's class by itself: loading, failing to load, health, errors. Random weights, no Serve."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.config import ModelArgs
+from deployments.engine import Engine, EngineClosedError, TranscriptionCancelled
+from deployments.errors import (
+    InvalidRequestError,
+    ModelUnavailableError,
+    RequestCancelledError,
+    TranscriptionError,
+)
+from deployments.schema import TranscriptionRequest, parse_request
+from deployments.whisper_model import WhisperModel
+from tests.end_to_end.conftest import random_checkpoint
+
+NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Asking Ray would start one.
+    monkeypatch.setattr("ray.get_gpu_ids", list)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tmp_path / "own.pt"
+
+
+@pytest.fixture
+def replica(checkpoint: Path) -> Iterator[WhisperModel]:
+    random_checkpoint(checkpoint)
+    yield _replica(checkpoint, preload=True)
+
+
+def _replica(checkpoint: Path, preload: bool = False) -> WhisperModel:
+    return WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), preload)
+
+
+def _request(**fields: Any) -> TranscriptionRequest:
+    quick = {"beam_size": None, "temperature_increment_on_fallback": None}
+    return parse_request({"audio": "x", "language": "en"} | quick | fields)
+
+
+async def test_a_failing_preload_fails_the_constructor(checkpoint: Path) -> None:
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        _replica(checkpoint, preload=True)
+
+
+async def test_a_failed_load_is_told_and_the_next_caller_finds_a_new_attempt(
+    checkpoint: Path,
+) -> None:
+    replica = _replica(checkpoint)
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        await replica.ready()
+    random_checkpoint(checkpoint)
+    await replica.ready()
+    await replica.check_health()
+
+
+async def test_a_replica_is_found_before_its_model_is_loaded(checkpoint: Path) -> None:
+    replica = _replica(checkpoint)
+    await replica.ping()
+    await replica.check_health()
+
+
+async def test_health_fails_when_the_engines_thread_is_gone(
+    replica: WhisperModel,
+) -> None:
+    await replica.check_health()
+    (await replica._engine()).close()
+    with pytest.raises(RuntimeError, match="thread is gone"):
+        await replica.check_health()
+    with pytest.raises(ModelUnavailableError, match="its engine has stopped"):
+        await replica.transcribe(NOISE, _request())
+
+
+async def test_own_weights_are_asked_what_they_can_do(replica: WhisperModel) -> None:
+    request = _request(suppress_tokens=[51_866])
+    with pytest.raises(InvalidRequestError, match="token ids up to 51865"):
+        await replica.transcribe(NOISE, request)
+
+
+@pytest.mark.parametrize(
+    ("raised", "answered", "text"),
+    [
+        (TranscriptionCancelled(), RequestCancelledError, "The request was cancelled"),
+        (
+            EngineClosedError(),
+            ModelUnavailableError,
+            "Model 'own' is not available: its engine has stopped",
+        ),
+        (
+            torch.OutOfMemoryError("2 GiB at 0x7f"),
+            TranscriptionError,
+            "Transcription failed: out of GPU memory",
+        ),
+        (
+            ValueError("said the transcript"),
+            TranscriptionError,
+            "Transcription failed: ValueError",
+        ),
+    ],
+)
+async def test_what_the_engine_raises_becomes_an_answer_without_its_text(
+    replica: WhisperModel,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    answered: type[Exception],
+    text: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(Engine, "transcribe", fail)
+    with pytest.raises(answered) as caught:
+        await replica.transcribe(NOISE, _request())
+    assert str(caught.value) == text
+    assert caught.value.__cause__ is None
+
+
+async def test_word_timestamps_are_present_exactly_when_asked_for(
+    replica: WhisperModel,
+) -> None:
+    without = await replica.transcribe(NOISE, _request())
+    assert "word_timestamps" not in without
+    with_words = await replica.transcribe(NOISE, _request(word_timestamps=True))
+    assert isinstance(with_words["word_timestamps"], list)
+
+
+async def test_leaving_a_stream_ends_its_work(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> None:
+        options["on_progress"](0.0, 1.0)
+        while not options["cancelled"]():
+            time.sleep(0.01)
+        ended.set()
+        raise TranscriptionCancelled
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    events = replica.stream(NOISE, _request())
+    assert (await anext(events))["event"] == "progress"
+    await events.aclose()  # type: ignore[attr-defined]
+    assert await asyncio.to_thread(ended.wait, 5)
