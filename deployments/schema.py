@@ -6,6 +6,7 @@ The description of every request field states its rule; the same words tell a ca
 import base64
 import binascii
 import math
+import re
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -26,6 +27,8 @@ from deployments.errors import InvalidRequestError
 MAX_BASE64_AUDIO_BYTES = 32 << 20
 _MAX_TEMPERATURES = 100
 _MAX_ECHO = 60
+# The tokenizer raises on these.
+_SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9.]+\|>")
 
 
 def _whole_float_to_int(value: Any) -> Any:
@@ -106,7 +109,8 @@ class TranscriptionRequest(BaseModel):
         " -1 stands for the usual non-speech symbols",
     )
     initial_prompt: UnicodeText | None = Field(
-        None, description="must be a string or null"
+        None,
+        description="must be a string without special tokens (<|en|>), or null",
     )
     carry_initial_prompt: bool = Field(False, description="must be true or false")
     condition_on_previous_text: bool = Field(True, description="must be true or false")
@@ -156,6 +160,8 @@ class TranscriptionRequest(BaseModel):
             raise _broken_rule(_INVALID_AUDIO)
         if self.language is not None and not catalog.language_code(self.language):
             raise _broken_rule(f"Invalid language: {_rule('language')}")
+        if _SPECIAL_TOKEN.search(self.initial_prompt or ""):
+            raise _broken_rule(f"Invalid initial_prompt: {_rule('initial_prompt')}")
         increment = self.temperature_increment_on_fallback
         if increment and increment * _MAX_TEMPERATURES < 1:
             raise _broken_rule(

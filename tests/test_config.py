@@ -1,0 +1,198 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from deployments import catalog
+from deployments.config import AppArgs, ModelArgs
+
+CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+
+
+def app_args(**args: Any) -> AppArgs:
+    return AppArgs.model_validate(args)
+
+
+def models(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name} for name in names]
+
+
+@pytest.fixture
+def shipped() -> dict[str, Any]:
+    """The arguments in the shipped configuration."""
+    config = yaml.safe_load(CONFIG.read_text())
+    (application,) = config["applications"]
+    args: dict[str, Any] = application["args"]
+    return args
+
+
+def test_the_shipped_configuration_is_one_that_serve_takes() -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
+    (application,) = config.applications
+    assert application.name == "whisper"
+    assert application.import_path == "deployments.app:build_app"
+    assert application.route_prefix == "/"
+
+
+def test_the_shipped_configuration_sets_no_option_of_a_deployment() -> None:
+    # It would replace what the code sets for that deployment, not merge with it.
+    (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
+    assert "deployments" not in application
+
+
+def test_the_shipped_values_are_the_defaults(shipped: dict[str, Any]) -> None:
+    assert app_args(**shipped) == AppArgs()
+
+
+def test_the_shipped_configuration_shows_every_option(shipped: dict[str, Any]) -> None:
+    assert set(shipped) == set(AppArgs.model_fields)
+
+
+def test_the_shipped_configuration_explains_every_option_of_a_model() -> None:
+    comments = "\n".join(
+        line for line in CONFIG.read_text().splitlines() if "#" in line
+    )
+    for option in ModelArgs.model_fields:
+        assert option in comments or option == "name"
+
+
+def test_every_official_model_is_served(shipped: dict[str, Any]) -> None:
+    for args in (app_args(**shipped), AppArgs()):
+        assert [model.name for model in args.models] == list(catalog.MODELS)
+
+
+def test_an_unknown_key_is_refused_at_both_levels() -> None:
+    with pytest.raises(ValidationError, match="defualt_model"):
+        app_args(defualt_model="base")
+    with pytest.raises(ValidationError, match="max_replica\n"):
+        app_args(models=[{"name": "base", "max_replica": 2}])
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("large", "large-v3"), ("large-v3-turbo", "turbo")]
+)
+def test_an_alias_stands_for_its_model_everywhere(alias: str, name: str) -> None:
+    args = app_args(default_model=alias, models=models(alias, "tiny"))
+    assert args.default_model == name
+    assert [model.name for model in args.models] == [name, "tiny"]
+    assert args.find_model(alias) is args.find_model(name) is args.models[0]
+    assert args.models[0].deployment == f"whisper-{name}"
+    assert args.valid_names() == [name, "tiny", alias]
+
+
+def test_an_alias_of_a_model_that_is_not_served_is_no_valid_name() -> None:
+    args = app_args(models=models("base"))
+    assert args.valid_names() == ["base"]
+    assert args.find_model("large") is None
+
+
+@pytest.mark.parametrize("twice", [("base", "base"), ("turbo", "large-v3-turbo")])
+def test_a_model_listed_twice_is_refused(twice: tuple[str, str]) -> None:
+    with pytest.raises(ValidationError, match="listed twice"):
+        app_args(default_model=twice[0], models=models(*twice))
+
+
+def test_the_default_model_must_be_served() -> None:
+    with pytest.raises(ValidationError, match="'base' is not among the models"):
+        app_args(models=models("tiny"))
+    with pytest.raises(ValidationError, match="'huge' is not among the models"):
+        app_args(default_model="huge")
+
+
+def test_an_application_without_models_is_refused() -> None:
+    with pytest.raises(ValidationError, match="models"):
+        app_args(models=[])
+
+
+def test_a_name_of_ones_own_needs_a_checkpoint() -> None:
+    with pytest.raises(ValidationError, match="give its checkpoint"):
+        ModelArgs(name="mine")
+    model = ModelArgs(name="mine", checkpoint="/weights/mine.pt")
+    assert model.deployment == "whisper-mine"
+    assert model.official is None
+
+
+def test_a_base_model_tells_the_shape_of_weights_of_ones_own() -> None:
+    model = ModelArgs(name="mine", checkpoint="/mine.pt", base_model="large")
+    assert model.base_model == "large-v3"
+    assert model.official is catalog.MODELS["large-v3"]
+
+
+def test_an_official_model_may_have_weights_of_ones_own() -> None:
+    model = ModelArgs(name="base", checkpoint="/mine.pt")
+    assert model.official is catalog.MODELS["base"]
+
+
+def test_a_base_model_must_be_official() -> None:
+    with pytest.raises(ValidationError, match="'mine' is not an official model"):
+        ModelArgs(name="yours", checkpoint="/yours.pt", base_model="mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-x", ".hidden", "a b", "a/b", "../x", "a#b", "tiny\n", "é"]
+)
+def test_a_name_that_is_no_part_of_a_path_or_url_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        ModelArgs(name=name, checkpoint="/mine.pt")
+
+
+def test_min_replicas_may_not_exceed_max_replicas() -> None:
+    with pytest.raises(ValidationError, match="larger than max_replicas"):
+        ModelArgs(name="base", min_replicas=2)
+    assert ModelArgs(name="base", min_replicas=2, max_replicas=2).min_replicas == 2
+
+
+def test_only_the_default_model_is_preloaded_unless_told_otherwise() -> None:
+    args = app_args(
+        default_model="tiny",
+        models=[
+            *models("tiny", "base"),
+            {"name": "small", "min_replicas": 1},
+        ],
+    )
+    assert [args.min_replicas(model) for model in args.models] == [1, 0, 1]
+
+
+def test_even_the_default_model_may_start_at_its_first_request() -> None:
+    args = app_args(models=[{"name": "base", "min_replicas": 0}])
+    assert args.min_replicas(args.models[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("device", "mps"),
+        ("gpu_memory_gb", 0),
+        ("request_timeout_s", 0),
+        ("model_start_timeout_s", -1),
+        ("placement_timeout_s", 0),
+        ("max_requests_per_model", 0),
+        ("max_waiting_requests", -1),
+        ("max_download_bytes", 0),
+        ("connect_timeout_s", 0),
+        ("read_timeout_s", 0),
+        ("download_timeout_s", 0),
+        ("max_audio_s", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        app_args(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_replicas", -1),
+        ("max_replicas", 0),
+        ("gpu_share", 0),
+        ("gpu_share", 1.1),
+        ("idle_s", 0),
+    ],
+)
+def test_a_models_value_out_of_range_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        app_args(models=[{"name": "base", field: value}])
