@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -89,24 +89,26 @@ class ModelClient:
 
     async def stream(
         self, audio: np.ndarray, request: TranscriptionRequest
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The replica's events; the result, which comes last, is that of `transcribe`.
 
         Once a segment has gone out, a request whose replica dies is not tried again.
         """
         segment_went_out = False
         try:
-            async for event in self._stream_once(audio, request):
-                segment_went_out |= event["event"] == "segment"
-                yield event
+            async with aclosing(self._stream_once(audio, request)) as events:
+                async for event in events:
+                    segment_went_out |= event["event"] == "segment"
+                    yield event
             return
         except _ReplicaDiedError:
             if segment_went_out:
                 raise self._replica_died() from None
             logger.warning("model=%s event=replica_died retry=true", self.model.name)
         try:
-            async for event in self._stream_once(audio, request):
-                yield event
+            async with aclosing(self._stream_once(audio, request)) as events:
+                async for event in events:
+                    yield event
         except _ReplicaDiedError:
             raise self._replica_died() from None
 
@@ -128,7 +130,7 @@ class ModelClient:
 
     async def _stream_once(
         self, audio: np.ndarray, request: TranscriptionRequest
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         with self._ray_errors_translated():
             model_start = await self._start()
             handle = self._handle.options(stream=True)

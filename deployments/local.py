@@ -40,6 +40,7 @@ from deployments.schema import parse_request, unknown_model
 
 CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
 OBJECT_STORE_BYTES = 1 << 30
+RAY_LOGS = "/tmp/ray/session_latest/logs"
 _PROGRESS_S = 5.0
 
 
@@ -113,6 +114,8 @@ def main() -> int:
             return _transcribe(arguments.audio, arguments.args, result)
     except checkpoints.CheckpointError as error:
         return _fail(str(error))
+    except RuntimeError:
+        return _fail(f"the application did not start: see {RAY_LOGS}")
     except KeyboardInterrupt:
         return 130
     finally:

