@@ -33,7 +33,7 @@ parity: .venv/installed-dev
 
 .venv/installed: requirements.txt constraints.txt
 	@echo "installing the requirements into .venv" >&2
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
 	@touch $@
 

@@ -27,8 +27,8 @@ def build_app(args: AppArgs) -> Application:
     }
     router = serve.deployment(
         name="Router",
-        # The router admits requests for each model itself; health checks must get past them.
-        max_ongoing_requests=10_000,
+        # The router admits requests for each model itself; /health and /models must get past them.
+        max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
     )(serve.ingress(http_api.build)(Router))
@@ -51,6 +51,8 @@ def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Appl
         },
         # The next request after a replica's death waits for this.
         health_check_period_s=1,
+        # A replica that is to stop finishes what it has begun.
+        graceful_shutdown_timeout_s=args.request_timeout_s,
     )(WhisperModel)
     return deployment.bind(model, min_replicas > 0)
 
@@ -82,7 +84,7 @@ def _share(model: ModelArgs, card_gb: float | None) -> float:
 def _card_memory_gb() -> float | None:
     """Memory of one card in GB (1e9 bytes), asked in a task on a machine that has one; None if it cannot be told."""
     # Ray knows no VRAM. A tiny share finds a GPU machine without waiting for a whole card.
-    task = ray.remote(num_cpus=0, num_gpus=0.0001)(_total_memory)
+    task = ray.remote(num_cpus=0, num_gpus=0.0001)(_card_memory)
     try:
         return float(ray.get(task.remote(), timeout=_CARD_QUERY_TIMEOUT_S)) / 1e9
     except Exception as error:  # noqa: BLE001 - a whole card is the safe answer
@@ -90,7 +92,7 @@ def _card_memory_gb() -> float | None:
         return None
 
 
-def _total_memory() -> int:
-    import torch
+def _card_memory() -> int:
+    from deployments.model_loading import card_memory
 
-    return int(torch.cuda.get_device_properties(0).total_memory)
+    return card_memory()

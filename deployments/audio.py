@@ -20,7 +20,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Discard, Disposition
 
-from .errors import InvalidAudioError, RequestCancelledError
+from deployments.errors import InvalidAudioError, RequestCancelledError
 
 SAMPLE_RATE = 16_000
 

@@ -10,44 +10,29 @@ import argparse
 import errno
 import fcntl
 import hashlib
-import importlib
 import logging
 import os
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-import requests
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from deployments import catalog
 from deployments.catalog import OfficialModel
+from deployments.checkpoint_download import (
+    UnreachableError,
+    download,
+    storage_error,
+    stored,
+)
+from deployments.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 RUNPOD_VOLUME = Path("/runpod-volume")
-
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 30
-_RETRY_AFTER_S = 0.5
-_LOG_PROGRESS_EVERY_S = 10
-_CHUNK_BYTES = 1 << 20
-# A download in work writes at least every `_READ_TIMEOUT_S`, so an older temporary file has lost its process.
-_ABANDONED_AFTER_S = 3600
-
-
-class CheckpointError(Exception):
-    """No usable weights. The text is for the caller: what is wrong and what to do; no host name, no URL, no folder."""
-
-
-class _Unreachable(CheckpointError):
-    """The network failed, not the answer."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +94,12 @@ def fetch(
         return _download_alone(model, progress)
     try:
         return _verified(model, found)
-    except CheckpointError as error:
-        if not accept_unofficial:
+    except CheckpointError:
+        if not accept_unofficial or not _looks_like_weights(found.path):
             raise
-        logger.warning("%s: using it as weights of your own", error)
+        logger.warning(
+            "%s: not OpenAI's file; taken as weights of your own", model.name
+        )
         return found
 
 
@@ -169,6 +156,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
     return 1 if failed else 0
+
+
+def _looks_like_weights(path: Path) -> bool:
+    """Whether torch.load could read it: a whole zip archive, or the pickle of old. Half a download is neither."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x80\x02" or zipfile.is_zipfile(file)
 
 
 def _existing(path: Path) -> Checkpoint | None:
@@ -240,10 +233,14 @@ def _download_alone(model: OfficialModel, progress: bool) -> Checkpoint:
     with _lock(folder / f".{model.filename}.lock", model.name):
         if found := find(model.name):
             return _verified(model, found)
+        target = folder / model.filename
         try:
-            return _download(model, folder, progress)
-        except _Unreachable as error:
+            download(model, target, progress)
+        except UnreachableError as error:
             return _convert_wheels(model, folder, error)
+        with suppress(OSError):
+            _remember(_passed_marker(model, target))
+        return Checkpoint(target, converted=False)
 
 
 @contextmanager
@@ -253,7 +250,7 @@ def _lock(path: Path, name: str) -> Iterator[None]:
         # Reading is enough for flock, and the file may be another user's.
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
     except OSError as error:
-        raise _storage_error(error) from error
+        raise storage_error(error) from error
     try:
         # Some network volumes have no locks. Then both download, and the last one's equal file replaces the first's.
         with suppress(OSError):
@@ -267,92 +264,8 @@ def _lock(path: Path, name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _download(model: OfficialModel, folder: Path, progress: bool) -> Checkpoint:
-    target = folder / model.filename
-    start = time.monotonic()
-    logger.info("%s: downloading to %s", model.name, target)
-    try:
-        try:
-            _transfer(model, target, progress)
-        except requests.ConnectTimeout:
-            # Ten seconds of silence were answer enough.
-            raise
-        except _CONNECTION_ERRORS:
-            logger.info("%s: the connection failed; trying once more", model.name)
-            time.sleep(_RETRY_AFTER_S)
-            _transfer(model, target, progress)
-    # `from None`: what requests says names the host.
-    except _CONNECTION_ERRORS:
-        raise _Unreachable(
-            f"the weights of '{model.name}' are not on this machine and OpenAI's server cannot be reached: "
-            f"give it a way there, or {_by_hand(model)}"
-        ) from None
-    except requests.RequestException as error:
-        raise CheckpointError(
-            f"the download of '{model.name}' failed ({type(error).__name__}): check this machine's proxy settings"
-        ) from None
-    logger.info("%s: downloaded in %.0f s", model.name, time.monotonic() - start)
-    with suppress(OSError):
-        _remember(_passed_marker(model, target))
-    return Checkpoint(target, converted=False)
-
-
-_CONNECTION_ERRORS = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
-
-
-def _transfer(model: OfficialModel, target: Path, progress: bool) -> None:
-    timeout = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S)
-    # Unencoded, so that the announced length is the file's.
-    headers = {"Accept-Encoding": "identity"}
-    request = requests.get(model.url, stream=True, timeout=timeout, headers=headers)
-    with request as response:
-        if response.status_code != requests.codes.ok:
-            raise CheckpointError(
-                f"OpenAI's server refused the weights of '{model.name}' (HTTP status {response.status_code}): "
-                f"try later, or {_by_hand(model)}"
-            )
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else None
-        chunks: Iterable[bytes] = response.iter_content(_CHUNK_BYTES)
-        if progress:
-            chunks = _with_progress(chunks, model.name, total)
-        digest = hashlib.sha256()
-        with _stored(target) as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-            if digest.hexdigest() != model.sha256:
-                raise CheckpointError(
-                    f"the download of '{model.name}' is not the official file (wrong SHA-256): try again, "
-                    "and check for a proxy that alters downloads"
-                )
-
-
-def _with_progress(
-    chunks: Iterable[bytes], name: str, total: int | None
-) -> Iterator[bytes]:
-    if sys.stderr.isatty():
-        with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar:
-            for chunk in chunks:
-                bar.update(len(chunk))
-                yield chunk
-        return
-    done, of_total = 0, f" of {total // 10**6}" if total else ""
-    due = time.monotonic() + _LOG_PROGRESS_EVERY_S
-    for chunk in chunks:
-        done += len(chunk)
-        if time.monotonic() >= due:
-            logger.info("%s: %d%s MB", name, done // 10**6, of_total)
-            due = time.monotonic() + _LOG_PROGRESS_EVERY_S
-        yield chunk
-
-
 def _convert_wheels(
-    model: OfficialModel, folder: Path, unreachable: _Unreachable
+    model: OfficialModel, folder: Path, unreachable: UnreachableError
 ) -> Checkpoint:
     """The stand-in, where it is asked for and exists; otherwise raises `unreachable`."""
     from deployments import wheel_weights
@@ -365,53 +278,10 @@ def _convert_wheels(
         )
     target = folder / _converted_filename(model)
     logger.info("%s: OpenAI's server cannot be reached; trying packages", model.name)
-    with _stored(target) as file:
+    with stored(target) as file:
         wheel_weights.write(model.name, file)
     return Checkpoint(target, converted=True)
 
 
-@contextmanager
-def _stored(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which appears as `target` when the block ends well, complete, and not at all otherwise."""
-    _remove_abandoned(target)
-    # Not `tempfile`: its files are readable by their owner only.
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except requests.RequestException:
-        # An OSError by inheritance, but the network's.
-        raise
-    except OSError as error:
-        raise _storage_error(error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """A killed process leaves gigabytes behind, and nobody else would look for them under a hidden name."""
-    with suppress(OSError):
-        for part in target.parent.glob(f".{target.name}.*.part"):
-            if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
-                part.unlink(missing_ok=True)
-
-
-def _storage_error(error: OSError) -> CheckpointError:
-    advice = "set WHISPER_CHECKPOINT_DIR to another folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"no space left for the weights: free some, or {advice}")
-    reason = os.strerror(error.errno or errno.EIO)
-    return CheckpointError(f"the weights cannot be stored ({reason}): {advice}")
-
-
-def _by_hand(model: OfficialModel) -> str:
-    return f"put {model.filename} into the folder that WHISPER_CHECKPOINT_DIR names"
-
-
 if __name__ == "__main__":
-    # Under its real name, so that the errors `wheel_weights` raises are of the class caught here.
-    sys.exit(importlib.import_module("deployments.checkpoints").main())
+    sys.exit(main())

@@ -78,12 +78,13 @@ class ModelClient:
         A request whose replica dies is tried once more; transcription is idempotent. Raises
         ModelUnavailableError, RequestTimeoutError and what the replica raises.
         """
+        budget = _Budget(self._args.request_timeout_s)
         try:
-            return await self._transcribe_once(audio, request)
+            return await self._transcribe_once(audio, request, budget)
         except _ReplicaDiedError:
             logger.warning("model=%s event=replica_died retry=true", self.model.name)
         try:
-            return await self._transcribe_once(audio, request)
+            return await self._transcribe_once(audio, request, budget)
         except _ReplicaDiedError:
             raise self._replica_died() from None
 
@@ -94,9 +95,10 @@ class ModelClient:
 
         Once a segment has gone out, a request whose replica dies is not tried again.
         """
+        budget = _Budget(self._args.request_timeout_s)
         segment_went_out = False
         try:
-            async with aclosing(self._stream_once(audio, request)) as events:
+            async with aclosing(self._stream_once(audio, request, budget)) as events:
                 async for event in events:
                     segment_went_out |= event["event"] == "segment"
                     yield event
@@ -106,20 +108,20 @@ class ModelClient:
                 raise self._replica_died() from None
             logger.warning("model=%s event=replica_died retry=true", self.model.name)
         try:
-            async with aclosing(self._stream_once(audio, request)) as events:
+            async with aclosing(self._stream_once(audio, request, budget)) as events:
                 async for event in events:
                     yield event
         except _ReplicaDiedError:
             raise self._replica_died() from None
 
     async def _transcribe_once(
-        self, audio: np.ndarray, request: TranscriptionRequest
+        self, audio: np.ndarray, request: TranscriptionRequest, budget: "_Budget"
     ) -> dict[str, Any]:
         with self._ray_errors_translated():
             model_start = await self._start()
             response: Any = self._handle.transcribe.remote(audio, request)
             try:
-                async with self._deadline():
+                async with budget.spent():
                     answer: dict[str, Any] = await response
             except BaseException:
                 # Neither a deadline nor a caller who leaves ends the work by itself.
@@ -129,16 +131,15 @@ class ModelClient:
             return answer
 
     async def _stream_once(
-        self, audio: np.ndarray, request: TranscriptionRequest
+        self, audio: np.ndarray, request: TranscriptionRequest, budget: "_Budget"
     ) -> AsyncGenerator[dict[str, Any], None]:
         with self._ray_errors_translated():
             model_start = await self._start()
             handle = self._handle.options(stream=True)
             events: Any = handle.stream.remote(audio, request)
-            started = time.monotonic()
             try:
                 while True:
-                    async with self._deadline(started):
+                    async with budget.spent():
                         event = await anext(events, None)
                     if event is None:
                         return
@@ -152,44 +153,31 @@ class ModelClient:
         """Wait until a replica has loaded the model, starting one if there is none; gives the seconds."""
         started = time.monotonic()
         if self._gpu_share:
+            limit = self._args.placement_timeout_s
             await self._answer_within(
+                limit,
                 self._handle.ping.remote(),
-                self._args.placement_timeout_s,
-                f"no free share of a GPU (it needs {self._gpu_share:g} of one) within",
+                f"no free share of a GPU (it needs {self._gpu_share:g} of one)"
+                f" within {limit:g} s",
             )
+        limit = self._args.model_start_timeout_s
         await self._answer_within(
+            limit,
             self._handle.ready.remote(),
-            self._args.model_start_timeout_s,
-            "it is still starting, try again later",
+            f"it is still starting after {limit:g} s, try again later",
         )
         return time.monotonic() - started
 
-    async def _answer_within(
-        self, response: Any, timeout_s: float, or_else: str
-    ) -> None:
+    async def _answer_within(self, limit: float, response: Any, reason: str) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit):
                 await response
         except TimeoutError:
             response.cancel()
-            reason = f"{or_else} {timeout_s:g} s"
             raise ModelUnavailableError(self.model.name, reason) from None
         except asyncio.CancelledError:
             response.cancel()
             raise
-
-    @asynccontextmanager
-    async def _deadline(self, started: float | None = None) -> AsyncIterator[None]:
-        """`request_timeout_s` from dispatch, which was `started` (now, if not given)."""
-        limit = self._args.request_timeout_s
-        spent = time.monotonic() - started if started else 0.0
-        try:
-            async with asyncio.timeout(limit - spent):
-                yield
-        except TimeoutError:
-            raise RequestTimeoutError(
-                f"The request took longer than {limit:g} s"
-            ) from None
 
     @contextmanager
     def _ray_errors_translated(self) -> Iterator[None]:
@@ -211,3 +199,25 @@ class ModelClient:
         return ModelUnavailableError(
             self.model.name, "its replica died during this request"
         )
+
+
+class _Budget:
+    """`request_timeout_s` of one request, spent while it is with a replica; the model's start is counted apart."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._spent = 0.0
+
+    @asynccontextmanager
+    async def spent(self) -> AsyncIterator[None]:
+        """Raises RequestTimeoutError when there is nothing left."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limit - self._spent):
+                yield
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"The request took longer than {self._limit:g} s"
+            ) from None
+        finally:
+            self._spent += time.monotonic() - started

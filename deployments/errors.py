@@ -10,6 +10,10 @@ class WhisperServeError(Exception):
 
     status = 500
     type = "internal_error"
+    prefix = ""
+
+    def __str__(self) -> str:
+        return self.prefix + super().__str__()
 
 
 class InvalidRequestError(WhisperServeError):
@@ -31,12 +35,7 @@ class AudioUrlError(WhisperServeError):
 
     status = 422
     type = "audio_url_error"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-
-    def __str__(self) -> str:
-        return f"Audio download failed: {self.args[0]}"
+    prefix = "Audio download failed: "
 
 
 class AudioHostError(AudioUrlError):
@@ -51,12 +50,7 @@ class InvalidAudioError(WhisperServeError):
 
     status = 422
     type = "invalid_audio"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-
-    def __str__(self) -> str:
-        return f"Audio decoding failed: {self.args[0]}"
+    prefix = "Audio decoding failed: "
 
 
 class ModelUnavailableError(WhisperServeError):
@@ -99,3 +93,9 @@ class TranscriptionError(WhisperServeError):
 
     status = 500
     type = "transcription_failed"
+
+
+class CheckpointError(Exception):
+    """No usable weights. Its text becomes the reason of a ModelUnavailableError: what is wrong and what to do, without
+    host name, URL or folder.
+    """

@@ -70,11 +70,10 @@ def build() -> FastAPI:
     )
     async def transcribe(request: Request) -> JSONResponse:
         """Transcribe an audio or video file, given by URL or inside the request."""
-        body = await _read_body(request)
-        payload = await asyncio.to_thread(_parse_json, body)
         # Serve's proxy gives every request this header and repeats it in the answer.
         request_id = request.headers.get("x-request-id")
-        answer = await _router().transcribe(payload, request_id)
+        # Not kept in a variable: it may be large, and the transcription long.
+        answer = await _router().transcribe(await _read_json(request), request_id)
         # Hours of words are megabytes of JSON.
         return await asyncio.to_thread(JSONResponse, answer)
 
@@ -97,6 +96,10 @@ def build() -> FastAPI:
         kind = error.detail.lower().replace(" ", "_")
         return _error(error.status_code, error.detail, kind)
 
+    @app.exception_handler(Exception)
+    async def answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
+        return _error(500, "Internal error; the log names it", WhisperServeError.type)
+
     return app
 
 
@@ -104,7 +107,7 @@ def _router() -> Router:
     return cast(Router, serve.get_replica_context().servable_object)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_json(request: Request) -> Any:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -112,12 +115,8 @@ async def _read_body(request: Request) -> bytes:
             raise RequestTooLargeError(
                 f"The request body is larger than {MAX_BODY_BYTES >> 20} MiB"
             )
-    return bytes(body)
-
-
-def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError):
         raise InvalidRequestError("The request body is not valid JSON") from None
 

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import ray
 import requests
 import yaml
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
@@ -34,7 +35,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments import checkpoints
 from deployments.app import build_app
 from deployments.config import AppArgs
-from deployments.errors import WhisperServeError
+from deployments.errors import CheckpointError, WhisperServeError
 from deployments.router import APPLICATION
 from deployments.schema import parse_request, unknown_model
 
@@ -67,18 +68,18 @@ def running_app(
     for variable in ("NO_PROXY", "no_proxy"):
         # Replicas fetch what `served` serves; no proxy can reach it.
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=show_logs,
+        logging_level=logging.WARNING,
+    )
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=show_logs,
-            logging_level=logging.WARNING,
-        )
-        host = config.http_options.host
+        http_options = config.http_options.model_dump() | {"port": port}
         serve.start(
             proxy_location=config.proxy_location,
-            http_options=HTTPOptions(host=host, port=port),
+            http_options=HTTPOptions(**http_options),
             logging_config=config.logging_config,
         )
         serve.run(
@@ -87,10 +88,11 @@ def running_app(
             route_prefix=config.applications[0].route_prefix,
             logging_config=config.logging_config,
         )
-        yield f"http://{host}:{port}"
+        yield f"http://{config.http_options.host}:{port}"
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        with _uninterrupted():
+            serve.shutdown()
+            ray.shutdown()
 
 
 def main() -> int:
@@ -112,8 +114,12 @@ def main() -> int:
             if arguments.command == "serve":
                 return _serve(arguments.port)
             return _transcribe(arguments.audio, arguments.args, result)
-    except checkpoints.CheckpointError as error:
+    except CheckpointError as error:
         return _fail(str(error))
+    except ValidationError as error:
+        return _fail(f"{CONFIG.name}: {error}")
+    except requests.RequestException:
+        return _fail(f"the application did not answer: see {RAY_LOGS}")
     except RuntimeError:
         return _fail(f"the application did not start: see {RAY_LOGS}")
     except KeyboardInterrupt:
@@ -132,8 +138,6 @@ def _serve(port: int | None) -> int:
         _say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        # A second Ctrl-C would leave processes behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say("stopping")
     return 0
 
@@ -162,7 +166,7 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
         else:
             _say(f"using the application that runs on {url}")
         with _progress("transcribing"):
-            answer = _loopback().post(f"{url}/transcribe", json=request, timeout=None)
+            answer = loopback().post(f"{url}/transcribe", json=request, timeout=None)
         _say("stopping")
     result = answer.json()
     if not answer.ok:
@@ -178,6 +182,18 @@ def _requested_model(request: dict[str, Any], args: AppArgs) -> str:
     return name
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Another Ctrl-C while all is being ended would leave processes behind."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def _fetch_weights(name: str, args: AppArgs) -> None:
     """Before the application starts, because a download in a replica shows no progress here."""
     model = args.find_model(name)
@@ -189,7 +205,7 @@ def running_url(host: str, port: int) -> str | None:
     """The base URL of this application if it runs on that port already."""
     url = f"http://{host}:{port}"
     try:
-        health: Any = _loopback().get(f"{url}/health", timeout=2).json()
+        health: Any = loopback().get(f"{url}/health", timeout=2).json()
     except (requests.RequestException, ValueError):
         return None
     named = isinstance(health, dict) and health.get("application") == APPLICATION
@@ -204,7 +220,7 @@ def _is_free(host: str, port: int) -> bool:
         return False
 
 
-def _loopback() -> requests.Session:
+def loopback() -> requests.Session:
     """For this machine's own servers, which no proxy can reach."""
     session = requests.Session()
     session.trust_env = False
@@ -228,7 +244,8 @@ def served(path: Path) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Length", str(path.stat().st_size))
             self.end_headers()
-            with path.open("rb") as file:
+            # The reader may have enough before the end, at a limit of size.
+            with path.open("rb") as file, contextlib.suppress(ConnectionError):
                 shutil.copyfileobj(file, self.wfile)
 
         def log_message(self, *_: object) -> None:
@@ -236,8 +253,10 @@ def served(path: Path) -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}{name}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{name}"
+        finally:
+            server.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The package's log lines in Serve's own log: one line an event, no tracebacks of expected failures."""
 
 import logging
+from pathlib import Path
 
 from deployments.errors import WhisperServeError
 
@@ -15,6 +16,16 @@ def log_through_serve() -> None:
     package_logger.setLevel(logging.INFO)
     package_logger.propagate = False
     serve_logger.addFilter(_without_traceback)
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of the innermost frame: what a log may tell of an error whose text may quote the request."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown"
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

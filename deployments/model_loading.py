@@ -13,12 +13,9 @@ from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
 from deployments.engine import Engine
+from deployments.errors import CheckpointError
 
 _DTW_INPUT = numba.types.Array(numba.float64, 2, "C")
-
-
-class CorruptCheckpointError(Exception):
-    """The file is no Whisper checkpoint."""
 
 
 def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisper:
@@ -28,8 +25,8 @@ def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisp
     official: the model that these weights are or started from, which tells the alignment heads for word
         times; None: upstream's default, every head in the upper half of the decoder
 
-    Raises CorruptCheckpointError if the file is no checkpoint or not of the official model's shape, and
-    torch.OutOfMemoryError where the model does not fit.
+    Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
+    torch.OutOfMemoryError or MemoryError where the model does not fit.
     """
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -37,14 +34,7 @@ def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisp
     else:
         # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        model = whisper.load_model(str(path), device=device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
-        raise CorruptCheckpointError(
-            f"'{path.name}' is not a Whisper checkpoint ({type(error).__name__})"
-        ) from None
+    model = _read(path)
     if official is not None:
         try:
             model.set_alignment_heads(whisper._ALIGNMENT_HEADS[official.name])
@@ -52,11 +42,30 @@ def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisp
             raise _wrong_shape(path, official) from None
         if model.dims.n_vocab != official.n_vocab:
             raise _wrong_shape(path, official)
-    return model.eval()
+    return model.eval().to(device)
 
 
-def _wrong_shape(path: Path, official: OfficialModel) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
+def card_memory() -> int:
+    """Bytes of this machine's first GPU."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _read(path: Path) -> Whisper:
+    # To the CPU first, as upstream builds it there in any case: what fails here is the file's fault, not the GPU's.
+    try:
+        return whisper.load_model(str(path.resolve()), device="cpu")
+    except (MemoryError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
+        if "can't allocate memory" in str(error):
+            raise MemoryError from None
+        raise CheckpointError(
+            f"'{path.name}' is not a Whisper checkpoint ({type(error).__name__})"
+        ) from None
+
+
+def _wrong_shape(path: Path, official: OfficialModel) -> CheckpointError:
+    return CheckpointError(
         f"the weights in '{path.name}' are not of the shape of model '{official.name}'"
     )
 

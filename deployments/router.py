@@ -4,17 +4,19 @@ A plain class; `app.py` makes a deployment of it and `http_api.py` adds the HTTP
 """
 
 import asyncio
-import io
+import contextvars
 import logging
+import re
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from ray import serve
@@ -26,7 +28,7 @@ from deployments.config import AppArgs, ModelArgs
 from deployments.dispatch import ModelClient
 from deployments.errors import WhisperServeError
 from deployments.fetch import FetchLimits, fetch_audio
-from deployments.logs import log_through_serve
+from deployments.logs import log_through_serve, place_of
 from deployments.schema import (
     TranscriptionRequest,
     check_fits_model,
@@ -37,7 +39,7 @@ from deployments.schema import (
 logger = logging.getLogger(__name__)
 
 APPLICATION = "whisper"
-_FETCH_THREADS = 64
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ class Router:
             )
             for model in args.models
         }
-        self._threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
+        # Enough for all that are admitted: slow hosts behind one model's URLs do not stop another model.
+        self._threads = ThreadPoolExecutor(
+            args.max_requests_per_model * len(args.models), thread_name_prefix="fetch"
+        )
         self._fetch_limits = FetchLimits(
             max_bytes=args.max_download_bytes,
             connect_timeout_s=args.connect_timeout_s,
@@ -88,9 +93,10 @@ class Router:
         Raises a WhisperServeError, whose text is fit for the caller.
         """
         with _answered(request_id) as event:
-            parsed, client = await self._parse(request, event)
-            async with self._audio_of(parsed, client, event) as audio:
-                answer = await client.transcribe(audio.samples, parsed)
+            job = await asyncio.to_thread(self._parse, request, event)
+            del request  # may hold 43 MB of base64
+            async with self._audio_of(job, event) as audio:
+                answer = await job.client.transcribe(audio.samples, job.request)
                 return _complete(answer, audio, event)
 
     async def stream(
@@ -102,10 +108,11 @@ class Router:
         Raises a WhisperServeError, whose text is fit for the caller.
         """
         with _answered(request_id) as event:
-            parsed, client = await self._parse(request, event)
+            job = await asyncio.to_thread(self._parse, request, event)
+            del request
             async with (
-                self._audio_of(parsed, client, event) as audio,
-                aclosing(client.stream(audio.samples, parsed)) as items,
+                self._audio_of(job, event) as audio,
+                aclosing(job.client.stream(audio.samples, job.request)) as items,
             ):
                 async for item in items:
                     if item["event"] == "result":
@@ -117,8 +124,7 @@ class Router:
         """The served models: what is known of each, whether its weights are at hand (on this machine) and
         whether a replica is up.
         """
-        running = await asyncio.to_thread(_running_deployments)
-        return [self._describe(model, running) for model in self._args.models]
+        return await asyncio.to_thread(self._describe_models)
 
     async def health(self) -> dict[str, str]:
         """That this application is up, and which one it is."""
@@ -128,11 +134,9 @@ class Router:
             "default_model": self._args.default_model,
         }
 
-    async def _parse(
-        self, payload: dict[str, Any], event: "_Event"
-    ) -> tuple[TranscriptionRequest, ModelClient]:
-        # In a thread, because a payload may hold 43 MB of base64.
-        request = await asyncio.to_thread(parse_request, payload)
+    def _parse(self, payload: dict[str, Any], event: "_Event") -> "_Job":
+        """Everything that can be refused before anything is fetched."""
+        request = parse_request(payload)
         name = request.model or self._args.default_model
         model = self._args.find_model(name)
         if model is None:
@@ -146,18 +150,19 @@ class Router:
                 num_languages=official.num_languages,
                 n_vocab=official.n_vocab,
             )
-        return request, self._clients[model.name]
+        return _Job(
+            request.without_audio(), self._clients[model.name], _source_of(request)
+        )
 
     @asynccontextmanager
-    async def _audio_of(
-        self, request: TranscriptionRequest, client: ModelClient, event: "_Event"
-    ) -> AsyncIterator[_Audio]:
-        """The request's waveform, with one of the model's places for as long as it is in memory."""
+    async def _audio_of(self, job: "_Job", event: "_Event") -> AsyncIterator[_Audio]:
+        """The job's waveform, with one of the model's places for as long as it is in memory."""
         waiting = time.monotonic()
-        async with client.admitted():
+        async with job.client.admitted():
             event.admission_s = time.monotonic() - waiting
             gone = threading.Event()
-            load = partial(self._load_audio, request, gone)
+            # In this request's context, for the request id that Serve puts into log lines.
+            load = partial(contextvars.copy_context().run, self._load_audio, job, gone)
             try:
                 yield await asyncio.get_running_loop().run_in_executor(
                     self._threads, load
@@ -165,22 +170,22 @@ class Router:
             finally:
                 gone.set()
 
-    def _load_audio(
-        self, request: TranscriptionRequest, gone: threading.Event
-    ) -> _Audio:
+    def _load_audio(self, job: "_Job", gone: threading.Event) -> _Audio:
         started = time.monotonic()
-        if request.audio is None:
-            with io.BytesIO(request.audio_bytes()) as file:
-                return self._decode(file, started, gone)
-        with fetch_audio(
-            request.audio.strip(), self._fetch_limits, gone.is_set
-        ) as file:
-            return self._decode(file, started, gone)
-
-    def _decode(self, file: Any, started: float, gone: threading.Event) -> _Audio:
-        fetched = time.monotonic()
-        samples = decode_audio(file, self._args.max_audio_s, gone.is_set)
+        with ExitStack() as stack:
+            source = job.source
+            file = stack.enter_context(
+                fetch_audio(source, self._fetch_limits, gone.is_set)
+                if isinstance(source, str)
+                else source
+            )
+            fetched = time.monotonic()
+            samples = decode_audio(file, self._args.max_audio_s, gone.is_set)
         return _Audio(samples, fetched - started, time.monotonic() - fetched)
+
+    def _describe_models(self) -> list[dict[str, Any]]:
+        running = _running_deployments()
+        return [self._describe(model, running) for model in self._args.models]
 
     def _describe(self, model: ModelArgs, running: set[str]) -> dict[str, Any]:
         official = model.official
@@ -200,6 +205,25 @@ class Router:
         }
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A valid request. source: a URL, or the file that came inside the request."""
+
+    request: TranscriptionRequest
+    client: ModelClient
+    source: str | BinaryIO
+
+
+def _source_of(request: TranscriptionRequest) -> str | BinaryIO:
+    if request.audio is not None:
+        return request.audio.strip()
+    # On disk: many such requests may wait.
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the job's
+    file.write(request.audio_bytes())
+    file.seek(0)
+    return file
+
+
 @dataclass
 class _Event:
     """What the log tells of one request."""
@@ -213,7 +237,9 @@ class _Event:
 @contextmanager
 def _answered(request_id: str | None) -> Iterator[_Event]:
     """The one place that turns errors into answers, and logs each request in one line."""
-    event = _Event(request_id or uuid.uuid4().hex)
+    # A caller's own id goes into the log: only what fits into a line there.
+    own = request_id if _REQUEST_ID.fullmatch(request_id or "") else None
+    event = _Event(own or uuid.uuid4().hex)
     started = time.monotonic()
     status, level, reason = 200, logging.INFO, "ok"
     try:
@@ -226,7 +252,8 @@ def _answered(request_id: str | None) -> Iterator[_Event]:
         status, reason = 499, "cancelled"
         raise
     except Exception as error:  # noqa: BLE001 - its text is not for the caller
-        status, level, reason = 500, logging.ERROR, type(error).__name__
+        status, level = 500, logging.ERROR
+        reason = f"{type(error).__name__}@{place_of(error)}"
         raise WhisperServeError("Internal error; the log names it") from None
     finally:
         logger.log(

@@ -7,7 +7,7 @@ import base64
 import binascii
 import math
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import (
@@ -108,9 +108,10 @@ class TranscriptionRequest(BaseModel):
         description="must be token ids, as a list or a comma-separated string;"
         " -1 stands for the usual non-speech symbols",
     )
-    initial_prompt: UnicodeText | None = Field(
+    initial_prompt: Annotated[UnicodeText, Field(max_length=100_000)] | None = Field(
         None,
-        description="must be a string without special tokens (<|en|>), or null",
+        description="must be a string of at most 100,000 characters, without special"
+        " tokens (<|en|>), or null",
     )
     carry_initial_prompt: bool = Field(False, description="must be true or false")
     condition_on_previous_text: bool = Field(True, description="must be true or false")
@@ -201,6 +202,10 @@ class TranscriptionRequest(BaseModel):
             if 0 < len(data) <= MAX_BASE64_AUDIO_BYTES:
                 return data
         raise InvalidRequestError(f"Invalid audio_base64: {_rule('audio_base64')}")
+
+    def without_audio(self) -> Self:
+        """What the model needs of the request: neither megabytes of base64 nor a signed URL."""
+        return self.model_copy(update={"audio": None, "audio_base64": None})
 
     def whisper_options(self) -> dict[str, Any]:
         """The keyword arguments of `whisper.transcribe` that this request asks for.

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from deployments.checkpoints import CheckpointError
+from deployments.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

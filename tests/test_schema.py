@@ -311,7 +311,10 @@ NAN, INF = math.nan, math.inf
         ),
         (
             "initial_prompt",
-            "must be a string without special tokens (<|en|>), or null",
+            (
+                "must be a string of at most 100,000 characters, without special"
+                " tokens (<|en|>), or null"
+            ),
             [5, True, ["Hello"], "a lone \ud800"],
         ),
         (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from whisper.model import ModelDimensions, Whisper
 
 from deployments import catalog, checkpoints, wheel_weights
-from deployments.checkpoints import CheckpointError
+from deployments.errors import CheckpointError
 from deployments.wheel_weights import Array, StandIn, Wheel
 
 DIMS = ModelDimensions(

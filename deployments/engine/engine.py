@@ -159,22 +159,25 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            while job := self._next_job():
-                self._run(job)
+            while self._run_next():
+                pass
         finally:
             # Also when something unforeseen ends the thread: nobody may wait for ever.
             with self._changed:
                 self._closed = True
                 self._fail_all()
 
-    def _next_job(self) -> _Job | None:
+    def _run_next(self) -> bool:
+        """False when the engine is closed. Keeps nothing of the job: an idle engine holds no recording."""
         with self._changed:
-            self._running = None
             self._changed.wait_for(lambda: self._jobs or self._closed)
             if self._closed:
-                return None
+                return False
             self._running = self._jobs.popleft()
-            return self._running
+        self._run(self._running)
+        with self._changed:
+            self._running = None
+        return True
 
     def _run(self, job: _Job) -> None:
         torch.manual_seed(SEED)

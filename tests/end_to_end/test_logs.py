@@ -1,10 +1,11 @@
-"""What the whole session above wrote into its logs; named so that it runs late, and makes its own noise too."""
+"""What the application writes into its logs: one line a request, and nothing that is not for others to read."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.end_to_end.conftest import App
 
@@ -15,14 +16,14 @@ Url = Callable[[str], str]
 def log(app: App, audio_url: Url) -> str:
     """Every log line of the replicas and the proxy, after a success and several failures."""
     secret = "?signature=SECRET"
+    session = Path(os.path.realpath("/tmp/ray/session_latest"))
     app.transcribe(audio=audio_url("jfk.flac") + secret, model="tiny.en")
     app.post(audio=audio_url("nothing.wav") + secret)
     app.post(audio=f"http://127.0.0.1:9/private.wav{secret}")
     app.post(audio=audio_url("manifest.json") + secret)
     app.post(audio=audio_url("jfk.flac") + secret, model="corrupt")
     app.post(audio=audio_url("jfk.flac") + secret, temperature=7)
-    folder = Path(os.path.realpath("/tmp/ray/session_latest/logs"))
-    files = [*folder.glob("serve/*.log"), *folder.glob("worker-*.*")]
+    files = [*session.glob("logs/serve/*.log"), *session.glob("logs/worker-*.*")]
     return "\n".join(file.read_text(errors="replace") for file in files)
 
 
@@ -33,7 +34,19 @@ def test_no_secret_no_transcript_and_no_traceback_is_logged(log: str) -> None:
     assert "Traceback" not in log
 
 
-def test_every_request_has_one_line_with_its_id(log: str) -> None:
-    lines = [line for line in log.splitlines() if "reason=invalid_audio" in line]
-    assert lines
-    assert all("request_id=" in line and "status=422" in line for line in lines)
+def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> None:
+    session = Path(os.path.realpath("/tmp/ray/session_latest"))
+    own_id = f"one-line-{os.getpid()}"
+    response = requests.post(
+        f"{app.url}/transcribe",
+        json={"audio": audio_url("manifest.json"), "model": "tiny.en"},
+        headers={"x-request-id": own_id},
+        timeout=60,
+    )
+    assert response.status_code == 422
+    [file] = session.glob("logs/serve/replica_whisper_Router_*.log")
+    lines = [
+        line for line in file.read_text().splitlines() if f"request_id={own_id}" in line
+    ]
+    assert len(lines) == 1
+    assert "model=tiny.en status=422 reason=invalid_audio" in lines[0]
