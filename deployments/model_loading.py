@@ -54,7 +54,7 @@ def _read(path: Path) -> Whisper:
     # To the CPU first, as upstream builds it there in any case: what fails here is the file's fault, not the GPU's.
     try:
         return whisper.load_model(str(path.resolve()), device="cpu")
-    except (MemoryError, torch.OutOfMemoryError, OSError):
+    except (MemoryError, torch.OutOfMemoryError, PermissionError, FileNotFoundError):
         raise
     except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
         if "can't allocate memory" in str(error):

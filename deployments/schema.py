@@ -57,10 +57,12 @@ WholeNumber = Annotated[int, BeforeValidator(_whole_float_to_int)]
 GroupSize = Annotated[WholeNumber, Field(ge=1, le=10)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[
-    list[Annotated[WholeNumber, Field(ge=-1)]], BeforeValidator(_split_numbers)
+    list[Annotated[WholeNumber, Field(ge=-1)]],
+    BeforeValidator(_split_numbers, json_schema_input_type=str | list[int]),
 ]
 Seconds = Annotated[
-    list[Annotated[float, Field(ge=0)]], BeforeValidator(_split_numbers)
+    list[Annotated[float, Field(ge=0)]],
+    BeforeValidator(_split_numbers, json_schema_input_type=str | list[float]),
 ]
 
 
