@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -22,6 +23,9 @@ from deployments.errors import (
 from deployments.schema import TranscriptionRequest
 
 logger = logging.getLogger(__name__)
+
+# A replica that answered this recently is not asked again whether it is ready.
+_STILL_THERE_S = 1.0
 
 
 class _ReplicaDiedError(Exception):
@@ -47,6 +51,7 @@ class ModelClient:
         self._gpu_share = gpu_share
         self._places = asyncio.Semaphore(args.max_requests_per_model)
         self._waiting = 0
+        self._answered_at = -math.inf
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -127,6 +132,7 @@ class ModelClient:
                 # Neither a deadline nor a caller who leaves ends the work by itself.
                 response.cancel()
                 raise
+            self._answered_at = time.monotonic()
             answer["timings"]["model_start"] = model_start
             return answer
 
@@ -152,6 +158,8 @@ class ModelClient:
     async def _start(self) -> float:
         """Wait until a replica has loaded the model, starting one if there is none; gives the seconds."""
         started = time.monotonic()
+        if started - self._answered_at < _STILL_THERE_S:
+            return 0.0
         if self._gpu_share:
             limit = self._args.placement_timeout_s
             await self._answer_within(
@@ -189,6 +197,7 @@ class ModelClient:
                 raise error.cause from None
             raise
         except (RayActorError, WorkerCrashedError):
+            self._answered_at = -math.inf
             raise _ReplicaDiedError from None
         except (DeploymentUnavailableError, BackPressureError):
             raise ModelUnavailableError(

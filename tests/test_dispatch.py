@@ -103,6 +103,17 @@ async def test_an_answer_tells_how_long_the_model_took_to_start() -> None:
     assert result["timings"]["model_start"] >= 0.05
 
 
+async def test_a_replica_that_has_just_answered_is_not_asked_whether_it_is_ready() -> (
+    None
+):
+    handle = Handle(transcribe=[Response(answer()), Response(DIED), Response(answer())])
+    model = client(handle)
+    for _ in range(2):
+        await model.transcribe(AUDIO, REQUEST)
+    # The second request found its replica dead, and asked for another.
+    assert handle.calls == ["ready", "transcribe", "transcribe", "ready", "transcribe"]
+
+
 async def test_a_replica_without_a_gpu_needs_no_place() -> None:
     handle = Handle(transcribe=[Response(answer())])
     await client(handle).transcribe(AUDIO, REQUEST)
