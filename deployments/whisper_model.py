@@ -58,6 +58,7 @@ class WhisperModel:
         self._model = model
         # Ray does not hide GPUs from an actor that asked for none.
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._gpu_failed = False
         self._callers = ThreadPoolExecutor(MAX_CALLERS, thread_name_prefix="caller")
         self._attempt = _LoadAttempt(self._load)
         if preload:
@@ -114,6 +115,8 @@ class WhisperModel:
         engine = self._attempt.result
         if engine is not None and not engine.alive:
             raise RuntimeError("the engine's thread is gone")
+        if self._gpu_failed:
+            raise RuntimeError("an earlier GPU error has spoilt this process")
 
     async def _engine(self) -> "Engine":
         if self._attempt.failed:
@@ -256,6 +259,8 @@ class WhisperModel:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             return TranscriptionError("Transcription failed: out of GPU memory")
+        # After a kernel's failure every further call of CUDA in this process fails too.
+        self._gpu_failed |= isinstance(error, torch.AcceleratorError)
         # The message of an unforeseen error may quote the transcript; its type and place do not.
         logger.error(
             "model=%s event=transcription_failed error=%s at=%s",

@@ -179,7 +179,7 @@ def test_warming_up_transcribes_once_with_any_vocabulary(n_vocab: int) -> None:
     torch.nn.init.normal_(model.decoder.positional_embedding)
     with Engine(model) as engine:
         warm_up(engine)
-        assert engine.stats().recordings_done == 1
+        assert engine.stats().windows_done == 1
 
 
 def test_after_compiling_word_timestamps_compile_nothing_more() -> None:

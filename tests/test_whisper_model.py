@@ -129,6 +129,19 @@ async def test_what_the_engine_raises_becomes_an_answer_without_its_text(
     assert caught.value.__cause__ is None
 
 
+async def test_a_gpu_error_has_the_replica_replaced(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("device-side assert", 710)
+
+    monkeypatch.setattr(Engine, "transcribe", fail)
+    with pytest.raises(TranscriptionError, match="AcceleratorError"):
+        await replica.transcribe(NOISE, _request())
+    with pytest.raises(RuntimeError, match="GPU error"):
+        await replica.check_health()
+
+
 async def test_word_timestamps_are_present_exactly_when_asked_for(
     replica: WhisperModel,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Self
@@ -37,7 +37,7 @@ class EngineStats:
     slots: int
     slots_in_use: int
     windows_waiting: int
-    recordings_done: int
+    windows_done: int
     audio_seconds_done: float
     bytes_held: int
 
@@ -46,6 +46,7 @@ class EngineStats:
 class _Job:
     audio: np.ndarray  # (samples,)
     options: dict[str, Any]
+    on_progress: OnProgress | None
     cancelled: Cancelled
     future: Future[dict[str, Any]] = dataclass_field(default_factory=Future)
 
@@ -68,7 +69,7 @@ class Engine:
         self._running: _Job | None = None
         self._changed = threading.Condition()
         self._closed = False
-        self._recordings_done = 0
+        self._windows_done = 0
         self._audio_seconds_done = 0.0
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
@@ -110,10 +111,10 @@ class Engine:
             audio,
             {
                 **options,
-                "on_progress": on_progress,
                 "on_segments": on_segments,
                 "fp16": self.model.device.type != "cpu",
             },
+            on_progress,
             cancelled or _never,
         )
         with self._changed:
@@ -129,7 +130,7 @@ class Engine:
                 slots=1,
                 slots_in_use=int(self._running is not None),
                 windows_waiting=len(self._jobs),
-                recordings_done=self._recordings_done,
+                windows_done=self._windows_done,
                 audio_seconds_done=self._audio_seconds_done,
                 bytes_held=sum(
                     p.numel() * p.element_size() for p in self.model.parameters()
@@ -144,18 +145,13 @@ class Engine:
             self._changed.notify_all()
 
     def _wait(self, job: _Job) -> dict[str, Any]:
-        while True:
-            try:
-                return job.future.result(timeout=_CANCEL_POLL_S)
-            except TimeoutError:
-                # A TimeoutError of the job's own is a result like any other.
-                if job.future.done():
-                    raise
+        while not wait([job.future], timeout=_CANCEL_POLL_S).done:
             if job.cancelled():
                 with self._changed:
                     if job in self._jobs:
                         self._jobs.remove(job)
                         raise TranscriptionCancelled
+        return job.future.result()
 
     def _work(self) -> None:
         try:
@@ -181,10 +177,17 @@ class Engine:
 
     def _run(self, job: _Job) -> None:
         torch.manual_seed(SEED)
+
+        def on_progress(done: float, total: float) -> None:
+            self._windows_done += done > 0
+            if job.on_progress:
+                job.on_progress(done, total)
+
         try:
             result = transcribe(
                 self.model,
                 job.audio,
+                on_progress=on_progress,
                 cancelled=lambda: self._closed or job.cancelled(),
                 **job.options,
             )
@@ -200,7 +203,6 @@ class Engine:
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
-                self._recordings_done += 1
                 self._audio_seconds_done += job.audio.shape[-1] / SAMPLE_RATE
                 job.future.set_result(outcome)
 

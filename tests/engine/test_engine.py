@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -263,7 +264,7 @@ def test_a_running_call_is_cancelled_before_its_next_window(calls: Calls) -> Non
     with pytest.raises(TranscriptionCancelled):
         cancelled.result(PATIENCE_S)
     assert succeeds(behind)
-    assert calls.engine.stats().recordings_done == 1
+    assert calls.engine.stats().windows_done == 1
 
 
 def test_an_error_in_decoding_fails_its_call_and_no_other(calls: Calls) -> None:
@@ -375,7 +376,7 @@ def test_stats_tell_what_the_engine_does_and_has_done(
         slots=1,
         slots_in_use=0,
         windows_waiting=0,
-        recordings_done=0,
+        windows_done=0,
         audio_seconds_done=0.0,
         bytes_held=weights,
     )
@@ -387,7 +388,7 @@ def test_stats_tell_what_the_engine_does_and_has_done(
     assert all(map(succeeds, futures))
     until(lambda: calls.engine.stats().slots_in_use == 0)
     done = calls.engine.stats()
-    assert (done.recordings_done, done.audio_seconds_done) == (2, 5.5)
+    assert (done.windows_done, done.audio_seconds_done) == (2, 5.5)
     assert (done.windows_waiting, done.bytes_held) == (0, weights)
 
 
@@ -395,7 +396,7 @@ def test_a_call_that_fails_is_not_counted_as_done(engine: Engine) -> None:
     with pytest.raises(TranscriptionCancelled):
         engine.transcribe(recording(1), cancelled=lambda: True, **BRIEF)
     until(lambda: engine.stats().slots_in_use == 0)
-    assert engine.stats().recordings_done == 0
+    assert engine.stats().windows_done == 0
     assert engine.stats().audio_seconds_done == 0
 
 
@@ -410,3 +411,11 @@ def test_more_windows_than_official_decoding_can_do_are_refused(
 def test_one_window_at_a_time_may_be_asked_for(model: Whisper) -> None:
     with Engine(model, max_windows=1) as engine:
         assert engine.stats().slots == 1
+
+
+def test_an_idle_engine_holds_no_recording(engine: Engine) -> None:
+    audio = recording(1)
+    held = weakref.ref(audio)
+    engine.transcribe(audio, **BRIEF)
+    del audio
+    until(lambda: held() is None)
