@@ -104,7 +104,9 @@ def main() -> int:
     once.add_argument("audio", help="URL or path of an audio or video file")
     once.add_argument("--args", default="{}", help="more fields of the request, JSON")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell starts its background jobs deaf to it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger(__package__).setLevel(logging.INFO)
     result = io.StringIO()
