@@ -92,7 +92,9 @@ def test_a_wrong_call_fails_in_one_line_before_anything_starts(
 def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None, mark: str) -> None:
     port = local.free_port("127.0.0.1")
     with subprocess.Popen(
-        [*LOCAL, "serve", "--port", str(port)],
+        # A shell's background jobs are started with SIGINT ignored.
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+        + [*LOCAL, "serve", "--port", str(port)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
