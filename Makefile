@@ -33,6 +33,8 @@ parity: .venv/installed-dev
 
 .venv/installed: requirements.txt constraints.txt
 	@echo "installing the requirements into .venv" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
 	@touch $@

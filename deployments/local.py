@@ -137,7 +137,9 @@ def _serve(port: int | None) -> int:
         return _fail(f"port {port} on {host} is in use: stop what uses it, or --port")
     _fetch_weights(args.default_model, args)
     with running_app(config, args, port, show_logs=True) as url:
+        address = ray.get_runtime_context().gcs_address
         _say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
+        _say(f'for handles: ray.init(address="{address}")')
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         _say("stopping")
@@ -165,11 +167,11 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
                 _fetch_weights(needed, args)
             with _progress("starting Ray Serve and the model"):
                 url = stack.enter_context(running_app(config, args, free_port(host)))
+            stack.callback(_say, "stopping")
         else:
             _say(f"using the application that runs on {url}")
         with _progress("transcribing"):
             answer = loopback().post(f"{url}/transcribe", json=request, timeout=None)
-        _say("stopping")
     result = answer.json()
     if not answer.ok:
         return _fail(result["error"])
