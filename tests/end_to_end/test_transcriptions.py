@@ -17,6 +17,26 @@ from tests.end_to_end.conftest import (
 
 Url = Callable[[str], str]
 
+# Named and valued alike in a request and in Whisper.
+SONNET: dict[str, Any] = {
+    "initial_prompt": "Sonnets of William Shakespeare",
+    "carry_initial_prompt": True,
+    "clip_timestamps": [0, 2.5, 4.0],
+    "suppress_tokens": [-1, 13],
+    "beam_size": 3,
+    "patience": 1.5,
+    "length_penalty": 0.5,
+}
+RULES_OFF: dict[str, Any] = {
+    "word_timestamps": True,
+    "hallucination_silence_threshold": 0.5,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+    "prepend_punctuations": "",
+    "append_punctuations": "",
+}
+
 
 def test_jfk_with_the_defaults(app: App, audio_url: Url) -> None:
     answer = app.transcribe(audio=audio_url("jfk.flac"))
@@ -78,49 +98,15 @@ def test_portuguese_is_detected(app: App, audio_url: Url) -> None:
         pytest.param(
             "tiny.en",
             "sonnet.aac",
-            {
-                "initial_prompt": "Sonnets of William Shakespeare",
-                "carry_initial_prompt": True,
-                "clip_timestamps": [0, 2.5, 4.0],
-                "suppress_tokens": [-1, 13],
-                "beam_size": 3,
-                "patience": 1.5,
-                "length_penalty": 0.5,
-                "temperature_increment_on_fallback": None,
-            },
-            {
-                "temperature": 0.0,
-                "initial_prompt": "Sonnets of William Shakespeare",
-                "carry_initial_prompt": True,
-                "clip_timestamps": [0, 2.5, 4.0],
-                "suppress_tokens": [-1, 13],
-                "beam_size": 3,
-                "patience": 1.5,
-                "length_penalty": 0.5,
-            },
+            SONNET | {"temperature_increment_on_fallback": None},
+            SONNET | {"temperature": 0.0},
             id="prompt, clips, suppressed tokens, beam options",
         ),
         pytest.param(
             "tiny.en",
             "jfk.mp4",
-            {
-                "word_timestamps": True,
-                "hallucination_silence_threshold": 0.5,
-                "compression_ratio_threshold": None,
-                "logprob_threshold": None,
-                "no_speech_threshold": None,
-                "prepend_punctuations": "",
-                "append_punctuations": "",
-            },
-            {
-                "word_timestamps": True,
-                "hallucination_silence_threshold": 0.5,
-                "compression_ratio_threshold": None,
-                "logprob_threshold": None,
-                "no_speech_threshold": None,
-                "prepend_punctuations": "",
-                "append_punctuations": "",
-            },
+            RULES_OFF,
+            RULES_OFF,
             id="a video, rules switched off",
         ),
     ],
