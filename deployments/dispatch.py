@@ -124,14 +124,9 @@ class ModelClient:
     ) -> dict[str, Any]:
         with self._ray_errors_translated():
             model_start = await self._start()
-            response: Any = self._handle.transcribe.remote(audio, request)
-            try:
-                async with budget.spent():
-                    answer: dict[str, Any] = await response
-            except BaseException:
-                # Neither a deadline nor a caller who leaves ends the work by itself.
-                response.cancel()
-                raise
+            response = self._handle.transcribe.remote(audio, request)
+            async with budget.spent():
+                answer: dict[str, Any] = await _answer_to(response)
             self._answered_at = time.monotonic()
             answer["timings"]["model_start"] = model_start
             return answer
@@ -179,13 +174,9 @@ class ModelClient:
     async def _answer_within(self, limit: float, response: Any, reason: str) -> None:
         try:
             async with asyncio.timeout(limit):
-                await response
+                await _answer_to(response)
         except TimeoutError:
-            response.cancel()
             raise ModelUnavailableError(self.model.name, reason) from None
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
 
     @contextmanager
     def _ray_errors_translated(self) -> Iterator[None]:
@@ -208,6 +199,15 @@ class ModelClient:
         return ModelUnavailableError(
             self.model.name, "its replica died during this request"
         )
+
+
+async def _answer_to(response: Any) -> Any:
+    """Await a handle's call. Neither a deadline nor a caller who leaves would end its work by itself."""
+    try:
+        return await response
+    except BaseException:
+        response.cancel()
+        raise
 
 
 class _Budget:
