@@ -1,6 +1,16 @@
-"""Transcription of many recordings with one model. Knows nothing of Ray, HTTP, URLs or files."""
+"""Transcription of many recordings at once with one model. Knows nothing of Ray, HTTP, URLs or files."""
 
-from deployments.engine.engine import Engine, EngineClosedError, EngineStats
-from deployments.engine.long_form import TranscriptionCancelled
+from deployments.engine.engine import Engine, EngineStats
+from deployments.engine.session import (
+    EngineClosedError,
+    TranscriptionCancelled,
+    Usage,
+)
 
-__all__ = ["Engine", "EngineClosedError", "EngineStats", "TranscriptionCancelled"]
+__all__ = [
+    "Engine",
+    "EngineClosedError",
+    "EngineStats",
+    "TranscriptionCancelled",
+    "Usage",
+]

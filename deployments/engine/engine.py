@@ -1,38 +1,41 @@
-"""The engine's face, over official decoding: one recording at a time, in order of arrival."""
+"""The engine's face: many recordings at once, each as `whisper.transcribe` would do it alone."""
 
 import threading
-from collections import deque
-from concurrent.futures import Future, wait
+from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 from typing import Any, Self
 
 import numpy as np
 import torch
 from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
 
-from deployments.engine.long_form import (
-    Cancelled,
-    OnProgress,
-    OnSegments,
-    TranscriptionCancelled,
-    transcribe,
-)
+from deployments.engine.batch import Batch
+from deployments.engine.decoder import Decoder
+from deployments.engine.encoder import Encoder
+from deployments.engine.long_form import OnProgress, OnSegments, transcribe
+from deployments.engine.plan import ModelFacts
+from deployments.engine.rules import Vocabulary
+from deployments.engine.scheduler import Scheduler
+from deployments.engine.session import Cancelled, Session, Usage
 
-# Samples at temperature > 0 are drawn from this seed, set anew for each recording, so that they never
-# depend on what was decoded before.
-SEED = 0
-_CANCEL_POLL_S = 0.1
+# The most beams, or samples, of a window.
+MAX_WIDTH = 10
 
-
-class EngineClosedError(RuntimeError):
-    """The engine was closed, or its thread is gone; the recording was not transcribed."""
+_MAX_WINDOWS = {"cpu": 8, "cuda": 32}
+# Encoding several windows in one call gains nothing on a CPU and would hold up the others.
+_ENCODED_TOGETHER = {"cpu": 1, "cuda": 8}
+_GPU_WORKSPACE = 1 << 30
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine does now and has done. `slots` are windows that can be decoded together."""
+    """What the engine does now and has done.
+
+    slots: windows that can be decoded together
+    bytes_held: of weights and slots
+    """
 
     slots: int
     slots_in_use: int
@@ -42,37 +45,63 @@ class EngineStats:
     bytes_held: int
 
 
-@dataclass(eq=False)
-class _Job:
-    audio: np.ndarray  # (samples,)
-    options: dict[str, Any]
-    on_progress: OnProgress | None
-    cancelled: Cancelled
-    future: Future[dict[str, Any]] = dataclass_field(default_factory=Future)
-
-
 class Engine:
     """Transcribes waveforms with one model; any number of threads may call.
 
-    model: on the device it shall run on; nobody else may use it meanwhile
-    max_windows: at most this many windows are decoded together. Official decoding can do one.
-
-    Official code is not safe under concurrency (`decode` and `find_alignment` put hooks on shared
-    modules), so a thread of the engine's own does all the work, one recording after the other.
+    model: on the device it shall run on. What the engine needs of it is copied: fp32 on a CPU, fp16 on a
+        GPU. It may be dropped afterwards.
+    max_windows: at most this many windows are decoded together, the rest wait in order; None: as many as
+        the memory allows, at most 8 on a CPU and 32 on a GPU
+    memory_bytes: what weights and slots may take on a GPU; None: what is free there
     """
 
-    def __init__(self, model: Whisper, max_windows: int | None = None) -> None:
-        if max_windows not in (None, 1):
-            raise ValueError("max_windows: official decoding does one window at a time")
-        self.model = model
-        self._jobs: deque[_Job] = deque()
-        self._running: _Job | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._windows_done = 0
+    def __init__(
+        self,
+        model: Whisper,
+        max_windows: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        if max_windows is not None and max_windows < 1:
+            raise ValueError("max_windows: must be at least 1")
+        self.facts = ModelFacts(
+            model.dims, model.device, model.is_multilingual, model.num_languages
+        )
+        kind = model.device.type
+        dtype = torch.float32 if kind == "cpu" else torch.float16
+        with torch.inference_mode():
+            encoder = Encoder(model.encoder, dtype)
+            slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
+            self._weight_bytes = _bytes_of_weights(model, dtype)
+            slots = max_windows or min(
+                _MAX_WINDOWS.get(kind, 8),
+                self._windows_that_fit(slot_bytes, memory_bytes),
+            )
+            decoder = Decoder(
+                model.decoder, model.dims, dtype, slots=slots, width=MAX_WIDTH
+            )
+            batch = Batch(
+                decoder,
+                _vocabulary(self.facts),
+                slots=slots,
+                width=MAX_WIDTH,
+                steps=model.dims.n_text_ctx // 2,
+                device=model.device,
+            )
+        self._slot_bytes = decoder.bytes_per_slot + batch.bytes_per_slot
         self._audio_seconds_done = 0.0
-        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._worker.start()
+        self._lock = threading.Lock()
+        self._scheduler = Scheduler(
+            self.facts,
+            encoder,
+            decoder,
+            batch,
+            slots=slots,
+            encoded_together=_ENCODED_TOGETHER.get(kind, 1),
+            alignment_heads=[
+                (layer, head)
+                for layer, head in model.alignment_heads.indices().T.tolist()
+            ],
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +111,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread takes work."""
-        return self._worker.is_alive() and not self._closed
+        """Whether the engine takes work."""
+        return self._scheduler.alive
 
     def transcribe(
         self,
@@ -92,6 +121,7 @@ class Engine:
         on_progress: OnProgress | None = None,
         on_segments: OnSegments | None = None,
         cancelled: Cancelled | None = None,
+        on_usage: Callable[[Usage], None] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """`whisper.transcribe(model, audio, **options)`; blocks until the result is there.
@@ -100,118 +130,72 @@ class Engine:
             before it divides by 32,768
         on_progress(done_seconds, total_seconds): once with 0 when the work begins, then after each window
         on_segments(segments): after each window, with those now final
-        cancelled(): asked while waiting and between windows
+        cancelled(): asked several times a second on the engine's thread, so it has to be quick; true ends
+            the work within one step
+        on_usage(usage): once, before the result is returned
 
-        Callbacks run on the engine's thread; an exception in one fails this call and no other.
+        An exception in a callback fails this call and no other.
 
         Raises TranscriptionCancelled if `cancelled()` was true, EngineClosedError if the engine is or
         gets closed, and whatever `whisper.transcribe` raises.
         """
-        job = _Job(
-            audio,
-            {
+        session = Session(self._scheduler, cancelled or _never)
+        try:
+            result = transcribe(
+                session,
+                audio,
+                on_progress=on_progress,
+                on_segments=on_segments,
+                fp16=self.facts.device.type != "cpu",
                 **options,
-                "on_segments": on_segments,
-                "fp16": self.model.device.type != "cpu",
-            },
-            on_progress,
-            cancelled or _never,
-        )
-        with self._changed:
-            if not self.alive:
-                raise EngineClosedError("the engine is closed")
-            self._jobs.append(job)
-            self._changed.notify_all()
-        return self._wait(job)
+            )
+        finally:
+            session.leave_window()
+        if on_usage is not None:
+            on_usage(session.usage)
+        with self._lock:
+            self._audio_seconds_done += audio.shape[-1] / SAMPLE_RATE
+        return result
 
     def stats(self) -> EngineStats:
-        with self._changed:
-            return EngineStats(
-                slots=1,
-                slots_in_use=int(self._running is not None),
-                windows_waiting=len(self._jobs),
-                windows_done=self._windows_done,
-                audio_seconds_done=self._audio_seconds_done,
-                bytes_held=sum(
-                    p.numel() * p.element_size() for p in self.model.parameters()
-                ),
-            )
+        scheduler = self._scheduler
+        return EngineStats(
+            slots=scheduler.slots,
+            slots_in_use=scheduler.slots_in_use,
+            windows_waiting=scheduler.windows_waiting,
+            windows_done=scheduler.windows_done,
+            audio_seconds_done=self._audio_seconds_done,
+            bytes_held=self._weight_bytes + scheduler.slots * self._slot_bytes,
+        )
 
     def close(self) -> None:
         """End at once: running and waiting calls raise EngineClosedError. Never blocks."""
-        with self._changed:
-            self._closed = True
-            self._fail_all()
-            self._changed.notify_all()
+        self._scheduler.close()
 
-    def _wait(self, job: _Job) -> dict[str, Any]:
-        while not wait([job.future], timeout=_CANCEL_POLL_S).done:
-            if job.cancelled():
-                with self._changed:
-                    if job in self._jobs:
-                        self._jobs.remove(job)
-                        raise TranscriptionCancelled
-        return job.future.result()
+    def _windows_that_fit(self, slot_bytes: int, memory_bytes: int | None) -> int:
+        if self.facts.device.type == "cpu":
+            return _MAX_WINDOWS["cpu"]
+        if memory_bytes is None:
+            memory_bytes = torch.cuda.mem_get_info(self.facts.device)[0]
+        left = memory_bytes - self._weight_bytes - _GPU_WORKSPACE
+        return max(1, left // slot_bytes)
 
-    def _work(self) -> None:
-        try:
-            while self._run_next():
-                pass
-        finally:
-            # Also when something unforeseen ends the thread: nobody may wait for ever.
-            with self._changed:
-                self._closed = True
-                self._fail_all()
 
-    def _run_next(self) -> bool:
-        """False when the engine is closed. Keeps nothing of the job: an idle engine holds no recording."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            if self._closed:
-                return False
-            self._running = self._jobs.popleft()
-        self._run(self._running)
-        with self._changed:
-            self._running = None
-        return True
+def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:
+    """Of the engine's copy; the table of embeddings is there in fp32 as well."""
+    parameters = sum(p.numel() for p in model.parameters())
+    embeddings = model.decoder.token_embedding.weight.numel()
+    return parameters * dtype.itemsize + embeddings * 4
 
-    def _run(self, job: _Job) -> None:
-        torch.manual_seed(SEED)
 
-        def on_progress(done: float, total: float) -> None:
-            self._windows_done += done > 0
-            if job.on_progress:
-                job.on_progress(done, total)
-
-        try:
-            result = transcribe(
-                self.model,
-                job.audio,
-                on_progress=on_progress,
-                cancelled=lambda: self._closed or job.cancelled(),
-                **job.options,
-            )
-        except Exception as error:  # noqa: BLE001 - it belongs to this caller alone
-            self._finish(job, error)
-        else:
-            self._finish(job, result)
-
-    def _finish(self, job: _Job, outcome: dict[str, Any] | Exception) -> None:
-        with self._changed:
-            if job.future.done():
-                return  # close() has answered already
-            if isinstance(outcome, Exception):
-                job.future.set_exception(outcome)
-            else:
-                self._audio_seconds_done += job.audio.shape[-1] / SAMPLE_RATE
-                job.future.set_result(outcome)
-
-    def _fail_all(self) -> None:
-        jobs = [*self._jobs, *([self._running] if self._running else [])]
-        self._jobs.clear()
-        for job in jobs:
-            if not job.future.done():
-                job.future.set_exception(EngineClosedError("the engine was closed"))
+def _vocabulary(facts: ModelFacts) -> Vocabulary:
+    tokenizer = get_tokenizer(facts.is_multilingual, num_languages=facts.num_languages)
+    return Vocabulary(
+        size=facts.dims.n_vocab,
+        eot=tokenizer.eot,
+        timestamp_begin=tokenizer.timestamp_begin,
+        no_timestamps=tokenizer.no_timestamps,
+    )
 
 
 def _never() -> bool:

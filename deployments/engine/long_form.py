@@ -10,61 +10,58 @@ import numpy as np
 from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
-from whisper.model import Whisper
 
-from deployments.engine.mel import log_mel_spectrogram
+from deployments.engine.alignment import find_alignment
+from deployments.engine.session import Session
 
 OnProgress = Callable[[float, float], None]
 OnSegments = Callable[[list[dict[str, Any]]], None]
-Cancelled = Callable[[], bool]
 
 
-class TranscriptionCancelled(Exception):
-    """`cancelled()` was true; nothing more of this recording is decoded."""
-
-
-def _private_transcribe_module() -> ModuleType:
-    """A second instance of `whisper/transcribe.py`, whose globals can be replaced without touching the official one."""
-    spec = importlib.util.find_spec("whisper.transcribe")
+def _private(name: str) -> ModuleType:
+    """A second instance of a module, whose globals can be replaced without touching the official one."""
+    spec = importlib.util.find_spec(name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_official = _private_transcribe_module()
-vars(_official)["log_mel_spectrogram"] = log_mel_spectrogram
+_timing = _private("whisper.timing")
+vars(_timing)["find_alignment"] = find_alignment
+_official = _private("whisper.transcribe")
+vars(_official)["add_word_timestamps"] = _timing.add_word_timestamps
+# It is given the spectrogram instead of the waveform.
+vars(_official)["log_mel_spectrogram"] = lambda mel, n_mels, padding: mel
 _TRANSCRIBE_CODE: CodeType = _official.transcribe.__code__
 
 
 def transcribe(
-    model: Whisper,
+    session: Session,
     audio: np.ndarray,
     *,
     on_progress: OnProgress | None = None,
     on_segments: OnSegments | None = None,
-    cancelled: Cancelled | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`whisper.transcribe(model, audio, **options)`, with callbacks between windows.
+    """`whisper.transcribe` with the model behind `session`, and callbacks between windows.
 
     audio: waveform at 16 kHz, float32 or int16, shape (samples,)
     on_progress(done_seconds, total_seconds): once with 0 when the work begins, then after each window
     on_segments(segments): after each window, with those now final
-    cancelled(): asked before each decode; true raises TranscriptionCancelled
 
     One argument is treated otherwise than upstream: a clip that ends after the recording ends with it.
     `whisper.transcribe` decodes the emptiness behind the end again and again, without moving on.
     """
     total = audio.shape[-1] / SAMPLE_RATE
-    observer = _Observer(total, on_progress, on_segments, cancelled)
+    observer = _Observer(total, on_progress, on_segments)
     observer.report(0.0, [])
     if "clip_timestamps" in options:
         # The last whole frame, because Whisper would round up to one that does not exist.
         end = audio.shape[-1] // HOP_LENGTH / FRAMES_PER_SECOND
         options["clip_timestamps"] = _within(options["clip_timestamps"], end)
     result: dict[str, Any] = _official.transcribe(
-        _ObservedModel(model, observer), audio, **options
+        _StandIn(session, observer), session.mel(audio), **options
     )
     observer.report(total, result["segments"])
     return result
@@ -84,12 +81,10 @@ class _Observer:
         total: float,
         on_progress: OnProgress | None,
         on_segments: OnSegments | None,
-        cancelled: Cancelled | None,
     ) -> None:
         self.total = total
         self.on_progress = on_progress
         self.on_segments = on_segments
-        self.cancelled = cancelled
         self.done = -1.0
         self.segments_passed_on = 0
 
@@ -103,10 +98,8 @@ class _Observer:
             self.on_progress(min(done, self.total), self.total)
         self.done = max(done, self.done)
 
-    def before_decode(self) -> None:
-        if self.cancelled and self.cancelled():
-            raise TranscriptionCancelled
-        # Upstream offers no callback; what is done so far stands in the variables of the running call.
+    def look(self) -> None:
+        """Upstream offers no callback; what is done so far stands in the variables of the running call."""
         frame = sys._getframe()
         while frame.f_code is not _TRANSCRIBE_CODE:
             assert frame.f_back is not None
@@ -114,20 +107,25 @@ class _Observer:
         self.report(frame.f_locals["time_offset"], frame.f_locals["all_segments"])
 
 
-class _ObservedModel:
-    """The model as one run of `transcribe` sees it: itself, but for a look around before each decode."""
+class _StandIn:
+    """The model as one run of `transcribe` sees it."""
 
-    def __init__(self, model: Whisper, observer: _Observer) -> None:
-        self._model = model
+    def __init__(self, session: Session, observer: _Observer) -> None:
+        self._session = session
         self._observer = observer
+        self.dims = session.facts.dims
+        self.device = session.facts.device
+        self.is_multilingual = session.facts.is_multilingual
+        self.num_languages = session.facts.num_languages
+        self.attended_frames = session.attended_frames
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, mel: Tensor, tokens: Tensor) -> Tensor:
-        return self._model(mel, tokens)
+    def detect_language(self, mel: Tensor) -> tuple[None, dict[str, float]]:
+        return None, self._session.detect_language(mel)
 
     def decode(self, mel: Tensor, options: DecodingOptions) -> DecodingResult:
-        self._observer.before_decode()
-        result: DecodingResult = self._model.decode(mel, options)
-        return result
+        window = self._session.window
+        if window is not mel:
+            if window is not None:
+                self._session.leave_window()
+            self._observer.look()
+        return self._session.decode(mel, options)

@@ -2,6 +2,8 @@
 complex spectrum of the whole recording (an hour: 1.9 GB at once, four hours: 8 GB).
 """
 
+from collections.abc import Generator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,23 +22,37 @@ def log_mel_spectrogram(
     audio: waveform at 16 kHz, float32 or int16, shape (samples,)
     padding: zero samples to add on the right; at least half an FFT window, so that the end of the
         signal reflects nothing but zeros (`whisper.transcribe` always adds 30 s)
+    """
+    pieces = in_pieces(audio, n_mels, padding, torch.device("cpu"))
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def in_pieces(
+    audio: np.ndarray, n_mels: int, padding: int, device: torch.device
+) -> Generator[None, None, Tensor]:
+    """`log_mel_spectrogram`, computed on `device`; yields after each piece and returns the result, on the CPU.
 
     Only the clamp to the maximum of the whole recording needs every frame at once.
     """
     if padding < _MARGIN:
         raise ValueError(f"padding must be at least {_MARGIN} samples")
-    window = torch.hann_window(N_FFT)
-    filters = mel_filters("cpu", n_mels)
+    window = torch.hann_window(N_FFT, device=device)
+    filters = mel_filters(device, n_mels)
     frames = (audio.shape[-1] + padding) // HOP_LENGTH
     log_spec = torch.empty(n_mels, frames)
     for start in range(0, frames, PIECE_FRAMES):
         end = min(start + PIECE_FRAMES, frames)
-        samples = _samples_for_frames(audio, start, end)
+        samples = _samples_for_frames(audio, start, end).to(device)
         stft = torch.stft(
             samples, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True
         )
         magnitudes = stft.abs() ** 2
         log_spec[:, start:end] = torch.clamp(filters @ magnitudes, min=1e-10).log10()
+        yield
     log_spec.clamp_(min=log_spec.max() - 8.0)
     return log_spec.add_(4.0).div_(4.0)
 

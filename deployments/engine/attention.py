@@ -1,0 +1,267 @@
+"""What the decoder attends to: the windows' audio, and the tokens decoded so far, in slots allocated once."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deployments.engine.layers import packs_weights
+
+
+class CrossAttention(Protocol):
+    """Keys and values of each window's audio, once per window: its beams, or the tokens of its prompt, are the
+    query positions of one attention call.
+    """
+
+    bytes_per_slot: int
+
+    def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """keys, values: shape (audio context, state)."""
+        ...
+
+    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        """Output of shape (windows, positions, state) for queries of that shape, a window for each slot."""
+        ...
+
+    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        """Attention before the softmax in fp32, shape (windows, heads, positions, audio context)."""
+        ...
+
+
+def cross_attention(
+    *,
+    layers: int,
+    slots: int,
+    heads: int,
+    context: int,
+    state: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> CrossAttention:
+    fits = (state // heads) % _PackedCrossAttention.BLOCK == 0
+    if packs_weights(device, dtype) and fits:
+        return _PackedCrossAttention(layers, slots, heads, context, state)
+    return _PlainCrossAttention(layers, slots, heads, context, state, device, dtype)
+
+
+class _PlainCrossAttention:
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        heads: int,
+        context: int,
+        state: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._heads = heads
+        shape = (layers, slots, heads, context, state // heads)
+        self._keys = torch.zeros(shape, device=device, dtype=dtype)
+        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        self.bytes_per_slot = 2 * self._keys.nbytes // slots
+
+    def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        self._keys[layer, slot] = _split_heads(keys, self._heads)
+        self._values[layer, slot] = _split_heads(values, self._heads)
+
+    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        keys = rows_of(self._keys[layer], slots)
+        values = rows_of(self._values[layer], slots)
+        a = F.scaled_dot_product_attention(
+            _split_heads(queries, self._heads), keys, values
+        )
+        return a.transpose(1, 2).flatten(2)
+
+    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        # Upstream scales both sides before the product, which keeps it within the range of fp16.
+        keys = rows_of(self._keys[layer], slots)
+        scale = keys.shape[-1] ** -0.25
+        q = _split_heads(queries, self._heads)
+        return ((q * scale) @ (keys * scale).transpose(-1, -2)).float()
+
+
+class _PackedCrossAttention:
+    """The two products as grouped 1x1 convolutions, a group for each head, over weights prepacked by oneDNN.
+
+    With the five queries of a beam search, a batched matrix product reads keys and values at a quarter of
+    the memory's speed; these read them at nearly all of it.
+    """
+
+    BLOCK = 16  # oneDNN's blocked layouts want whole blocks of channels in a group
+    _QUERIES = 8  # a beam search's, about; layouts for it serve any number
+
+    def __init__(
+        self, layers: int, slots: int, heads: int, context: int, state: int
+    ) -> None:
+        self._heads = heads
+        self._context = context
+        self._padded = -(-context // self.BLOCK) * self.BLOCK
+        self._scale = (state // heads) ** -0.5
+        padding = torch.zeros(heads, self._padded)
+        padding[:, context:] = -torch.inf
+        self._padding = padding.flatten()
+        self._keys: list[list[Tensor | None]] = [[None] * slots for _ in range(layers)]
+        self._values: list[list[Tensor | None]] = [
+            [None] * slots for _ in range(layers)
+        ]
+        self.bytes_per_slot = 2 * layers * self._padded * state * 4
+
+    def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        missing = (0, 0, 0, self._padded - self._context)
+        k = F.pad(keys, missing).unflatten(1, (self._heads, -1))
+        v = F.pad(values, missing).unflatten(1, (self._heads, -1))
+        self._keys[layer][slot] = self._pack(k.transpose(0, 1))
+        self._values[layer][slot] = self._pack(v.permute(1, 2, 0))
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        heads, outputs, inputs = weight.shape
+        return torch.ops.mkldnn._reorder_convolution_weight.default(
+            weight.reshape(heads * outputs, inputs, 1, 1),
+            [0, 0],
+            [1, 1],
+            [1, 1],
+            heads,
+            [1, heads * inputs, 1, self._QUERIES],
+        )
+
+    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        out = torch.empty_like(queries)
+        for i, slot in enumerate(slots):
+            weights = self._products(layer, queries[i], slot).softmax(-1)
+            out[i] = self._convolve(weights.flatten(1), self._values[layer][slot], None)
+        return out
+
+    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+        products = [
+            self._products(layer, q, slot)
+            for q, slot in zip(queries, slots, strict=True)
+        ]
+        return torch.stack(products)[..., : self._context].transpose(1, 2)
+
+    def _products(self, layer: int, queries: Tensor, slot: int) -> Tensor:
+        """Shape (positions, heads, padded context)."""
+        products = self._convolve(
+            queries * self._scale, self._keys[layer][slot], self._padding
+        )
+        return products.unflatten(1, (self._heads, self._padded))
+
+    def _convolve(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Shape (positions, outputs) for x of shape (positions, inputs): positions are the pixels of one row."""
+        image = x[None, None].permute(0, 3, 1, 2)  # (1, inputs, 1, positions)
+        out = torch.ops.mkldnn._convolution_pointwise.default(
+            image, weight, bias, [0, 0], [1, 1], [1, 1], self._heads, "none", [], ""
+        )
+        return out.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+
+
+class SelfAttention:
+    """Keys and values of the tokens decoded so far, one tree for each slot.
+
+    A slot holds its prompt once, then, for every step, a column for each of its beams. What a beam sees are
+    its ancestors, told by a mask: reordering the beams moves no keys, and what beams share is read once.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        width: int,
+        columns: int,
+        heads: int,
+        state: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._heads = heads
+        shape = (layers, slots, heads, columns, state // heads)
+        # Zeros, because what is masked still takes part: a NaN there would spread.
+        self._keys = _lazy_zeros(shape, device, dtype)
+        self._values = _lazy_zeros(shape, device, dtype)
+        # What beam b of a slot sees: 0, and -inf elsewhere. (slots, beams, columns)
+        self._visible = torch.zeros(slots, width, columns, device=device, dtype=dtype)
+        self.columns = columns
+        self.bytes_per_slot = (2 * self._keys.nbytes + self._visible.nbytes) // slots
+
+    def write_prompt(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """keys, values: shape (tokens, state)."""
+        tokens = keys.shape[0]
+        self._keys[layer, slot, :, :tokens] = _split_heads(keys, self._heads)
+        self._values[layer, slot, :, :tokens] = _split_heads(values, self._heads)
+
+    def begin(self, slot: int, tokens: int) -> None:
+        """Every beam of the slot sees the prompt's tokens and nothing else."""
+        self._visible[slot].fill_(-torch.inf)
+        self._visible[slot, :, :tokens] = 0
+
+    def clear(self, slot: int) -> None:
+        """After a window that went wrong, whose NaNs would spread to the next one here."""
+        self._keys[:, slot] = 0
+        self._values[:, slot] = 0
+
+    def see(self, slots: Tensor, beams: Tensor, columns: Tensor) -> None:
+        """Each of these beams sees this column from now on; all of shape (rows,)."""
+        self._visible[slots, beams, columns] = 0
+
+    def write(
+        self,
+        layer: int,
+        slots: Tensor,
+        columns: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        """slots, columns: shape (rows,); keys, values: shape (rows, state)."""
+        shape = (-1, self._heads, self._keys.shape[-1])
+        self._keys[layer][slots, :, columns] = keys.reshape(shape)
+        self._values[layer][slots, :, columns] = values.reshape(shape)
+
+    def mask(self, slots: Sequence[int], width: int, columns: int) -> Tensor:
+        """For `attend`: shape (windows, 1, width, columns)."""
+        return rows_of(self._visible, slots)[:, None, :width, :columns]
+
+    def attend(
+        self, layer: int, queries: Tensor, slots: Sequence[int], mask: Tensor
+    ) -> Tensor:
+        """Output of shape (windows, beams, state) for queries of that shape, a window for each slot."""
+        columns = mask.shape[-1]
+        keys = rows_of(self._keys[layer][:, :, :columns], slots)
+        values = rows_of(self._values[layer][:, :, :columns], slots)
+        a = F.scaled_dot_product_attention(
+            _split_heads(queries, self._heads), keys, values, attn_mask=mask
+        )
+        return a.transpose(1, 2).flatten(2)
+
+    def reorder(self, slots: Tensor, parents: Tensor, columns: int) -> None:
+        """Beam b goes on from beam parents[:, b]; parents: shape (windows, beams)."""
+        windows, width = parents.shape
+        seen = self._visible[slots, :width, :columns]
+        index = parents[:, :, None].expand(windows, width, columns)
+        self._visible[slots, :width, :columns] = seen.gather(1, index)
+
+
+def rows_of(store: Tensor, slots: Sequence[int]) -> Tensor:
+    """store[slots], without a copy where the slots are the first ones in order."""
+    if list(slots) == list(range(len(slots))):
+        return store[: len(slots)]
+    return store[list(slots)]
+
+
+def _lazy_zeros(
+    shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    if device.type == "cpu" and dtype == torch.float32:
+        # Pages that no window has needed yet take no memory.
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    return torch.zeros(tuple(shape), device=device, dtype=dtype)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., positions, state) to (..., heads, positions, head state)."""
+    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)

@@ -1,0 +1,276 @@
+"""The windows that decode together: each joins at any step, goes on by one token with the others, and ends alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deployments.engine.decoder import Decoder, Rows
+from deployments.engine.group import Group
+from deployments.engine.plan import Outcome, Plan
+from deployments.engine.rules import Distribution, History, Vocabulary, distribution
+from deployments.engine.search import Selection, Trace, select_beams, select_rows
+
+
+@dataclass(eq=False)
+class _Window:
+    plan: Plan
+    no_speech_prob: float
+    sampled: int = 0  # tokens so far
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of the windows that took part in a step: the slots of those that are done, and of those that met a NaN."""
+
+    done: list[int]
+    broken: list[int]
+
+
+class Batch:
+    """The search state of every slot, on the model's device.
+
+    width, steps: the most beams, or samples, of a window, and the most tokens
+
+    A step waits for the device once, at its end, to learn which windows are done.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        slots: int,
+        width: int,
+        steps: int,
+        device: torch.device,
+    ) -> None:
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+        self._device = device
+        self._windows: dict[int, _Window] = {}
+        self._group: Group | None = None
+
+        def grid(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+
+        self._step = grid()
+        self._prompt = grid()
+        self._finished = grid()
+        self._score = grid(width, dtype=torch.float32)
+        self._ended = grid(width, dtype=torch.bool)
+        self._last = grid(width, dtype=torch.bool)
+        self._penultimate = grid(width, dtype=torch.bool)
+        self._latest = grid(width)
+        # What each step has written down, see `search.Trace`.
+        self._tokens = grid(steps, width)
+        self._parents = grid(steps, width)
+        self._finished_scores = grid(steps, width, dtype=torch.float32)
+        self._finished_parents = grid(steps, width)
+        self._uniforms = grid(steps, width, dtype=torch.float64)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes // len(tensor) for tensor in tensors)
+
+    def check_fits(self, plan: Plan) -> None:
+        """Raises ValueError if no slot can hold such a window."""
+        steps, width = self._tokens.shape[1:]
+        columns = len(plan.prompt) + (plan.steps - 1) * plan.width
+        if plan.width > width or plan.steps > steps or columns > self._decoder.columns:
+            raise ValueError(
+                f"{plan.width} beams or samples of {plan.steps} tokens are more than a window may have"
+                f" ({width} of {steps})"
+            )
+
+    def join(
+        self, slots: Sequence[int], plans: Sequence[Plan], numbers: Sequence[int]
+    ) -> Progress:
+        """Read the prompts of windows whose audio is in their slots, and choose their first tokens.
+
+        numbers: of the windows in their requests, for their random draws
+        """
+        hidden = self._decoder.prefill(slots, [plan.prompt for plan in plans])
+        windows = torch.arange(len(slots), device=self._device)
+        starts = self._tensor([plan.sot_index for plan in plans])
+        ends = self._tensor([len(plan.prompt) - 1 for plan in plans])
+        hidden = torch.cat([hidden[windows, starts], hidden[windows, ends]])
+        at_start, logits = self._decoder.logits(hidden).chunk(2)
+        no_speech = self._no_speech(at_start, plans)
+        for row, (slot, plan) in enumerate(zip(slots, plans, strict=True)):
+            self._windows[slot] = _Window(plan, no_speech[row])
+            self._score[slot] = 0
+            if plan.finished_needed is not None:
+                # All beams are still the same: only the first one counts.
+                self._score[slot, 1:] = -math.inf
+            if plan.samples:
+                draws = plan.uniforms(numbers[row]).to(self._device)
+                self._uniforms[slot, : plan.steps, : plan.width] = draws
+        group = Group(list(slots), plans, self._vocabulary, self._device, first=True)
+        index = group.index
+        self._prompt[index] = self._tensor([len(plan.prompt) for plan in plans])
+        self._step[index] = 0
+        self._finished[index] = 0
+        self._ended[index] = False
+        self._last[index] = False
+        self._penultimate[index] = True
+        self._latest[index] = -1
+        self._group = None
+        return self._advance(group, logits[group.row_window])
+
+    def step(self, slots: Sequence[int]) -> Progress:
+        """One more token for each of these windows.
+
+        If it fails, nothing has changed that a second try would not set right.
+        """
+        group = self._group
+        if group is None or group.slots != list(slots):
+            plans = [self._windows[slot].plan for slot in slots]
+            group = Group(
+                list(slots), plans, self._vocabulary, self._device, first=False
+            )
+            self._group = group
+        sampled = self._step[group.row_slot] - 1  # the number of the token that is read
+        prompt = self._prompt[group.row_slot]
+        rows = Rows(
+            group,
+            position=prompt + sampled,
+            column=prompt + sampled * group.row_width + group.row_beam,
+            columns=max(self._columns(slot) for slot in slots),
+        )
+        tokens = self._tokens[group.row_slot, sampled, group.row_beam]
+        return self._advance(group, self._decoder.step(tokens, rows))
+
+    def outcome(self, slot: int) -> Outcome:
+        """What has come out of a window that is done."""
+        window = self._windows[slot]
+        steps, width = window.sampled, window.plan.width
+
+        def written(store: Tensor) -> np.ndarray:
+            return store[slot, :steps, :width].cpu().numpy()
+
+        trace = Trace(
+            tokens=written(self._tokens),
+            parents=written(self._parents),
+            finished_scores=written(self._finished_scores),
+            finished_parents=written(self._finished_parents),
+            scores=self._score[slot, :width].cpu().numpy(),
+        )
+        return Outcome(trace, window.no_speech_prob)
+
+    def clear(self, slot: int) -> None:
+        """After a window that failed: nothing of it may reach the next one in its slot."""
+        self._decoder.clear(slot)
+
+    def _advance(self, group: Group, logits: Tensor) -> Progress:
+        """Choose the next tokens from logits of shape (rows, vocabulary)."""
+        index, width = group.index, group.width
+        history = History(
+            group.timestamps,
+            self._last[group.row_slot, group.row_beam],
+            self._penultimate[group.row_slot, group.row_beam],
+            self._latest[group.row_slot, group.row_beam],
+        )
+        chances = distribution(
+            logits,
+            self._vocabulary,
+            history,
+            suppressed=group.suppressed,
+            initial_timestamps=group.initial_timestamps,
+        )
+        logprobs, tokens = chances.candidates(width + 1 if group.any_beams else 1)
+        scores = self._score[index, :width]
+        selection = None
+        if group.any_beams:
+            selection = select_beams(
+                scores,
+                group.to_grid(logprobs, -math.inf),
+                group.to_grid(tokens),
+                group.widths,
+                self._vocabulary.eot,
+            )
+        if group.any_rows:
+            logprobs, tokens = logprobs[:, 0], tokens[:, 0]
+            if group.sampling is not None:
+                drawn = self._draw(group, chances)
+                logprobs = logprobs.index_copy(0, group.sampling, drawn[0])
+                tokens = tokens.index_copy(0, group.sampling, drawn[1])
+            rows = select_rows(
+                scores,
+                group.to_grid(logprobs),
+                group.to_grid(tokens),
+                self._ended[index, :width],
+                self._vocabulary.eot,
+            )
+            selection = rows if selection is None else group.merged(selection, rows)
+        assert selection is not None
+        return self._commit(group, selection)
+
+    def _draw(self, group: Group, chances: Distribution) -> tuple[Tensor, Tensor]:
+        assert group.sampling is not None and group.temperatures is not None
+        slot, beam = group.row_slot[group.sampling], group.row_beam[group.sampling]
+        uniform = self._uniforms[slot, self._step[slot], beam]
+        return chances.rows(group.sampling).sample(group.temperatures, uniform)
+
+    def _commit(self, group: Group, selection: Selection) -> Progress:
+        index, width, step = group.index, group.width, self._step[group.index]
+        self._tokens[index, step, :width] = selection.tokens
+        self._parents[index, step, :width] = selection.parents
+        self._finished_scores[index, step, :width] = selection.finished_scores
+        self._finished_parents[index, step, :width] = selection.finished_parents
+        self._finished[index] += (~selection.finished_scores.isnan()).sum(1)
+        scores = selection.scores.masked_fill(~group.real, -math.inf)
+        self._score[index, :width] = scores
+        self._ended[index, :width] = selection.tokens == self._vocabulary.eot
+
+        timestamp = selection.tokens >= self._vocabulary.timestamp_begin
+        latest = self._latest[index, :width].gather(1, selection.parents)
+        self._latest[index, :width] = torch.where(
+            timestamp, selection.tokens - self._vocabulary.timestamp_begin, latest
+        )
+        last = self._last[index, :width].gather(1, selection.parents)
+        # Before the second token there is no penultimate one, which counts as a timestamp.
+        self._penultimate[index, :width] = last | (step == 0)[:, None]
+        self._last[index, :width] = timestamp
+        columns = max(self._columns(slot) for slot in group.slots)
+        self._decoder.reorder(index, selection.parents, columns)
+        self._step[index] = step + 1
+        for slot in group.slots:
+            self._windows[slot].sampled += 1
+
+        found_enough = self._finished[index] >= group.finished_needed
+        all_ended = (self._ended[index, :width] | ~group.real).all(1)
+        completed = torch.where(group.competes, found_enough, all_ended)
+        broken = scores.isnan().any(1)
+        flags = torch.stack([completed, broken]).tolist()
+        return Progress(
+            done=[
+                slot
+                for slot, complete in zip(group.slots, flags[0], strict=True)
+                if complete or self._exhausted(slot)
+            ],
+            broken=[
+                slot for slot, bad in zip(group.slots, flags[1], strict=True) if bad
+            ],
+        )
+
+    def _exhausted(self, slot: int) -> bool:
+        window = self._windows[slot]
+        return window.sampled >= window.plan.steps
+
+    def _columns(self, slot: int) -> int:
+        """In use, with those of the tokens sampled last."""
+        window = self._windows[slot]
+        return len(window.plan.prompt) + window.sampled * window.plan.width
+
+    def _no_speech(self, logits: Tensor, plans: Sequence[Plan]) -> list[float]:
+        tokens = [plan.tokenizer.no_speech for plan in plans]
+        probabilities = logits.softmax(-1).gather(1, self._tensor(tokens)[:, None])
+        return [float(p) for p in probabilities[:, 0].tolist()]
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
