@@ -9,9 +9,9 @@ from ray import serve
 from ray.serve import Application
 
 from deployments import http_api
-from deployments.config import AppArgs, ModelArgs
+from deployments.config import AppArgs, ModelArgs, windows_together
 from deployments.router import Router
-from deployments.whisper_model import MAX_CALLERS, WhisperModel
+from deployments.whisper_model import WhisperModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,20 @@ def build_app(args: AppArgs) -> Application:
 
 def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
     min_replicas = args.min_replicas(model)
+    at_once = args.requests_at_once(model, gpu_share > 0)
     deployment = serve.deployment(
         name=model.deployment,
-        max_ongoing_requests=MAX_CALLERS,
+        # The router lets no more through; they may all have to go to one replica.
+        max_ongoing_requests=at_once,
         # A CPU is no resource to reserve here: the third model would never start on two cores.
         ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share},
         autoscaling_config={
             "min_replicas": min_replicas,
             "max_replicas": model.max_replicas,
-            "target_ongoing_requests": max(1, args.max_requests_per_model // 2),
+            # A further replica is worth starting for what those there do not decode together.
+            "target_ongoing_requests": min(
+                windows_together(gpu_share > 0), max(1, at_once // model.max_replicas)
+            ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
         },
@@ -54,7 +59,7 @@ def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Appl
         # A replica that is to stop finishes what it has begun.
         graceful_shutdown_timeout_s=args.request_timeout_s,
     )(WhisperModel)
-    return deployment.bind(model, min_replicas > 0)
+    return deployment.bind(model, min_replicas > 0, gpu_share)
 
 
 def _gpu_shares(args: AppArgs) -> dict[str, float]:

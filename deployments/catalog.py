@@ -13,7 +13,8 @@ class OfficialModel:
     name: the canonical name, used for the deployment and in answers
     sha256: of the checkpoint file; part of its address
     parameters_m: millions of parameters, as upstream quotes them
-    vram_gb: memory for fp16 inference in GB, as upstream quotes it (tiny to large: README of openai/whisper)
+    vram_gb: GB (1e9 bytes) of a GPU for weights in fp16, the engine's workspace and the slots of 16 windows or
+        more; computed from the model's dimensions, not measured
     aliases: other official names of the same file
     file: the file's name, where it is not the canonical name
     """
@@ -53,67 +54,67 @@ _OFFICIAL = (
         "tiny.en",
         "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
         39,
-        1.0,
+        2.0,
     ),
     OfficialModel(
         "tiny",
         "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
         39,
-        1.0,
+        2.0,
     ),
     OfficialModel(
         "base.en",
         "25a8566e1d0c1e2231d1c762132cd20e0f96a85d16145c3a00adf5d1ac670ead",
         74,
-        1.5,
+        2.5,
     ),
     OfficialModel(
         "base",
         "ed3a0b6b1c0edf879ad9b11b1af5a0e6ab5db9205f891f668f8b0e6c6326e34e",
         74,
-        1.5,
+        2.5,
     ),
     OfficialModel(
         "small.en",
         "f953ad0fd29cacd07d5a9eda5624af0f6bcf2258be67c92b79389873d91e0872",
         244,
-        2.0,
+        4.5,
     ),
     OfficialModel(
         "small",
         "9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
         244,
-        2.0,
+        4.5,
     ),
     OfficialModel(
         "medium.en",
         "d7440d1dc186f76616474e0ff0b3b6b879abc9d1a4926b7adfa41db2d497ab4f",
         769,
-        5.0,
+        10.0,
     ),
     OfficialModel(
         "medium",
         "345ae4da62f9b3d59415adc60127b97c714f32e89e936602e85993674d08dcb1",
         769,
-        5.0,
+        10.0,
     ),
     OfficialModel(
         "large-v1",
         "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a",
         1550,
-        10.0,
+        15.0,
     ),
     OfficialModel(
         "large-v2",
         "81f7c96c852ee8fc832187b0132e569d6c3065a3252ed18e56effd0b6a73e524",
         1550,
-        10.0,
+        15.0,
     ),
     OfficialModel(
         "large-v3",
         "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
         1550,
-        10.0,
+        15.0,
         aliases=("large",),
     ),
     OfficialModel(

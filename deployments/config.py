@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deployments import catalog
 
+# The engine's most windows at once; it may have memory for fewer.
+_WINDOWS_TOGETHER = {"cpu": 8, "cuda": 32}
+
 
 class _Args(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -87,8 +90,11 @@ class AppArgs(_Args):
     placement_timeout_s: float = Field(
         10, gt=0, description="for a free share of a GPU"
     )
-    max_requests_per_model: int = Field(
-        64, ge=1, description="fetched and in work at once, for each model"
+    max_requests_per_model: int | None = Field(
+        None,
+        ge=1,
+        description="fetched and in work at once, for each model;"
+        " unset: twice what its replicas decode together",
     )
     max_waiting_requests: int = Field(
         1000, ge=0, description="beyond those, for each model; more are refused"
@@ -123,8 +129,23 @@ class AppArgs(_Args):
         aliases = [alias for alias, name in catalog.ALIASES.items() if name in served]
         return [model.name for model in self.models] + aliases
 
+    def requests_at_once(self, model: ModelArgs, on_gpu: bool) -> int:
+        """How many requests for the model may be fetched and in work at the same time.
+
+        Each holds its samples in the router, and its samples, its spectrogram and a thread in a replica.
+        Those above what decodes together are fetched meanwhile and take over at once.
+        """
+        if self.max_requests_per_model is not None:
+            return self.max_requests_per_model
+        return 2 * windows_together(on_gpu) * model.max_replicas
+
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""
         if model.min_replicas is not None:
             return model.min_replicas
         return 1 if model.name == self.default_model else 0
+
+
+def windows_together(on_gpu: bool) -> int:
+    """How many windows, each of another request, a replica decodes together at most."""
+    return _WINDOWS_TOGETHER["cuda" if on_gpu else "cpu"]

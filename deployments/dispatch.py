@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # A replica that answered this recently is not asked again whether it is ready.
 _STILL_THERE_S = 1.0
+# A replica that is busy starting may leave this question unanswered.
+_SLOTS_TIMEOUT_S = 1.0
 
 
 class _ReplicaDiedError(Exception):
@@ -36,6 +38,7 @@ class ModelClient:
     """What the router knows of one model's deployment.
 
     gpu_share: what a replica asks of one GPU; 0 where there is none
+    at_once: how many requests are admitted at the same time
     """
 
     def __init__(
@@ -49,9 +52,12 @@ class ModelClient:
         self._handle = handle
         self._args = args
         self._gpu_share = gpu_share
-        self._places = asyncio.Semaphore(args.max_requests_per_model)
+        self.at_once = args.requests_at_once(model, gpu_share > 0)
+        self._places = asyncio.Semaphore(self.at_once)
+        self._admitted = 0
         self._waiting = 0
         self._answered_at = -math.inf
+        self._slots_of: dict[int, int] = {}
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -68,9 +74,11 @@ class ModelClient:
             await self._places.acquire()
         finally:
             self._waiting -= 1
+        self._admitted += 1
         try:
             yield
         finally:
+            self._admitted -= 1
             self._places.release()
 
     async def transcribe(
@@ -118,6 +126,32 @@ class ModelClient:
                     yield event
         except _ReplicaDiedError:
             raise self._replica_died() from None
+
+    async def slots(self, replicas: int) -> dict[str, int] | None:
+        """`slots`, `slots_in_use` and `windows_waiting`, summed over the replicas that have loaded the
+        model and answer at once; None where there is none. Starts none.
+
+        replicas: how many run
+        """
+        if not replicas:
+            return None
+        if not self._admitted and (slots := self._slots_of.get(replicas)):
+            # To Serve a question is a request: an idle replica that is often asked would never stop.
+            return {"slots": slots, "slots_in_use": 0, "windows_waiting": 0}
+        try:
+            answers = await self._handle.broadcast("slots").results_async(
+                timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
+            )
+        except (TimeoutError, DeploymentUnavailableError):
+            return None
+        # The others still load the model, or have died.
+        loaded = [answer for answer in answers if isinstance(answer, dict)]
+        if not loaded:
+            return None
+        total = {key: sum(answer[key] for answer in loaded) for key in loaded[0]}
+        if len(loaded) == replicas:
+            self._slots_of[replicas] = total["slots"]
+        return total
 
     async def _transcribe_once(
         self, audio: np.ndarray, request: TranscriptionRequest, budget: "_Budget"

@@ -79,7 +79,7 @@ def build() -> FastAPI:
 
     @app.get("/models")
     async def models() -> list[dict[str, Any]]:
-        """The served models, whether their weights are at hand and whether a replica is up."""
+        """The served models, whether their weights are at hand, whether a replica is up, and its slots in use."""
         return await _router().models()
 
     @app.get("/health")

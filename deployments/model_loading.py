@@ -3,19 +3,15 @@
 import os
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 import whisper
-from whisper import timing
 from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
 from deployments.engine import Engine
 from deployments.errors import CheckpointError
-
-_DTW_INPUT = numba.types.Array(numba.float64, 2, "C")
 
 
 def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisper:
@@ -76,12 +72,3 @@ def warm_up(engine: Engine) -> None:
     engine.transcribe(
         silence, language="en", temperature=0.0, beam_size=5, sample_len=2
     )
-
-
-def compile_timing() -> None:
-    """Compile the code behind word timestamps, which numba would do at the first request that wants them.
-
-    Takes seconds and needs no model: run it beside other work. It compiles without running, because
-    numba's parallel code must not run in two threads at once.
-    """
-    timing.dtw_cpu.compile((_DTW_INPUT,))

@@ -76,7 +76,8 @@ class Router:
         }
         # Enough for all that are admitted: slow hosts behind one model's URLs do not stop another model.
         self._threads = ThreadPoolExecutor(
-            args.max_requests_per_model * len(args.models), thread_name_prefix="fetch"
+            sum(client.at_once for client in self._clients.values()),
+            thread_name_prefix="fetch",
         )
         self._fetch_limits = FetchLimits(
             max_bytes=args.max_download_bytes,
@@ -121,10 +122,15 @@ class Router:
                     yield item
 
     async def models(self) -> list[dict[str, Any]]:
-        """The served models: what is known of each, whether its weights are at hand (on this machine) and
-        whether a replica is up.
+        """The served models: what is known of each, whether its weights are at hand (on this machine),
+        whether a replica is up, and how many of its slots are in use.
         """
-        return await asyncio.to_thread(self._describe_models)
+        running = await asyncio.to_thread(_running_replicas)
+        described = (
+            self._describe(model, running.get(model.deployment, 0))
+            for model in self._args.models
+        )
+        return await asyncio.gather(*described)
 
     async def health(self) -> dict[str, str]:
         """That this application is up, and which one it is."""
@@ -159,7 +165,7 @@ class Router:
         """The job's waveform, with one of the model's places for as long as it is in memory."""
         waiting = time.monotonic()
         async with job.client.admitted():
-            event.admission_s = time.monotonic() - waiting
+            event.queue_s = time.monotonic() - waiting
             gone = threading.Event()
             # In this request's context, for the request id that Serve puts into log lines.
             load = partial(contextvars.copy_context().run, self._load_audio, job, gone)
@@ -183,13 +189,12 @@ class Router:
             samples = decode_audio(file, self._args.max_audio_s, gone.is_set)
         return _Audio(samples, fetched - started, time.monotonic() - fetched)
 
-    def _describe_models(self) -> list[dict[str, Any]]:
-        running = _running_deployments()
-        return [self._describe(model, running) for model in self._args.models]
-
-    def _describe(self, model: ModelArgs, running: set[str]) -> dict[str, Any]:
+    async def _describe(self, model: ModelArgs, replicas: int) -> dict[str, Any]:
         official = model.official
-        at_hand = checkpoints.find(model.name, model.checkpoint) is not None
+        at_hand = await asyncio.to_thread(
+            checkpoints.find, model.name, model.checkpoint
+        )
+        slots = await self._clients[model.name].slots(replicas) or {}
         return {
             "name": model.name,
             "aliases": [
@@ -200,8 +205,11 @@ class Router:
             "default": model.name == self._args.default_model,
             "parameters": official.parameters_m * 1_000_000 if official else None,
             "multilingual": official.multilingual if official else None,
-            "weights_at_hand": at_hand,
-            "replica_up": model.deployment in running,
+            "weights_at_hand": at_hand is not None,
+            "replica_up": replicas > 0,
+            "slots": slots.get("slots"),
+            "slots_in_use": slots.get("slots_in_use"),
+            "windows_waiting": slots.get("windows_waiting"),
         }
 
 
@@ -231,7 +239,8 @@ class _Event:
     request_id: str
     model: str = "-"
     duration_s: float = 0.0
-    admission_s: float = 0.0
+    queue_s: float = 0.0
+    batch: float = 0.0
 
 
 @contextmanager
@@ -258,37 +267,44 @@ def _answered(request_id: str | None) -> Iterator[_Event]:
     finally:
         logger.log(
             level,
-            "request_id=%s model=%s status=%d reason=%s duration=%.2f seconds=%.3f",
+            "request_id=%s model=%s status=%d reason=%s duration=%.2f seconds=%.3f"
+            " queue=%.3f batch=%.1f",
             event.request_id,
             event.model,
             status,
             reason,
             event.duration_s,
             time.monotonic() - started,
+            event.queue_s,
+            event.batch,
         )
 
 
 def _complete(answer: dict[str, Any], audio: _Audio, event: _Event) -> dict[str, Any]:
     event.duration_s = audio.duration_s
     timings = answer["timings"]
+    event.queue_s += timings["queue"]
+    event.batch = timings["batch"]
     answer["timings"] = {
         "download": audio.download_s,
         "decode": audio.decode_s,
         "model_start": timings["model_start"],
-        "queue": event.admission_s + timings["queue"],
+        "queue": event.queue_s,
         "transcribe": timings["transcribe"],
+        "batch": event.batch,
     }
     return answer | {"duration": audio.duration_s, "request_id": event.request_id}
 
 
-def _running_deployments() -> set[str]:
-    name = serve.get_replica_context().app_name
-    deployments = serve.status().applications[name].deployments
+def _running_replicas() -> dict[str, int]:
+    """By deployment."""
+    application = serve.get_replica_context().app_name
+    deployments = serve.status().applications[application].deployments
     return {
-        name
-        for name, deployment in deployments.items()
-        if any(
-            state == "RUNNING" and count
+        name: sum(
+            count
             for state, count in deployment.replica_states.items()
+            if state == "RUNNING"
         )
+        for name, deployment in deployments.items()
     }

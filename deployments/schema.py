@@ -354,13 +354,14 @@ class Word(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time went, in seconds."""
+    """Where the time went, in seconds; but `batch`: how many windows decoded together, on average."""
 
     download: float = 0.0
     decode: float = 0.0
     model_start: float = 0.0
     queue: float = 0.0
     transcribe: float = 0.0
+    batch: float = 0.0
 
 
 class TranscriptionResponse(BaseModel):

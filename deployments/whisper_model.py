@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 
 from deployments import checkpoints
 from deployments.config import ModelArgs
@@ -26,6 +25,7 @@ from deployments.errors import (
     WhisperServeError,
 )
 from deployments.logs import log_through_serve, place_of
+from deployments.metrics import EngineMetrics
 from deployments.schema import (
     TranscriptionRequest,
     check_fits_model,
@@ -34,14 +34,12 @@ from deployments.schema import (
 )
 
 if TYPE_CHECKING:
-    from whisper.model import Whisper
-
-    from deployments.engine import Engine
+    from deployments.engine import Engine, Usage
 
 logger = logging.getLogger(__name__)
 
-# Threads that wait for the engine; it decides what runs.
-MAX_CALLERS = 1000
+# More than are ever in work; a caller who has left keeps his thread until the engine has noticed.
+_MAX_CALLERS = 1000
 
 
 class WhisperModel:
@@ -51,15 +49,18 @@ class WhisperModel:
     preload: load within the constructor, so that a failure shows in `serve.status()`. Without it a
         failure is told to the callers (a failing constructor would leave them waiting for ever), and
         the next one after them finds a new attempt under way.
+    gpu_share: what this replica has of one GPU, and may take of its memory; 0: it runs on the CPU
     """
 
-    def __init__(self, model: ModelArgs, preload: bool) -> None:
+    def __init__(self, model: ModelArgs, preload: bool, gpu_share: float) -> None:
         log_through_serve()
         self._model = model
-        # Ray does not hide GPUs from an actor that asked for none.
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._gpu_share = gpu_share
+        # What was asked for: Ray does not hide GPUs from an actor that asked for none.
+        self._device = "cuda" if gpu_share else "cpu"
         self._gpu_failed = False
-        self._callers = ThreadPoolExecutor(MAX_CALLERS, thread_name_prefix="caller")
+        self._metrics = EngineMetrics(model.name)
+        self._callers = ThreadPoolExecutor(_MAX_CALLERS, thread_name_prefix="caller")
         self._attempt = _LoadAttempt(self._load)
         if preload:
             self._attempt.future.result()
@@ -110,6 +111,18 @@ class WhisperModel:
             # Nobody may be left to hear how it ended.
             work.add_done_callback(lambda task: task.cancelled() or task.exception())
 
+    async def slots(self) -> dict[str, int] | None:
+        """How many windows can be decoded together, how many are, and how many wait; None while loading."""
+        engine = self._attempt.result
+        if engine is None:
+            return None
+        stats = engine.stats()
+        return {
+            "slots": stats.slots,
+            "slots_in_use": stats.slots_in_use,
+            "windows_waiting": stats.windows_waiting,
+        }
+
     async def check_health(self) -> None:
         """Called by Serve; an exception has the replica replaced."""
         engine = self._attempt.result
@@ -144,13 +157,19 @@ class WhisperModel:
             logger.error("model=%s at=%s", name, place_of(error))
             reason = f"loading failed ({type(error).__name__})"
             raise self._unavailable(reason) from None
+        stats = engine.stats()
         logger.info(
-            "model=%s event=loaded device=%s converted=%s seconds=%.1f",
+            "model=%s event=loaded device=%s converted=%s seconds=%.1f"
+            " slots=%d slot_mb=%.0f held_mb=%.0f",
             name,
             self._device,
             checkpoint.converted,
             time.monotonic() - started,
+            stats.slots,
+            stats.slot_bytes / 1e6,
+            stats.bytes_held / 1e6,
         )
+        self._metrics.watch(engine)
         return engine
 
     def _start_engine(self, path: Path) -> "Engine":
@@ -158,11 +177,16 @@ class WhisperModel:
 
         from deployments import model_loading
         from deployments.engine import Engine
+        from deployments.engine.alignment import compile_dtw
 
         try:
+            # Nothing here keeps the loaded model, of which the engine has its own copy.
             engine = Engine(
-                model_loading.load_model(path, self._device, self._model.official)
+                model_loading.load_model(path, self._device, self._model.official),
+                memory_bytes=self._memory_bytes(),
             )
+            if self._gpu_share:
+                torch.cuda.empty_cache()
             try:
                 model_loading.warm_up(engine)
             except BaseException:
@@ -171,8 +195,17 @@ class WhisperModel:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise MemoryError from None
-        threading.Thread(target=model_loading.compile_timing, daemon=True).start()
+        # Seconds, which the first request for word timestamps would spend; it needs no model.
+        threading.Thread(target=compile_dtw, daemon=True).start()
         return engine
+
+    def _memory_bytes(self) -> int | None:
+        """What the engine may take of the GPU's memory."""
+        if not self._gpu_share:
+            return None
+        from deployments.model_loading import card_memory
+
+        return int(self._gpu_share * card_memory())
 
     def _unavailable(self, reason: str) -> ModelUnavailableError:
         logger.warning("model=%s event=load_failed reason=%s", self._model.name, reason)
@@ -186,31 +219,31 @@ class WhisperModel:
         on_segments: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> dict[str, Any]:
         engine = await self._engine()
-        queued = time.monotonic()
-        started = queued
         gone = threading.Event()
-
-        def note_progress(done: float, total: float) -> None:
-            nonlocal started
-            if done == 0:
-                started = time.monotonic()
-            if on_progress:
-                on_progress(done, total)
+        noted: list[Usage] = []
 
         def work() -> dict[str, Any]:
+            started = time.monotonic()
             result = engine.transcribe(
                 audio,
-                on_progress=note_progress,
+                on_progress=on_progress,
                 on_segments=on_segments,
                 cancelled=gone.is_set,
+                on_usage=noted.append,
                 **request.whisper_options(),
             )
-            finished = time.monotonic()
-            timings = {"queue": started - queued, "transcribe": finished - started}
+            seconds = time.monotonic() - started
+            [usage] = noted
+            self._metrics.observe(usage)
+            timings = {
+                "queue": usage.queue_s,
+                "transcribe": seconds - usage.queue_s,
+                "batch": usage.occupancy,
+            }
             return self._answer(result, request, timings)
 
         try:
-            self._check_fits(request, engine.model)
+            self._check_fits(request, engine)
             return await asyncio.get_running_loop().run_in_executor(self._callers, work)
         except WhisperServeError:
             raise
@@ -238,13 +271,13 @@ class WhisperModel:
             "timings": timings,
         }
 
-    def _check_fits(self, request: TranscriptionRequest, model: "Whisper") -> None:
+    def _check_fits(self, request: TranscriptionRequest, engine: "Engine") -> None:
         check_fits_model(
             request,
             model=self._model.name,
-            multilingual=model.is_multilingual,
-            num_languages=model.num_languages,
-            n_vocab=model.dims.n_vocab,
+            multilingual=engine.facts.is_multilingual,
+            num_languages=engine.facts.num_languages,
+            n_vocab=engine.facts.dims.n_vocab,
         )
 
     def _answer_to(self, error: Exception) -> WhisperServeError:

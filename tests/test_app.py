@@ -63,6 +63,9 @@ def shares(**args: Any) -> dict[str, float]:
     }
     _, _, told_to_the_router = init_args(ingress)
     assert told_to_the_router == asked
+    for name, deployment in models_of(ingress).items():
+        _, _, told_to_the_replica = init_args(deployment)
+        assert told_to_the_replica == asked[name]
     return asked
 
 
@@ -96,7 +99,7 @@ def test_each_model_gets_its_own_arguments_and_only_the_default_one_is_preloaded
     }
     preloaded = {}
     for name, deployment in model_deployments(**args).items():
-        model, preload = init_args(deployment)
+        model, preload, _ = init_args(deployment)
         assert model.name == name
         preloaded[name] = preload
     assert preloaded == {"tiny": True, "base": False, "mine": True}
@@ -105,7 +108,6 @@ def test_each_model_gets_its_own_arguments_and_only_the_default_one_is_preloaded
 def test_replicas_scale_as_configured() -> None:
     deployments = model_deployments(
         models=[{"name": "base"}, {"name": "tiny", "max_replicas": 3, "idle_s": 60}],
-        max_requests_per_model=10,
     )
     scaling: dict[str, Any] = {
         name: deployment._deployment_config.autoscaling_config
@@ -115,8 +117,26 @@ def test_replicas_scale_as_configured() -> None:
     assert (scaling["tiny"].min_replicas, scaling["tiny"].max_replicas) == (0, 3)
     assert scaling["base"].downscale_delay_s == 300
     assert scaling["tiny"].downscale_delay_s == 60
-    # What the router lets through at once keeps two replicas busy.
-    assert scaling["tiny"].target_ongoing_requests == 5
+
+
+def targets(**args: Any) -> list[float]:
+    """Requests in work at a replica from which on another one is worth starting."""
+    deployments = model_deployments(**args).values()
+    options: list[Any] = [d._deployment_config.autoscaling_config for d in deployments]
+    return [option.target_ongoing_requests for option in options]
+
+
+def test_a_further_replica_is_for_what_does_not_decode_together() -> None:
+    models = [{"name": "base"}, {"name": "tiny", "max_replicas": 3}]
+    assert targets(models=models) == [8, 8]
+    gpu = {"models": models, "device": "cuda", "gpu_memory_gb": 24}
+    assert targets(**gpu) == [32, 32]
+
+
+def test_what_is_let_in_suffices_for_every_replica() -> None:
+    models = [{"name": "base"}, {"name": "tiny", "max_replicas": 3}]
+    assert targets(models=models, max_requests_per_model=10) == [8, 3]
+    assert targets(models=models, max_requests_per_model=1) == [1, 1]
 
 
 def test_no_deployment_reserves_a_cpu() -> None:
@@ -125,11 +145,15 @@ def test_no_deployment_reserves_a_cpu() -> None:
 
 
 def test_no_queue_of_serves_is_shorter_than_what_the_router_lets_through() -> None:
-    args = AppArgs()
-    for deployment in model_deployments().values():
-        assert deployment.max_ongoing_requests >= args.max_requests_per_model
-    let_in = args.max_requests_per_model + args.max_waiting_requests
-    assert router().max_ongoing_requests > let_in
+    models = [{"name": "base"}, {"name": "tiny", "max_replicas": 3}]
+    for limits in ({}, {"max_requests_per_model": 500}):
+        args = AppArgs.model_validate({"models": models} | limits)
+        deployments = model_deployments(models=models, **limits)
+        for model in args.models:
+            at_once = args.requests_at_once(model, on_gpu=False)
+            assert deployments[model.name].max_ongoing_requests >= at_once
+            let_in = at_once + args.max_waiting_requests
+            assert router().max_ongoing_requests > let_in * len(args.models)
 
 
 def test_a_machine_without_gpu_gives_no_shares() -> None:
@@ -161,7 +185,7 @@ def test_a_gpu_is_left_alone_where_the_configuration_says_cpu(
 
 
 @pytest.mark.parametrize("card_gb", [8, 24, 80])
-def test_a_share_is_the_quoted_memory_over_the_cards(card_gb: float) -> None:
+def test_a_share_is_the_models_need_over_the_cards_memory(card_gb: float) -> None:
     assert shares(device="cuda", gpu_memory_gb=card_gb) == pytest.approx(
         {
             name: min(1.0, model.vram_gb / card_gb)

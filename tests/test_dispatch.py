@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
 
+from deployments import dispatch
 from deployments.config import AppArgs, ModelArgs
 from deployments.dispatch import ModelClient
 from deployments.errors import (
@@ -72,10 +75,25 @@ class Handle:
         assert stream
         return self
 
+    def broadcast(self, name: str) -> "Broadcast":
+        return Broadcast(self._next(name))
+
     def _next(self, name: str) -> Response:
         self.calls.append(name)
         left = self.responses[name]
         return left.pop(0) if len(left) > 1 else left[0]
+
+
+@dataclass
+class Broadcast:
+    """What a handle's call of every replica gives."""
+
+    response: Response
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> Any:
+        assert return_exceptions
+        async with asyncio.timeout(timeout_s):
+            return await self.response
 
 
 def client(handle: Handle, gpu_share: float = 0.0, **args: Any) -> ModelClient:
@@ -275,3 +293,58 @@ async def test_a_failing_transcription_is_not_tried_again() -> None:
     with pytest.raises(TranscriptionError):
         await client(handle).transcribe(AUDIO, REQUEST)
     assert handle.calls == ["ready", "transcribe"]
+
+
+def slots(in_use: int, waiting: int = 0) -> dict[str, int]:
+    """What a replica says of itself."""
+    return {"slots": 8, "slots_in_use": in_use, "windows_waiting": waiting}
+
+
+async def test_the_slots_of_all_replicas_are_counted_together() -> None:
+    handle = Handle(slots=[Response([slots(8, waiting=3), slots(2)])])
+    assert await client(handle).slots(2) == {
+        "slots": 16,
+        "slots_in_use": 10,
+        "windows_waiting": 3,
+    }
+
+
+async def test_a_replica_that_loads_its_model_or_dies_has_no_slots() -> None:
+    handle = Handle(slots=[Response([None, slots(1), DIED])])
+    assert await client(handle).slots(3) == slots(1)
+    handle = Handle(slots=[Response([None])])
+    assert await client(handle).slots(1) is None
+
+
+async def test_no_replica_is_started_to_be_asked_for_its_slots() -> None:
+    handle = Handle()
+    assert await client(handle).slots(0) is None
+    assert handle.calls == []
+
+
+async def test_replicas_that_do_not_answer_at_once_have_unknown_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "_SLOTS_TIMEOUT_S", 0.02)
+    assert await client(Handle(slots=[Response([], FOREVER)])).slots(1) is None
+    gone = Response(DeploymentUnavailableError(cast(Any, "whisper-base")))
+    assert await client(Handle(slots=[gone])).slots(1) is None
+
+
+async def test_idle_replicas_are_asked_for_their_slots_once() -> None:
+    handle = Handle(slots=[Response([slots(0)]), Response([slots(5)])])
+    model = client(handle)
+    for _ in range(3):
+        assert await model.slots(1) == slots(0)
+    assert handle.calls == ["slots"]
+    async with model.admitted():
+        assert await model.slots(1) == slots(5)
+    assert await model.slots(1) == slots(0)
+    assert len(handle.calls) == 2
+
+
+async def test_other_replicas_than_those_asked_before_are_asked() -> None:
+    handle = Handle(slots=[Response([slots(0)]), Response([slots(0), slots(0)])])
+    model = client(handle)
+    assert await model.slots(1) == slots(0)
+    assert await model.slots(2) == slots(0) | {"slots": 16}

@@ -12,12 +12,9 @@ from whisper.model import ModelDimensions, Whisper
 
 from deployments.catalog import MODELS
 from deployments.engine import Engine
+from deployments.engine.alignment import compile_dtw, dtw
 from deployments.errors import CheckpointError
-from deployments.model_loading import (
-    compile_timing,
-    load_model,
-    warm_up,
-)
+from deployments.model_loading import load_model, warm_up
 from tests.engine.tiny_whisper import recording, tiny_whisper
 
 # Narrow, but with the decoder layers and heads of "tiny", which is what its alignment heads fit.
@@ -183,8 +180,8 @@ def test_warming_up_transcribes_once_with_any_vocabulary(n_vocab: int) -> None:
 
 
 def test_after_compiling_word_timestamps_compile_nothing_more() -> None:
-    compile_timing()
-    compiled = list(timing.dtw_cpu.signatures)
+    compile_dtw()
+    compiled = list(dtw.signatures)
     assert len(compiled) == 1
     with Engine(tiny_whisper()) as engine:
         result = engine.transcribe(
@@ -195,23 +192,10 @@ def test_after_compiling_word_timestamps_compile_nothing_more() -> None:
             word_timestamps=True,
         )
     assert result["segments"][0]["words"]
-    assert timing.dtw_cpu.signatures == compiled
+    assert dtw.signatures == compiled
 
 
-class Dispatcher:
-    """What numba makes of a function, but for the compiler."""
-
-    def __init__(self) -> None:
-        self.compiled: list[Any] = []
-
-    def compile(self, signature: Any) -> None:
-        self.compiled.append(signature)
-
-    def __call__(self, *_: Any) -> None:
-        raise AssertionError("numba's parallel code must not run in two threads")
-
-
-def test_compiling_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "dtw_cpu", Dispatcher())
-    compile_timing()
-    assert len(timing.dtw_cpu.compiled) == 1
+def test_what_is_compiled_may_run_in_several_threads() -> None:
+    # numba's parallel code may not.
+    assert timing.dtw_cpu.targetoptions.get("parallel")
+    assert not dtw.targetoptions.get("parallel")

@@ -750,6 +750,7 @@ def test_the_fields_of_a_response_are_those_of_the_design() -> None:
         "model_start",
         "queue",
         "transcribe",
+        "batch",
     ]
     assert list(TranscriptionResponse.model_fields) == [
         "segments",

@@ -1,8 +1,11 @@
 """One replica's class by itself: loading, failing to load, health, errors. Random weights, no Serve."""
 
 import asyncio
+import gc
+import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,26 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from whisper.model import Whisper
 
+from deployments import model_loading
 from deployments.config import ModelArgs
-from deployments.engine import Engine, EngineClosedError, TranscriptionCancelled
+from deployments.engine import (
+    Engine,
+    EngineClosedError,
+    TranscriptionCancelled,
+    Usage,
+)
 from deployments.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     RequestCancelledError,
     TranscriptionError,
 )
+from deployments.metrics import EngineMetrics
+from deployments.model_loading import load_model
 from deployments.schema import TranscriptionRequest, parse_request
 from deployments.whisper_model import WhisperModel
 from tests.end_to_end.conftest import random_checkpoint
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
-
-
-@pytest.fixture(autouse=True)
-def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Asking Ray would start one.
-    monkeypatch.setattr("ray.get_gpu_ids", list)
 
 
 @pytest.fixture
@@ -44,7 +50,8 @@ def replica(checkpoint: Path) -> Iterator[WhisperModel]:
 
 
 def _replica(checkpoint: Path, preload: bool = False) -> WhisperModel:
-    return WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), preload)
+    model = ModelArgs(name="own", checkpoint=str(checkpoint))
+    return WhisperModel(model, preload, gpu_share=0.0)
 
 
 def _request(**fields: Any) -> TranscriptionRequest:
@@ -72,6 +79,112 @@ async def test_a_replica_is_found_before_its_model_is_loaded(checkpoint: Path) -
     replica = _replica(checkpoint)
     await replica.ping()
     await replica.check_health()
+
+
+async def test_the_loaded_model_is_dropped_for_the_engines_own_copy(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(*args: Any) -> Whisper:
+        model = load_model(*args)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(model_loading, "load_model", load)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True)
+    gc.collect()
+    assert [model() for model in loaded] == [None]
+    await replica.check_health()
+
+
+async def test_the_log_tells_what_a_loaded_model_takes(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("deployments.whisper_model")
+    logger.addHandler(caplog.handler)
+    try:
+        random_checkpoint(checkpoint)
+        replica = _replica(checkpoint, preload=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    stats = (await replica._engine()).stats()
+    line = caplog.messages[-1]
+    assert line.startswith("model=own event=loaded device=cpu converted=False")
+    slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
+    assert line.endswith(f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f}")
+
+
+async def test_a_replica_takes_its_share_of_the_gpus_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def make_engine(model: Whisper, **options: Any) -> Engine:
+        given.update(options)
+        return Engine(model)
+
+    def load(path: Path, device: str, official: None) -> Whisper:
+        given["device"] = device
+        return load_model(path, "cpu", official)
+
+    monkeypatch.setattr(model_loading, "load_model", load)
+    monkeypatch.setattr(model_loading, "card_memory", lambda: 24_000_000_000)
+    monkeypatch.setattr("deployments.engine.Engine", make_engine)
+    random_checkpoint(checkpoint)
+    WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), True, 0.25)
+    assert given == {"device": "cuda", "memory_bytes": 6_000_000_000}
+
+
+async def test_slots_are_known_once_the_model_is_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def load(*args: Any) -> Whisper:
+        assert goes_on.wait(10)
+        return load_model(*args)
+
+    monkeypatch.setattr(model_loading, "load_model", load)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint)
+    assert await replica.slots() is None
+    goes_on.set()
+    await replica.ready()
+    assert await replica.slots() == {
+        "slots": 8,
+        "slots_in_use": 0,
+        "windows_waiting": 0,
+    }
+
+
+async def test_timings_tell_the_wait_apart_and_how_many_decoded_together(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        options["on_usage"](Usage(queue_s=0.1, windows=2, occupancy=3.5))
+        return {"segments": [], "language": "en", "text": ""}
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    monkeypatch.setattr(
+        EngineMetrics, "observe", lambda _, usage: observed.append(usage)
+    )
+    timings = (await replica.transcribe(NOISE, _request()))["timings"]
+    assert timings == {"queue": 0.1, "transcribe": timings["transcribe"], "batch": 3.5}
+    assert 0.2 <= timings["transcribe"] < 5
+    assert [usage.windows for usage in observed] == [2]
+
+
+async def test_requests_decode_together(replica: WhisperModel) -> None:
+    noise = np.random.default_rng(1).normal(size=(4, 160_000)) * 3000
+    answers = await asyncio.gather(
+        *(replica.transcribe(audio.astype(np.int16), _request()) for audio in noise)
+    )
+    assert max(answer["timings"]["batch"] for answer in answers) > 1
 
 
 async def test_health_fails_when_the_engines_thread_is_gone(

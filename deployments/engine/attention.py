@@ -18,8 +18,10 @@ class CrossAttention(Protocol):
 
     bytes_per_slot: int
 
+    rows: int
+
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """keys, values: shape (audio context, state)."""
+        """keys, values: shape (rows, state), where rows behind the audio context count for nothing."""
         ...
 
     def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
@@ -62,6 +64,7 @@ class _PlainCrossAttention:
         shape = (layers, slots, heads, context, state // heads)
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = context
         self.bytes_per_slot = 2 * self._keys.nbytes // slots
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
@@ -99,21 +102,20 @@ class _PackedCrossAttention:
     ) -> None:
         self._heads = heads
         self._context = context
-        self._padded = -(-context // self.BLOCK) * self.BLOCK
+        self.rows = -(-context // self.BLOCK) * self.BLOCK
         self._scale = (state // heads) ** -0.5
-        padding = torch.zeros(heads, self._padded)
+        padding = torch.zeros(heads, self.rows)
         padding[:, context:] = -torch.inf
         self._padding = padding.flatten()
         self._keys: list[list[Tensor | None]] = [[None] * slots for _ in range(layers)]
         self._values: list[list[Tensor | None]] = [
             [None] * slots for _ in range(layers)
         ]
-        self.bytes_per_slot = 2 * layers * self._padded * state * 4
+        self.bytes_per_slot = 2 * layers * self.rows * state * 4
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        missing = (0, 0, 0, self._padded - self._context)
-        k = F.pad(keys, missing).unflatten(1, (self._heads, -1))
-        v = F.pad(values, missing).unflatten(1, (self._heads, -1))
+        k = keys.unflatten(1, (self._heads, -1))
+        v = values.unflatten(1, (self._heads, -1))
         self._keys[layer][slot] = self._pack(k.transpose(0, 1))
         self._values[layer][slot] = self._pack(v.permute(1, 2, 0))
 
@@ -147,7 +149,7 @@ class _PackedCrossAttention:
         products = self._convolve(
             queries * self._scale, self._keys[layer][slot], self._padding
         )
-        return products.unflatten(1, (self._heads, self._padded))
+        return products.unflatten(1, (self._heads, self.rows))
 
     def _convolve(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None

@@ -94,6 +94,7 @@ class Decoder:
 
     def listen(self, slot: int, features: Tensor) -> None:
         """What the slot's window attends to; features: shape (audio context, state)."""
+        features = F.pad(features, (0, 0, 0, self._cross.rows - len(features)))
         for index, layer in enumerate(self._layers):
             keys, values = layer.cross_keys_values(features).chunk(2, -1)
             self._cross.write(index, slot, keys, values)

@@ -13,18 +13,17 @@ class Encoder:
 
     def __init__(self, module: AudioEncoder, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._conv1 = _parameters(module.conv1, dtype)
-        self._conv2 = _parameters(module.conv2, dtype)
         self._positions = module.positional_embedding.detach().float()
         rows = self._positions.shape[0]
+        self._conv1 = _Convolution(module.conv1, 1, dtype, rows)
+        self._conv2 = _Convolution(module.conv2, 2, dtype, rows)
         self._layers = [_Layer(block, dtype, rows) for block in module.blocks]
         self._ln = LayerNorm(module.ln_post)
 
     def __call__(self, mel: Tensor) -> Tensor:
         """Features of shape (windows, audio context, state) for mel of shape (windows, mels, frames)."""
-        x = F.gelu(F.conv1d(mel.to(self._dtype), *self._conv1, padding=1))
-        x = F.gelu(F.conv1d(x, *self._conv2, stride=2, padding=1))
-        x = (x.transpose(1, 2) + self._positions).to(self._dtype)
+        x = self._conv2(self._conv1(mel.to(self._dtype).transpose(1, 2)))
+        x = (x + self._positions).to(self._dtype)
         for layer in self._layers:
             x = layer(x)
         return self._ln(x)
@@ -52,6 +51,24 @@ class _Layer:
         return self._mlp_out(self._mlp_in(self._mlp_ln(x), gelu=True), residual=x)
 
 
-def _parameters(conv: torch.nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    assert conv.bias is not None
-    return conv.weight.detach().to(dtype), conv.bias.detach().to(dtype)
+class _Convolution:
+    """A convolution of three frames and GELU as one linear layer, which reads each patch where it stands."""
+
+    _WIDTH = 3
+
+    def __init__(
+        self, conv: torch.nn.Conv1d, stride: int, dtype: torch.dtype, rows: int
+    ) -> None:
+        weight = conv.weight.detach().transpose(1, 2)  # (out, width, in)
+        self._linear = linear(weight.flatten(1), conv.bias, dtype, rows)
+        self._stride = stride
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(windows, frames / stride, out) for x of shape (windows, frames, in)."""
+        windows, frames, channels = x.shape
+        padded = F.pad(x, (0, 0, 1, 1)).contiguous()
+        patches = padded.as_strided(
+            (windows, frames // self._stride, self._WIDTH * channels),
+            (padded.stride(0), self._stride * channels, 1),
+        )
+        return self._linear(patches, gelu=True)

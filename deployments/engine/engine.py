@@ -34,7 +34,8 @@ class EngineStats:
     """What the engine does now and has done.
 
     slots: windows that can be decoded together
-    bytes_held: of weights and slots
+    slot_bytes: of each of them
+    bytes_held: of weights and all slots
     """
 
     slots: int
@@ -42,6 +43,7 @@ class EngineStats:
     windows_waiting: int
     windows_done: int
     audio_seconds_done: float
+    slot_bytes: int
     bytes_held: int
 
 
@@ -165,6 +167,7 @@ class Engine:
             windows_waiting=scheduler.windows_waiting,
             windows_done=scheduler.windows_done,
             audio_seconds_done=self._audio_seconds_done,
+            slot_bytes=self._slot_bytes,
             bytes_held=self._weight_bytes + scheduler.slots * self._slot_bytes,
         )
 

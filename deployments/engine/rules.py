@@ -131,8 +131,9 @@ def distribution(
     floor = history.latest + (~ends_segment & (history.latest >= 0)).long()
 
     tail = logits[:, eot:].clone()
-    index = torch.arange(-specials, vocabulary.size - vocabulary.timestamp_begin)
-    index = index.to(logits.device)  # of a timestamp; negative for special tokens
+    # Of a timestamp; negative for special tokens.
+    last = vocabulary.size - vocabulary.timestamp_begin
+    index = torch.arange(-specials, last, device=logits.device)
     timestamp = index >= 0
     forbidden = timestamp & ((index < floor[:, None]) | no_timestamps[:, None])
     if initial_timestamps is not None:

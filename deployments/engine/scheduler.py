@@ -18,7 +18,7 @@ from torch import Tensor
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from deployments.engine.alignment import AttendedFrames, attention_matrix
-from deployments.engine.batch import Batch
+from deployments.engine.batch import Batch, Progress
 from deployments.engine.decoder import Decoder
 from deployments.engine.encoder import Encoder
 from deployments.engine.plan import ModelFacts, language_probabilities
@@ -154,8 +154,10 @@ class Scheduler:
         self._together_or_alone(_of(DecodeTask, ready), self._begin)
         for task in _of(MelTask, ready):
             self._alone(task, self._compute_piece)
-        if self._decoding:
-            self._step(sorted(self._decoding))
+        with self._changed:
+            decoding = dict(sorted(self._decoding.items()))
+        if decoding and not self._closed:
+            self._step(decoding)
         return True
 
     def _anything_to_do(self) -> bool:
@@ -279,7 +281,7 @@ class Scheduler:
         )
         with self._changed:
             self._decoding.update(zip(slots, tasks, strict=True))
-        self._conclude(progress.done, progress.broken)
+        self._conclude(progress)
 
     def _features(self, tasks: Sequence[DecodeTask]) -> list[Tensor]:
         known = {id(task): _detected_features(task) for task in tasks}
@@ -289,35 +291,37 @@ class Scheduler:
             known.update(zip(map(id, unknown), encoded, strict=True))
         return [features for task in tasks if (features := known[id(task)]) is not None]
 
-    def _step(self, slots: list[int]) -> None:
-        for slot in slots:
-            session = self._decoding[slot].session
-            session.steps += 1
-            session.windows_in_steps += len(slots)
+    def _step(self, decoding: dict[int, DecodeTask]) -> None:
+        for task in decoding.values():
+            task.session.steps += 1
+            task.session.windows_in_steps += len(decoding)
         try:
-            progress = self.batch.step(slots)
+            progress = self.batch.step([*decoding])
         except Exception as error:  # noqa: BLE001
-            if len(slots) == 1:
-                self._break(slots[0], error)
+            if len(decoding) == 1:
+                for slot in decoding:
+                    self._break(slot, error)
                 return
-            _log_retry(error, len(slots))
-            for slot in slots:
-                self._step([slot])
+            _log_retry(error, len(decoding))
+            for slot, task in decoding.items():
+                self._step({slot: task})
             return
-        self._conclude(progress.done, progress.broken)
+        self._conclude(progress)
 
-    def _conclude(self, done: Sequence[int], broken: Sequence[int]) -> None:
-        for slot in broken:
+    def _conclude(self, progress: Progress) -> None:
+        for slot in progress.broken:
             self._break(slot, NotANumberError("the model gave NaN"))
-        for slot in done:
-            if slot not in broken:
-                with self._changed:
-                    task = self._decoding.pop(slot, None)
-                if task is not None:
-                    # Other temperatures for a window do not make it two.
-                    self.windows_done += not task.session.window_counted
-                    task.session.window_counted = True
-                    self._settle(task, self.batch.outcome(slot))
+        for slot in progress.done:
+            with self._changed:
+                task = self._decoding.pop(slot, None)
+            if task is not None:
+                self._alone(task, self._deliver)
+
+    def _deliver(self, task: DecodeTask) -> None:
+        # Other temperatures for a window do not make it two.
+        self.windows_done += not task.session.window_counted
+        task.session.window_counted = True
+        self._settle(task, self.batch.outcome(_slot(task)))
 
     def _break(self, slot: int, error: Exception) -> None:
         self.batch.clear(slot)

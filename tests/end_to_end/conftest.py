@@ -7,6 +7,7 @@ which Ray is told that there is one; the machine need not have it.
 import contextlib
 import functools
 import http.server
+import itertools
 import json
 import os
 import threading
@@ -22,15 +23,19 @@ import requests
 import torch
 import whisper
 from ray import serve
+from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
 from deployments import catalog, checkpoints, local
 from deployments.app import build_app
 from deployments.audio import decode_audio
 from deployments.config import AppArgs, ModelArgs
-from deployments.engine.engine import SEED
+from deployments.engine.plan import SEED
 
 AUDIO = Path(__file__).parent.parent / "audio"
+
+# Of probabilities in fp32.
+ROUNDING = 1e-4
 
 # Nobody listens there: what is not on this machine cannot be had, also where OpenAI's server could be reached.
 DEAD_PROXY = "http://127.0.0.1:9"
@@ -45,6 +50,12 @@ class App:
 
     def post(self, **request: Any) -> requests.Response:
         return requests.post(f"{self.url}/transcribe", json=request, timeout=300)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What /models tells of one of them."""
+        models = requests.get(f"{self.url}/models", timeout=10).json()
+        [model] = [model for model in models if model["name"] == name]
+        return dict(model)
 
     def transcribe(self, **request: Any) -> dict[str, Any]:
         response = self.post(**request)
@@ -69,6 +80,8 @@ def random_checkpoint(path: Path, **dims: int) -> Path:
         "n_text_layer": 2,
     } | dims
     model = Whisper(ModelDimensions(**shape))
+    # Upstream leaves it to the checkpoint, uninitialised.
+    torch.nn.init.normal_(model.decoder.positional_embedding)
     content = {"dims": shape, "model_state_dict": model.state_dict()}
     # Under another name first: a replica must not meet half a file.
     torch.save(content, path.with_suffix(".part"))
@@ -199,28 +212,67 @@ def official(model: str, audio: str | np.ndarray, **options: Any) -> dict[str, A
 
     audio: a file of tests/audio, or a float32 waveform at 16 kHz
     """
-    samples = waveform(audio) if isinstance(audio, str) else audio
+    if isinstance(audio, str):
+        return _official_of_file(model, audio, json.dumps(options))
     defaults: dict[str, Any] = {
         "temperature": (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0),
         "beam_size": 5,
         "best_of": 5,
     }
-    # Before the seed: building a model draws random numbers.
     reference = official_model(model)
-    torch.manual_seed(SEED)
-    return whisper.transcribe(reference, samples, fp16=False, **{**defaults, **options})
+    with _draws_of_the_engine(reference):
+        return whisper.transcribe(
+            reference, audio, fp16=False, **{**defaults, **options}
+        )
+
+
+@functools.cache
+def _official_of_file(model: str, name: str, options: str) -> dict[str, Any]:
+    return official(model, waveform(name), **json.loads(options))
+
+
+@contextlib.contextmanager
+def _draws_of_the_engine(model: Whisper) -> Iterator[None]:
+    """Samples at temperature > 0 come from a generator of their own for each window, by inversion."""
+    generator = torch.Generator()
+    numbers = itertools.count(SEED)
+    decode = model.decode
+
+    def reseeding(*args: Any) -> Any:
+        generator.manual_seed(next(numbers))
+        return decode(*args)
+
+    class Draws:
+        def __init__(self, logits: Tensor) -> None:
+            self._cumulated = logits.softmax(-1).double().cumsum(-1)
+
+        def sample(self) -> Tensor:
+            rows = len(self._cumulated)
+            uniform = torch.rand(rows, generator=generator, dtype=torch.float64)
+            drawn = (uniform * self._cumulated[:, -1])[:, None]
+            return torch.searchsorted(self._cumulated, drawn, right=True)[:, 0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "decode", reseeding, raising=False)
+        patch.setattr(whisper.decoding, "Categorical", Draws)
+        yield
 
 
 def assert_equals_official(answer: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Segments, tokens, words, text and language are those of `whisper.transcribe`."""
+    """Segments, tokens, times, words, text and language are those of `whisper.transcribe`; probabilities
+    but for rounding.
+    """
     assert answer["transcription"] == expected["text"].strip()
     assert answer["detected_language"] == expected["language"]
     assert len(answer["segments"]) == len(expected["segments"])
     for mine, theirs in zip(answer["segments"], expected["segments"], strict=True):
-        words = theirs.pop("words", None)
-        assert mine == theirs | {"text": theirs["text"].strip()}
-        if words is not None:
-            theirs["words"] = words
+        rounded = {
+            name: pytest.approx(theirs[name], abs=ROUNDING)
+            for name in ("avg_logprob", "no_speech_prob")
+        }
+        theirs = theirs | rounded | {"text": theirs["text"].strip()}
+        theirs.pop("words", None)
+        assert mine == theirs
     words = [
         word for segment in expected["segments"] for word in segment.get("words", [])
     ]
@@ -229,7 +281,7 @@ def assert_equals_official(answer: dict[str, Any], expected: dict[str, Any]) -> 
             "word": word["word"].strip(),
             "start": word["start"],
             "end": word["end"],
-            "probability": word["probability"],
+            "probability": pytest.approx(word["probability"], abs=ROUNDING),
         }
         for word in words
     ]

@@ -87,7 +87,9 @@ def test_models_tells_weights_and_replicas(app: App) -> None:
     base, large = by_name["base"], by_name["large-v3"]
     assert base["default"] and base["weights_at_hand"] and base["replica_up"]
     assert base["parameters"] == 74_000_000
+    assert (base["slots"], base["slots_in_use"], base["windows_waiting"]) == (8, 0, 0)
     assert not large["weights_at_hand"] and not large["replica_up"]
+    assert large["slots"] is large["slots_in_use"] is large["windows_waiting"] is None
     assert large["aliases"] == ["large"]
 
 

@@ -50,3 +50,19 @@ def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> Non
     ]
     assert len(lines) == 1
     assert "model=tiny.en status=422 reason=invalid_audio" in lines[0]
+
+
+def test_the_line_tells_how_long_a_request_waited_and_how_many_decoded_together(
+    app: App, audio_url: Url
+) -> None:
+    request = {"audio": audio_url("jfk.flac"), "model": "tiny.en", "beam_size": None}
+    answer = app.transcribe(**request)
+    session = Path(os.path.realpath("/tmp/ray/session_latest"))
+    [file] = session.glob("logs/serve/replica_whisper_Router_*.log")
+    [line] = [
+        line
+        for line in file.read_text().splitlines()
+        if f"request_id={answer['request_id']}" in line
+    ]
+    timings = answer["timings"]
+    assert f"queue={timings['queue']:.3f} batch={timings['batch']:.1f}" in line

@@ -1,0 +1,245 @@
+"""The engine beside official `whisper.transcribe` and faster-whisper: same recordings, same weights, one process.
+
+    pip install -r benchmarks/requirements.txt
+    python -m benchmarks.engine [RECORDING ... | --manifest PATH] [--json FILE] [--plot FILE.svg] [--out FILE.md]
+
+Official and faster-whisper take one recording after the other. So does faster-whisper batched, which by its defaults
+leaves out silence, cuts the rest into pieces, decodes those of one recording together, and does so without timestamps.
+The engine has 1, 4 and 8 requests at once. All decode at temperature 0 alone and detect the language themselves. In
+each round every system transcribes all recordings once; who begins changes from round to round. Without arguments the
+recordings are those in tests/audio. On a GPU all run in half precision, else in fp32.
+
+The table goes to stdout, progress to stderr. "Texts equal" counts recordings whose text is the official one in every
+round; "all equal" those with equal segments too: tokens and times, and words and their times where asked for.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import whisper
+from whisper.model import Whisper
+
+from benchmarks import engine_report, recordings
+from benchmarks.engine_report import Measurement
+from benchmarks.recordings import Recording
+from deployments import catalog, checkpoints, model_loading
+from deployments.engine import Engine
+
+RECORDINGS = Path(__file__).parent.parent / "tests" / "audio"
+# Of a recording; enough for each system to have done once all that it does.
+_WARM_UP_S = 5
+
+Result = dict[str, Any]  # at least `text`; from Whisper and the engine also `segments`
+
+
+@dataclass(frozen=True)
+class Case:
+    """beam_size: None decodes greedily."""
+
+    beam_size: int | None
+    words: bool
+
+
+CASES = {
+    "beam5": Case(5, words=False),
+    "greedy": Case(None, words=False),
+    "beam5-words": Case(5, words=True),
+    "greedy-words": Case(None, words=True),
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """at_once: so many recordings are given to `transcribe` at the same time, each in a thread of its own."""
+
+    name: str
+    transcribe: Callable[[Recording, Case], Result]
+    at_once: int = 1
+
+    def run(self, all_recordings: Sequence[Recording], case: Case) -> list[Result]:
+        if self.at_once == 1:
+            return [self.transcribe(recording, case) for recording in all_recordings]
+        with ThreadPoolExecutor(self.at_once) as callers:
+            jobs = [
+                callers.submit(self.transcribe, recording, case)
+                for recording in all_recordings
+            ]
+            return [job.result() for job in jobs]
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.recordings and arguments.manifest:
+        parser.error("either recordings or --manifest")
+    paths = arguments.recordings or recordings.listed_in(
+        arguments.manifest or RECORDINGS, arguments.seconds
+    )
+    if not paths:
+        parser.error("the manifest lists no fitting speech")
+    with contextlib.redirect_stdout(sys.stderr):
+        report = _measured(arguments, recordings.load(paths))
+    if arguments.json == "-":
+        print(json.dumps(report, indent=2))
+    else:
+        print(engine_report.table(report))
+    if arguments.json not in (None, "-"):
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.out:
+        arguments.out.write_text(engine_report.page(report))
+    if arguments.plot:
+        engine_report.plot(report, arguments.plot)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine")
+    add = parser.add_argument
+    add("recordings", nargs="*", type=Path, metavar="RECORDING")
+    add("--manifest", type=Path, help="file, or folder of a manifest.json")
+    add("--seconds", type=float, default=300, help="so much of the manifest at most")
+    add("--model", default="base", choices=list(catalog.MODELS), metavar="NAME")
+    add("--cases", type=_cases, default=list(CASES), help=f"of {','.join(CASES)}")
+    add("--concurrency", type=_numbers, default=[1, 4, 8], help="such as 1,4,8")
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, default=2, help="of the CPU, for each system")
+    add("--no-faster-whisper", action="store_true")
+    add("--json", metavar="FILE", help="- for stdout, instead of the table")
+    add("--plot", type=Path, metavar="FILE.svg")
+    add("--out", type=Path, metavar="FILE.md")
+    return parser
+
+
+def _cases(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(CASES):
+        raise argparse.ArgumentTypeError(f"not all of {','.join(CASES)}: {text}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _measured(arguments: argparse.Namespace, chosen: list[Recording]) -> dict[str, Any]:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    with _systems(arguments) as systems:
+        measurements = [
+            measurement
+            for name in arguments.cases
+            for measurement in _rounds(name, systems, chosen, arguments.rounds)
+        ]
+    about = {
+        "model": arguments.model,
+        "command": shlex.join(["python", "-m", "benchmarks.engine", *sys.argv[1:]]),
+        **engine_report.machine(arguments.threads),
+    }
+    return about | engine_report.summary(chosen, measurements)
+
+
+def _rounds(
+    name: str, systems: list[System], chosen: list[Recording], rounds: int
+) -> Iterator[Measurement]:
+    case = CASES[name]
+    short = min(chosen, key=lambda recording: recording.seconds).beginning(_WARM_UP_S)
+    for system in systems:
+        system.run([short] * system.at_once, case)
+    for number in range(rounds):
+        first = number % len(systems)
+        for system in [*systems[first:], *systems[:first]]:
+            started = time.perf_counter()
+            results = system.run(chosen, case)
+            seconds = time.perf_counter() - started
+            progress = f"{name}, round {number + 1} of {rounds}, {system.name}"
+            print(f"{progress}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            yield Measurement(name, system.name, seconds, results)
+
+
+@contextlib.contextmanager
+def _systems(arguments: argparse.Namespace) -> Iterator[list[System]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
+    official = catalog.find(arguments.model)
+    model = model_loading.load_model(checkpoint.path, device, official)
+    # After loading, which sets it too; threads started from now on keep to it.
+    torch.set_num_threads(arguments.threads)
+    systems = [_official(model)]
+    if not arguments.no_faster_whisper:
+        systems += _faster_whisper(model, arguments.threads)
+    with Engine(model) as engine:
+        systems[1:1] = [_engine(engine, number) for number in arguments.concurrency]
+        yield systems
+
+
+def _official(model: Whisper) -> System:
+    def transcribe(recording: Recording, case: Case) -> Result:
+        return whisper.transcribe(
+            model,
+            recording.wave,
+            temperature=0.0,
+            beam_size=case.beam_size,
+            word_timestamps=case.words,
+            fp16=model.device.type == "cuda",
+        )
+
+    return System(engine_report.OFFICIAL, transcribe)
+
+
+def _engine(engine: Engine, at_once: int) -> System:
+    def transcribe(recording: Recording, case: Case) -> Result:
+        return engine.transcribe(
+            recording.pcm,
+            temperature=0.0,
+            beam_size=case.beam_size,
+            word_timestamps=case.words,
+        )
+
+    return System(f"engine, {at_once} at once", transcribe, at_once)
+
+
+def _faster_whisper(official: Whisper, threads: int) -> list[System]:
+    try:
+        from faster_whisper import BatchedInferencePipeline
+
+        from benchmarks import faster_whisper_model
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"{error.name} is missing: pip install -r benchmarks/requirements.txt, or --no-faster-whisper"
+        )
+    device = official.device.type
+    compute_type = "float16" if device == "cuda" else "float32"
+    model = faster_whisper_model.load(official, device, compute_type, threads)
+
+    def transcriber(pipeline: Any, **options: Any) -> Callable[..., Result]:
+        def transcribe(recording: Recording, case: Case) -> Result:
+            segments, _ = pipeline.transcribe(
+                recording.wave,
+                temperature=0.0,
+                beam_size=case.beam_size or 1,
+                word_timestamps=case.words,
+                **options,
+            )
+            # The segments are a generator: this is where it works.
+            return {"text": "".join(segment.text for segment in segments)}
+
+        return transcribe
+
+    batched = transcriber(BatchedInferencePipeline(model), batch_size=8)
+    return [
+        System(engine_report.FASTER_WHISPER, transcriber(model)),
+        System(engine_report.BATCHED, batched),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The recordings of a benchmark, decoded before anything is timed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deployments.audio import SAMPLE_RATE, decode_audio
+
+SHORTEST_S, LONGEST_S = 8, 70
+_MAX_S = 4 * 3600
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """pcm: int16 at 16 kHz, shape (samples,); wave: the same between -1 and 1, as `whisper.load_audio` gives it."""
+
+    name: str
+    pcm: npt.NDArray[np.int16]
+    wave: npt.NDArray[np.float32]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.pcm) / SAMPLE_RATE
+
+    def beginning(self, seconds: float) -> "Recording":
+        samples = round(seconds * SAMPLE_RATE)
+        return Recording(self.name, self.pcm[:samples], self.wave[:samples])
+
+
+def listed_in(manifest: Path, seconds: float) -> list[Path]:
+    """Speech of 8 to 70 s in the order of the manifest, up to the first recording with which it would be more than `seconds`.
+
+    manifest: a list of objects with `path` or `file` (beside the manifest), `duration_s` or `seconds`, and, where the
+        folder holds more than speech, `kind` and `decodes`; or the folder of a manifest.json
+    """
+    if manifest.is_dir():
+        manifest /= "manifest.json"
+    chosen = []
+    left = seconds
+    for entry in filter(_is_fitting_speech, json.loads(manifest.read_text())):
+        left -= _seconds(entry)
+        if left < 0:
+            break
+        chosen.append(manifest.parent / (entry.get("path") or entry["file"]))
+    return chosen
+
+
+def load(paths: Sequence[Path]) -> list[Recording]:
+    return [_load(path) for path in paths]
+
+
+def _load(path: Path) -> Recording:
+    with path.open("rb") as file:
+        pcm = decode_audio(file, _MAX_S)
+    return Recording(path.name, pcm, pcm.astype(np.float32) / np.float32(32768))
+
+
+def _is_fitting_speech(entry: dict[str, Any]) -> bool:
+    speech = entry.get("kind", "speech") == "speech" and entry.get("decodes", True)
+    return speech and SHORTEST_S <= _seconds(entry) <= LONGEST_S
+
+
+def _seconds(entry: dict[str, Any]) -> float:
+    return float(entry["duration_s"] if "duration_s" in entry else entry["seconds"])

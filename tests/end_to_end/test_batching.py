@@ -1,0 +1,149 @@
+"""One replica decodes many requests together, and tells what it does."""
+
+import contextlib
+import http.client
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import ray
+import requests
+
+from tests.end_to_end.conftest import App, assert_equals_official, official, replicas
+
+Url = Callable[[str], str]
+
+MODEL = "tiny.en"
+# Ray exports every 10 s.
+METRICS_TIMEOUT_S = 40
+
+
+@pytest.fixture(scope="module")
+def loaded(app: App, audio_url: Url) -> App:
+    """The application with a replica of the model up."""
+    app.transcribe(audio=audio_url("silence.wav"), model=MODEL)
+    return app
+
+
+def in_use(app: App) -> int:
+    return int(app.model(MODEL)["slots_in_use"])
+
+
+@contextlib.contextmanager
+def calling(app: App, **request: Any) -> Iterator[None]:
+    """A request whose caller leaves before there is an answer."""
+    connection = http.client.HTTPConnection(app.url.removeprefix("http://"))
+    connection.request("POST", "/transcribe", json.dumps(request))
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_eight_requests_at_once_to_one_replica(loaded: App, audio_url: Url) -> None:
+    jobs: list[tuple[str, dict[str, Any]]] = [
+        ("jfk.flac", {}),
+        ("jfk.flac", {"beam_size": None}),
+        ("jfk.flac", {"word_timestamps": True}),
+        ("jfk.mp3", {}),
+        ("jfk-phone.wav", {}),
+        ("gettysburg.wav", {}),
+        ("gettysburg.wav", {"beam_size": None, "word_timestamps": True}),
+        ("sonnet.ogg", {}),
+    ]
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        answers = list(
+            threads.map(
+                lambda job: loaded.transcribe(
+                    audio=audio_url(job[0]), model=MODEL, **job[1]
+                ),
+                jobs,
+            )
+        )
+    for (file, options), answer in zip(jobs, answers, strict=True):
+        assert_equals_official(answer, official(MODEL, file, **options))
+        assert answer["timings"]["batch"] > 1
+    assert len(replicas(f"whisper-{MODEL}")) == 1
+
+
+def test_slots_in_use_are_shown_and_a_caller_who_leaves_frees_his(
+    loaded: App, long_recording: str
+) -> None:
+    assert loaded.model(MODEL)["slots"] == 8
+    assert in_use(loaded) == 0
+    stays = {"audio": long_recording, "model": MODEL, "clip_timestamps": "0,120"}
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(loaded.transcribe, **stays)
+        wait_for(lambda: in_use(loaded) == 1)
+        with calling(loaded, audio=long_recording, model=MODEL):
+            wait_for(lambda: in_use(loaded) == 2)
+        # What it would still take is a minute.
+        wait_for(lambda: in_use(loaded) == 1, timeout_s=5)
+        assert not answer.done()
+        assert answer.result()["segments"][-1]["end"] > 110
+        assert answer.result()["timings"]["batch"] > 1
+    assert in_use(loaded) == 0
+
+
+def test_a_short_recording_does_not_wait_for_a_long_one(
+    loaded: App, audio_url: Url, long_recording: str
+) -> None:
+    with calling(loaded, audio=long_recording, model=MODEL):
+        wait_for(lambda: in_use(loaded) == 1)
+        short = loaded.transcribe(audio=audio_url("jfk.flac"), model=MODEL)
+        assert in_use(loaded) == 1
+    assert_equals_official(short, official(MODEL, "jfk.flac"))
+
+
+def test_asking_for_slots_starts_no_replica(loaded: App) -> None:
+    assert loaded.model("small")["slots"] is None
+    time.sleep(2)
+    assert not loaded.model("small")["replica_up"]
+    assert replicas("whisper-small") == []
+
+
+def test_prometheus_finds_what_the_replica_does(loaded: App, audio_url: Url) -> None:
+    for _ in range(2):
+        loaded.transcribe(audio=audio_url("jfk.flac"), model=MODEL, beam_size=None)
+    names = [
+        "whisper_windows_decoded_total",
+        "whisper_audio_seconds_total",
+        "whisper_slots_in_use",
+        "whisper_windows_waiting",
+        "whisper_queue_seconds_count",
+        "whisper_batch_occupancy_count",
+    ]
+
+    def all_told() -> bool:
+        told = [_metric(name) for name in names]
+        windows, seconds, slots_in_use, waiting, queued, batched = told
+        at_rest = slots_in_use == waiting == 0
+        # The last of three recordings, and the seconds of two.
+        return at_rest and queued == batched >= 3 and windows >= 3 and seconds >= 22
+
+    wait_for(all_told, METRICS_TIMEOUT_S)
+
+
+def _metric(name: str) -> float:
+    """Of the product's application and the model, at Ray's port for Prometheus; NaN if it is not there."""
+    [node] = ray.nodes()
+    port = node["MetricsExportPort"]
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    tags = f'model="{MODEL}"', 'application="whisper"'
+    values = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith(f"ray_{name}{{") and all(tag in line for tag in tags)
+    ]
+    return sum(values) if values else math.nan
