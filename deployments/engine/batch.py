@@ -208,7 +208,7 @@ class Batch:
             )
             selection = rows if selection is None else group.merged(selection, rows)
         assert selection is not None
-        return self._commit(group, selection)
+        return self._commit(group, selection, chances.normalizer.isnan())
 
     def _draw(self, group: Group, chances: Distribution) -> tuple[Tensor, Tensor]:
         assert group.sampling is not None and group.temperatures is not None
@@ -216,8 +216,14 @@ class Batch:
         uniform = self._uniforms[slot, self._step[slot], beam]
         return chances.rows(group.sampling).sample(group.temperatures, uniform)
 
-    def _commit(self, group: Group, selection: Selection) -> Progress:
+    def _commit(
+        self, group: Group, selection: Selection, undefined: Tensor
+    ) -> Progress:
+        """undefined: rows whose logits had a NaN, shape (rows,); it may concern one that has ended."""
         index, width, step = group.index, group.width, self._step[group.index]
+        # First, because it is what may fail: nothing has been written yet.
+        columns = max(self._columns(slot) for slot in group.slots)
+        self._decoder.reorder(index, selection.parents, columns)
         self._tokens[index, step, :width] = selection.tokens
         self._parents[index, step, :width] = selection.parents
         self._finished_scores[index, step, :width] = selection.finished_scores
@@ -236,8 +242,6 @@ class Batch:
         # Before the second token there is no penultimate one, which counts as a timestamp.
         self._penultimate[index, :width] = last | (step == 0)[:, None]
         self._last[index, :width] = timestamp
-        columns = max(self._columns(slot) for slot in group.slots)
-        self._decoder.reorder(index, selection.parents, columns)
         self._step[index] = step + 1
         for slot in group.slots:
             self._windows[slot].sampled += 1
@@ -245,7 +249,7 @@ class Batch:
         found_enough = self._finished[index] >= group.finished_needed
         all_ended = (self._ended[index, :width] | ~group.real).all(1)
         completed = torch.where(group.competes, found_enough, all_ended)
-        broken = scores.isnan().any(1)
+        broken = (scores.isnan() | group.to_grid(undefined)).any(1)
         flags = torch.stack([completed, broken]).tolist()
         return Progress(
             done=[

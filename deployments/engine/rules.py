@@ -60,8 +60,10 @@ class Distribution:
 
         Exact: `count` best elements lie within the `count` blocks of highest maxima.
         """
-        blocks = self.block_maxima.topk(min(count, self.block_maxima.shape[1])).indices
+        blocks = _best(self.block_maxima, min(count, self.block_maxima.shape[1]))
         within = torch.arange(_BLOCK, device=blocks.device)
+        # In the order of the vocabulary, which decides among equals.
+        blocks = blocks.sort(1).values
         text_tokens = (blocks[:, :, None] * _BLOCK + within).flatten(1)
         # The last block is not a whole one.
         missing = text_tokens >= self.eot
@@ -71,9 +73,10 @@ class Distribution:
         tail_tokens = torch.arange(
             self.eot, self.logits.shape[1], device=blocks.device
         ).expand(len(text), -1)
-        best = torch.cat([text, self.tail], 1).topk(count)
-        tokens = torch.cat([text_tokens, tail_tokens], 1).gather(1, best.indices)
-        return best.values - self.normalizer[:, None], tokens
+        logits = torch.cat([text, self.tail], 1)
+        best = _best(logits, count)
+        tokens = torch.cat([text_tokens, tail_tokens], 1).gather(1, best)
+        return logits.gather(1, best) - self.normalizer[:, None], tokens
 
     def sample(self, temperature: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """A token of each row drawn at its temperature; its log-probability (at temperature 1) and itself.
@@ -89,7 +92,7 @@ class Distribution:
         tokens = torch.searchsorted(cumulated, drawn, right=True)
         tokens = tokens.clamp(max=logits.shape[1] - 1)
         logprobs = logits.gather(1, tokens)[:, 0] - self.normalizer
-        return logprobs, tokens[:, 0]
+        return logprobs.masked_fill(cumulated[:, -1].isnan(), torch.nan), tokens[:, 0]
 
     def rows(self, index: Tensor) -> "Distribution":
         """Of these rows only."""
@@ -155,7 +158,8 @@ def distribution(
     )
     timestamp_due = applies & (timestamps_total > best_other)
     tail[:, :specials].masked_fill_(timestamp_due[:, None], -torch.inf)
-    no_text = no_text | timestamp_due
+    # Where nothing of the text is possible its total is NaN.
+    no_text = no_text | timestamp_due | (text_maximum == -torch.inf)
 
     return Distribution(
         logits,
@@ -167,6 +171,19 @@ def distribution(
             text_total.masked_fill(no_text, -torch.inf), tail.logsumexp(-1)
         ),
     )
+
+
+def _best(values: Tensor, count: int) -> Tensor:
+    """The indices of the `count` largest of each row, in order; of equals the first ones.
+
+    `topk` leaves the order of equals open, and with it which of them are among the best.
+    """
+    bits = (values + 0.0).view(torch.int32)  # + 0.0: there is a negative zero
+    ordered = bits ^ (
+        (bits >> 31) & 0x7FFFFFFF
+    )  # as integers, in the order of the floats
+    place = torch.arange(values.shape[1], device=values.device)
+    return ((ordered.long() << 32) - place).topk(count).indices
 
 
 def _block_maxima(text: Tensor) -> Tensor:

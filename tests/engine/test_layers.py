@@ -1,0 +1,104 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from whisper.model import LayerNorm as OfficialLayerNorm
+
+from deployments.engine import layers
+from deployments.engine.layers import LayerNorm, linear, packs_weights, stacked
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["packed", "plain"])
+def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "plain":
+        monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
+    elif not packs_weights(CPU, torch.float32):
+        pytest.skip("oneDNN's operators are missing")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("laid_out_for", [1, 40, 1500])
+@pytest.mark.parametrize("shape", [(1,), (3,), (40,), (2, 5), (2, 100), (1, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_linear_layer_is_torchs_whatever_its_layout(
+    packing: str, bias: bool, shape: tuple[int, ...], laid_out_for: int
+) -> None:
+    module = nn.Linear(48, 96, bias=bias)
+    ours = linear(module.weight, module.bias, torch.float32, laid_out_for)
+    x, residual = torch.randn(*shape, 48), torch.randn(*shape, 96)
+    expected = module(x)
+    torch.testing.assert_close(ours(x), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        ours(x, gelu=True), F.gelu(expected), rtol=0, atol=TOLERANCE
+    )
+    added = ours(x, residual=residual)
+    torch.testing.assert_close(added, residual + expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_linear_layer_reads_inputs_and_residuals_that_are_not_contiguous(
+    packing: str,
+) -> None:
+    module = nn.Linear(48, 48)
+    ours = linear(module.weight, module.bias, torch.float32, 40)
+    x = torch.randn(7, 3, 48).transpose(0, 1)[:, ::2]
+    residual = torch.randn(3, 4, 96)[..., ::2]
+    kept = residual.clone()
+    expected = residual + module(x)
+    torch.testing.assert_close(
+        ours(x, residual=residual), expected, rtol=0, atol=TOLERANCE
+    )
+    assert torch.equal(residual, kept)
+
+
+@torch.no_grad()
+def test_a_linear_layer_in_half_precision_is_torchs() -> None:
+    module = nn.Linear(48, 96)
+    ours = linear(module.weight, module.bias, torch.float16, 40)
+    x = torch.randn(3, 48).half()
+    assert torch.equal(ours(x), module.half()(x))
+
+
+@torch.no_grad()
+def test_a_linear_layer_reads_inputs_that_overlap_in_memory(packing: str) -> None:
+    # As the encoder's convolutions have them.
+    module = nn.Linear(48, 96)
+    ours = linear(module.weight, module.bias, torch.float32, 40)
+    x = torch.randn(2, 50, 16).as_strided((2, 24, 48), (800, 32, 1))
+    expected = F.gelu(module(x))
+    torch.testing.assert_close(ours(x, gelu=True), expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_stacked_layers_give_their_outputs_one_after_the_other(packing: str) -> None:
+    modules = [nn.Linear(48, 32), nn.Linear(48, 32, bias=False), nn.Linear(48, 64)]
+    x = torch.randn(5, 48)
+    expected = torch.cat([module(x) for module in modules], -1)
+    ours = stacked(modules, torch.float32, 40)(x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_layer_norm_is_whispers_in_every_precision(dtype: torch.dtype) -> None:
+    module = OfficialLayerNorm(48)
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    x = (torch.randn(2, 3, 48) * 9).to(dtype)
+    ours = LayerNorm(module)(x)
+    assert ours.dtype == dtype
+    assert torch.equal(ours, module(x))
+
+
+def test_only_single_precision_on_a_cpu_is_packed() -> None:
+    assert not packs_weights(CPU, torch.float16)
+    assert not packs_weights(torch.device("cuda"), torch.float32)
