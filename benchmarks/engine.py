@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,23 +60,37 @@ CASES = {
 }
 
 
+Transcribe = Callable[[Recording, Case], Result]
+
+
 @dataclass(frozen=True)
 class System:
-    """at_once: so many recordings are given to `transcribe` at the same time, each in a thread of its own."""
+    """opened: what transcribes, for one measurement
+    at_once: so many recordings are given to it at the same time, each in a thread of its own
+    """
 
     name: str
-    transcribe: Callable[[Recording, Case], Result]
+    opened: Callable[[], AbstractContextManager[Transcribe]]
     at_once: int = 1
 
-    def run(self, all_recordings: Sequence[Recording], case: Case) -> list[Result]:
-        if self.at_once == 1:
-            return [self.transcribe(recording, case) for recording in all_recordings]
-        with ThreadPoolExecutor(self.at_once) as callers:
-            jobs = [
-                callers.submit(self.transcribe, recording, case)
-                for recording in all_recordings
-            ]
-            return [job.result() for job in jobs]
+    def measure(
+        self, chosen: Sequence[Recording], warm_up: Recording, case: Case
+    ) -> tuple[float, list[Result]]:
+        """Seconds and results."""
+        # In a thread that ends: PyTorch's worker threads end with it. Where those of one system were left,
+        # there would be more of them than cores, and all systems after it would be slower.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._measure, chosen, warm_up, case).result()
+
+    def _measure(
+        self, chosen: Sequence[Recording], warm_up: Recording, case: Case
+    ) -> tuple[float, list[Result]]:
+        with self.opened() as transcribe, ThreadPoolExecutor(self.at_once) as callers:
+            callers.submit(transcribe, warm_up, case).result()
+            started = time.perf_counter()
+            jobs = [callers.submit(transcribe, recording, case) for recording in chosen]
+            results = [job.result() for job in jobs]
+            return time.perf_counter() - started, results
 
 
 def main() -> None:
@@ -133,12 +148,13 @@ def _numbers(text: str) -> list[int]:
 
 def _measured(arguments: argparse.Namespace, chosen: list[Recording]) -> dict[str, Any]:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    with _systems(arguments) as systems:
-        measurements = [
-            measurement
-            for name in arguments.cases
-            for measurement in _rounds(name, systems, chosen, arguments.rounds)
-        ]
+    with ThreadPoolExecutor(1) as thread:
+        systems = thread.submit(_systems, arguments).result()
+    measurements = [
+        measurement
+        for name in arguments.cases
+        for measurement in _rounds(name, systems, chosen, arguments.rounds)
+    ]
     about = {
         "model": arguments.model,
         "command": shlex.join(["python", "-m", "benchmarks.engine", *sys.argv[1:]]),
@@ -152,21 +168,16 @@ def _rounds(
 ) -> Iterator[Measurement]:
     case = CASES[name]
     short = min(chosen, key=lambda recording: recording.seconds).beginning(_WARM_UP_S)
-    for system in systems:
-        system.run([short] * system.at_once, case)
     for number in range(rounds):
         first = number % len(systems)
         for system in [*systems[first:], *systems[:first]]:
-            started = time.perf_counter()
-            results = system.run(chosen, case)
-            seconds = time.perf_counter() - started
+            seconds, results = system.measure(chosen, short, case)
             progress = f"{name}, round {number + 1} of {rounds}, {system.name}"
             print(f"{progress}: {seconds:.1f} s", file=sys.stderr, flush=True)
             yield Measurement(name, system.name, seconds, results)
 
 
-@contextlib.contextmanager
-def _systems(arguments: argparse.Namespace) -> Iterator[list[System]]:
+def _systems(arguments: argparse.Namespace) -> list[System]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
     official = catalog.find(arguments.model)
@@ -174,11 +185,10 @@ def _systems(arguments: argparse.Namespace) -> Iterator[list[System]]:
     # After loading, which sets it too; threads started from now on keep to it.
     torch.set_num_threads(arguments.threads)
     systems = [_official(model)]
+    systems += [_engine(model, number) for number in arguments.concurrency]
     if not arguments.no_faster_whisper:
         systems += _faster_whisper(model, arguments.threads)
-    with Engine(model) as engine:
-        systems[1:1] = [_engine(engine, number) for number in arguments.concurrency]
-        yield systems
+    return systems
 
 
 def _official(model: Whisper) -> System:
@@ -192,19 +202,25 @@ def _official(model: Whisper) -> System:
             fp16=model.device.type == "cuda",
         )
 
-    return System(engine_report.OFFICIAL, transcribe)
+    return System(engine_report.OFFICIAL, lambda: contextlib.nullcontext(transcribe))
 
 
-def _engine(engine: Engine, at_once: int) -> System:
-    def transcribe(recording: Recording, case: Case) -> Result:
-        return engine.transcribe(
-            recording.pcm,
-            temperature=0.0,
-            beam_size=case.beam_size,
-            word_timestamps=case.words,
-        )
+def _engine(model: Whisper, at_once: int) -> System:
+    @contextlib.contextmanager
+    def opened() -> Iterator[Transcribe]:
+        with Engine(model) as engine:
 
-    return System(f"engine, {at_once} at once", transcribe, at_once)
+            def transcribe(recording: Recording, case: Case) -> Result:
+                return engine.transcribe(
+                    recording.pcm,
+                    temperature=0.0,
+                    beam_size=case.beam_size,
+                    word_timestamps=case.words,
+                )
+
+            yield transcribe
+
+    return System(f"engine, {at_once} at once", opened, at_once)
 
 
 def _faster_whisper(official: Whisper, threads: int) -> list[System]:
@@ -220,7 +236,9 @@ def _faster_whisper(official: Whisper, threads: int) -> list[System]:
     compute_type = "float16" if device == "cuda" else "float32"
     model = faster_whisper_model.load(official, device, compute_type, threads)
 
-    def transcriber(pipeline: Any, **options: Any) -> Callable[..., Result]:
+    def transcriber(
+        pipeline: Any, **options: Any
+    ) -> Callable[[], AbstractContextManager[Transcribe]]:
         def transcribe(recording: Recording, case: Case) -> Result:
             segments, _ = pipeline.transcribe(
                 recording.wave,
@@ -232,7 +250,7 @@ def _faster_whisper(official: Whisper, threads: int) -> list[System]:
             # The segments are a generator: this is where it works.
             return {"text": "".join(segment.text for segment in segments)}
 
-        return transcribe
+        return lambda: contextlib.nullcontext(transcribe)
 
     batched = transcriber(BatchedInferencePipeline(model), batch_size=8)
     return [
