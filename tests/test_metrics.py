@@ -60,7 +60,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Metric]:
 
 @pytest.fixture
 def engine() -> StubEngine:
-    return StubEngine(EngineStats(8, 0, 0, 1, 1.0, 10**8))
+    return StubEngine(EngineStats(8, 0, 0, 1, 1.0, 10**7, 10**8))
 
 
 def watch(engine: StubEngine) -> None:

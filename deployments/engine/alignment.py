@@ -104,9 +104,9 @@ def attention_matrix(scores: Tensor) -> Tensor:
 
 
 def median_filter(x: Tensor, width: int) -> Tensor:
-    """Along the last dimension, with reflected edges; x of shape (..., rows, frames), `width` odd."""
+    """Along the last dimension, with reflected edges; x of shape (..., frames), `width` odd."""
     padding = width // 2
     if x.shape[-1] <= padding:
         return x
-    padded = F.pad(x, (padding, padding, 0, 0), mode="reflect")
-    return padded.unfold(-1, width, 1).sort().values[..., padding]
+    rows = F.pad(x.reshape(1, -1, x.shape[-1]), (padding, padding), mode="reflect")
+    return rows.unfold(-1, width, 1).sort().values[..., padding].reshape_as(x)

@@ -1,19 +1,26 @@
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import whisper
+import whisper.timing
 from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_SAMPLES
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
-from deployments.engine import mel
-from deployments.engine.long_form import TranscriptionCancelled, transcribe
-from tests.engine.tiny_whisper import recording, scripted, tiny_whisper, window
+from deployments.engine import alignment, long_form, mel
+from deployments.engine.alignment import AttendedFrames
+from deployments.engine.long_form import transcribe
+from deployments.engine.plan import ModelFacts
+from deployments.engine.session import Session
+from tests.engine.tiny_whisper import DIMENSIONS, recording, scripted, window
 
 TWO_SEGMENTS = window((0, 10), (10, 20))
 ONE_SEGMENT = window((0, 5))
@@ -22,190 +29,278 @@ FAILED = replace(ONE_SEGMENT, avg_logprob=-3.0)
 SIMPLE: dict[str, Any] = {"language": "en", "temperature": 0.0, "fp16": False}
 
 
-@pytest.fixture
-def model() -> Whisper:
-    return tiny_whisper()
+class ScriptedSession:
+    """A session in which `windows` are heard, one after the other.
 
+    log: what was asked of it, and what the callbacks were given, by name and in order
+    """
 
-class Heard:
-    """What the callbacks of one run were given."""
-
-    def __init__(self) -> None:
+    def __init__(self, windows: Sequence[DecodingResult]) -> None:
+        self.facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
+        self.window: Tensor | None = None
+        self.mels: list[Tensor] = []
+        self.options: list[DecodingOptions] = []
+        self.aligned: list[Tensor] = []
+        self.log: list[str] = []
         self.progress: list[tuple[float, float]] = []
         self.segments: list[list[dict[str, Any]]] = []
-        self.order: list[str] = []
+        self._hear = scripted(windows)
+
+    def mel(self, audio: np.ndarray) -> Tensor:
+        """Frames that are told apart by their number."""
+        frames = (len(audio) + N_SAMPLES) // HOP_LENGTH
+        return torch.arange(1.0, frames + 1).repeat(DIMENSIONS.n_mels, 1)
+
+    def detect_language(self, mel: Tensor) -> dict[str, float]:
+        self.log.append("detect")
+        return {"en": 0.2, "pt": 0.7, "de": 0.1}
+
+    def decode(self, mel: Tensor, options: DecodingOptions) -> DecodingResult:
+        self.log.append("decode")
+        self.window = mel
+        self.mels.append(mel)
+        self.options.append(options)
+        return self._hear(mel, options)
+
+    def attended_frames(
+        self,
+        mel: Tensor,
+        sot_sequence: Sequence[int],
+        no_timestamps: int,
+        text: Sequence[int],
+        frames: int,
+    ) -> AttendedFrames:
+        self.log.append("align")
+        self.aligned.append(mel)
+        # Each token attends to its own share of the window.
+        matrix = np.zeros((len(text) + 1, frames))
+        for token, share in enumerate(np.array_split(np.arange(frames), len(matrix))):
+            matrix[token, share] = 1
+        return AttendedFrames(matrix, np.full(len(text), 0.5))
+
+    def leave_window(self) -> None:
+        self.log.append("leave")
+        self.window = None
 
     def on_progress(self, done: float, total: float) -> None:
         self.progress.append((done, total))
-        self.order.append("progress")
+        self.log.append("progress")
 
     def on_segments(self, segments: list[dict[str, Any]]) -> None:
         self.segments.append(list(segments))
-        self.order.append("segments")
+        self.log.append("segments")
+
+    @property
+    def callbacks(self) -> list[str]:
+        return [name for name in self.log if name in ("progress", "segments")]
+
+    def transcribe(self, audio: np.ndarray, **options: Any) -> dict[str, Any]:
+        return transcribe(cast(Session, self), audio, **SIMPLE | options)
 
 
 def run(
-    model: Whisper, windows: list[DecodingResult], seconds: float = 65, **options: Any
-) -> tuple[dict[str, Any], Heard]:
+    windows: Sequence[DecodingResult], seconds: float = 65, **options: Any
+) -> tuple[dict[str, Any], ScriptedSession]:
     """Transcribe a recording in which `windows` are heard."""
-    vars(model)["decode"] = scripted(windows)
-    heard = Heard()
-    result = transcribe(
-        model,
+    session = ScriptedSession(windows)
+    result = session.transcribe(
         recording(seconds),
-        on_progress=heard.on_progress,
-        on_segments=heard.on_segments,
-        **SIMPLE | options,
+        on_progress=session.on_progress,
+        on_segments=session.on_segments,
+        **options,
     )
-    return result, heard
+    return result, session
 
 
-def test_progress_starts_at_nothing_and_ends_with_everything(model: Whisper) -> None:
-    _, heard = run(model, [TWO_SEGMENTS, ONE_SEGMENT, ONE_SEGMENT])
-    assert heard.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
+def test_progress_starts_at_nothing_and_ends_with_everything() -> None:
+    _, session = run([TWO_SEGMENTS, ONE_SEGMENT, ONE_SEGMENT])
+    assert session.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
 
 
-def test_each_window_delivers_the_segments_that_are_now_final(model: Whisper) -> None:
-    result, heard = run(model, [TWO_SEGMENTS, ONE_SEGMENT, ONE_SEGMENT])
-    assert [len(segments) for segments in heard.segments] == [2, 1, 1]
-    assert list(itertools.chain(*heard.segments)) == result["segments"]
+def test_each_window_delivers_the_segments_that_are_now_final() -> None:
+    result, session = run([TWO_SEGMENTS, ONE_SEGMENT, ONE_SEGMENT])
+    assert [len(segments) for segments in session.segments] == [2, 1, 1]
+    assert list(itertools.chain(*session.segments)) == result["segments"]
     assert [segment["id"] for segment in result["segments"]] == [0, 1, 2, 3]
 
 
-def test_segments_are_delivered_before_the_progress_that_covers_them(
-    model: Whisper,
-) -> None:
-    _, heard = run(model, [ONE_SEGMENT, ONE_SEGMENT], seconds=45)
-    assert heard.order == ["progress", "segments", "progress", "segments", "progress"]
+def test_segments_are_delivered_before_the_progress_that_covers_them() -> None:
+    _, session = run([ONE_SEGMENT, ONE_SEGMENT], seconds=45)
+    expected = ["progress", "segments", "progress", "segments", "progress"]
+    assert session.callbacks == expected
 
 
-def test_progress_goes_through_skipped_silence(model: Whisper) -> None:
-    result, heard = run(model, [SILENCE, ONE_SEGMENT, SILENCE])
-    assert heard.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
+def test_progress_goes_through_skipped_silence() -> None:
+    result, session = run([SILENCE, ONE_SEGMENT, SILENCE])
+    assert session.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
     assert [segment["start"] for segment in result["segments"]] == [30]
-    assert heard.segments == [result["segments"]]
+    assert session.segments == [result["segments"]]
 
 
-def test_a_silent_recording_delivers_no_segments_and_all_progress(
-    model: Whisper,
-) -> None:
-    result, heard = run(model, [SILENCE] * 3)
-    assert result["segments"] == heard.segments == []
-    assert heard.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
+def test_a_silent_recording_delivers_no_segments_and_all_progress() -> None:
+    result, session = run([SILENCE] * 3)
+    assert result["segments"] == session.segments == []
+    assert session.progress == [(0, 65), (30, 65), (60, 65), (65, 65)]
 
 
-def test_an_empty_recording_is_done_at_once(model: Whisper) -> None:
-    result, heard = run(model, [], seconds=0)
+def test_an_empty_recording_is_done_at_once() -> None:
+    result, session = run([], seconds=0)
     assert result == {"text": "", "segments": [], "language": "en"}
-    assert (heard.progress, heard.segments) == ([(0, 0)], [])
+    assert (session.progress, session.segments) == ([(0, 0)], [])
 
 
-def test_falling_back_to_another_temperature_is_no_progress(model: Whisper) -> None:
+def test_falling_back_to_another_temperature_is_no_progress() -> None:
     windows = [FAILED, FAILED, ONE_SEGMENT, FAILED, ONE_SEGMENT]
-    result, heard = run(model, windows, seconds=45, temperature=(0.0, 0.2, 0.4))
-    assert heard.progress == [(0, 45), (30, 45), (45, 45)]
-    assert [len(segments) for segments in heard.segments] == [1, 1]
+    result, session = run(windows, seconds=45, temperature=(0.0, 0.2, 0.4))
+    assert session.progress == [(0, 45), (30, 45), (45, 45)]
+    assert [len(segments) for segments in session.segments] == [1, 1]
     assert len(result["segments"]) == 2
+    temperatures = [options.temperature for options in session.options]
+    assert temperatures == [0.0, 0.2, 0.4, 0.0, 0.2]
 
 
-def test_progress_never_goes_back_where_clips_do(model: Whisper) -> None:
-    result, heard = run(model, [ONE_SEGMENT] * 2, clip_timestamps="40,50,0,10")
-    assert heard.progress == [(0, 65), (40, 65), (65, 65)]
+def test_progress_never_goes_back_where_clips_do() -> None:
+    result, session = run([ONE_SEGMENT] * 2, clip_timestamps="40,50,0,10")
+    assert session.progress == [(0, 65), (40, 65), (65, 65)]
     assert [segment["start"] for segment in result["segments"]] == [40, 0]
-    assert list(itertools.chain(*heard.segments)) == result["segments"]
+    assert list(itertools.chain(*session.segments)) == result["segments"]
 
 
-def test_nothing_is_decoded_once_it_is_cancelled(model: Whisper) -> None:
-    decoded = 0
-
-    def decode(_: Tensor, __: DecodingOptions) -> DecodingResult:
-        nonlocal decoded
-        decoded += 1
-        return ONE_SEGMENT
-
-    vars(model)["decode"] = decode
-    with pytest.raises(TranscriptionCancelled):
-        transcribe(
-            model,
-            recording(100),
-            cancelled=lambda: decoded == 2,
-            language="en",
-            fp16=False,
-        )
-    assert decoded == 2
+def test_the_slot_of_a_window_is_given_back_before_the_callbacks_and_the_next_window() -> (
+    None
+):
+    _, session = run([ONE_SEGMENT, SILENCE, ONE_SEGMENT])
+    assert session.log == [
+        *("progress", "decode"),
+        *("leave", "segments", "progress", "decode"),
+        *("leave", "progress", "decode"),
+        *("segments", "progress"),  # the caller gives the last one back
+    ]
 
 
-@pytest.mark.parametrize("callback", ["on_progress", "on_segments", "cancelled"])
-def test_an_error_in_a_callback_reaches_the_caller(
-    model: Whisper, callback: str
-) -> None:
-    def fail(*_: Any) -> bool:
+def test_a_window_keeps_its_slot_from_one_temperature_to_the_next() -> None:
+    windows = [FAILED, FAILED, ONE_SEGMENT, FAILED, ONE_SEGMENT]
+    _, session = run(windows, seconds=45, temperature=(0.0, 0.2, 0.4))
+    work = [name for name in session.log if name in ("decode", "leave")]
+    assert work == [*["decode"] * 3, "leave", *["decode"] * 2]
+    first, second = session.mels[0], session.mels[-1]
+    assert [mel is first for mel in session.mels] == [True] * 3 + [False] * 2
+    assert [mel is second for mel in session.mels] == [False] * 3 + [True] * 2
+
+
+def test_a_window_keeps_its_slot_until_its_words_are_aligned() -> None:
+    result, session = run([TWO_SEGMENTS, ONE_SEGMENT], word_timestamps=True, seconds=35)
+    work = [name for name in session.log if name in ("decode", "align", "leave")]
+    assert work == ["decode", "align", "leave", "decode", "align"]
+    assert session.aligned[0] is session.mels[0]
+    assert session.aligned[1] is session.mels[1]
+    words = [segment["words"] for segment in result["segments"]]
+    assert [[word["word"] for word in part] for part in words] == [[" Hello"]] * 3
+
+
+def test_the_language_is_asked_for_once_if_it_is_not_given() -> None:
+    result, session = run([ONE_SEGMENT] * 2, seconds=45, language=None)
+    assert result["language"] == "pt"
+    assert session.log.count("detect") == 1
+    assert [options.language for options in session.options] == ["pt", "pt"]
+    _, session = run([ONE_SEGMENT] * 2, seconds=45)
+    assert "detect" not in session.log
+
+
+@pytest.mark.parametrize("callback", ["on_progress", "on_segments"])
+def test_an_error_in_a_callback_reaches_the_caller(callback: str) -> None:
+    def fail(*_: Any) -> None:
         raise LookupError(callback)
 
-    vars(model)["decode"] = scripted([ONE_SEGMENT] * 2)
+    session = ScriptedSession([ONE_SEGMENT] * 2)
     with pytest.raises(LookupError, match=callback):
-        transcribe(
-            model,
-            recording(45),
-            language="en",
-            fp16=False,
-            **{callback: fail},  # type: ignore[arg-type]
-        )
+        session.transcribe(recording(45), **{callback: fail})
+
+
+def test_an_error_of_the_session_reaches_the_caller() -> None:
+    session = ScriptedSession([ONE_SEGMENT])
+    with pytest.raises(StopIteration):
+        session.transcribe(recording(45), on_segments=session.on_segments)
+    assert len(session.segments) == 1
 
 
 # Multiples of 10 ms, and recordings whose last frame is no whole one.
 @pytest.mark.parametrize("samples", [32_000, 32_079, 32_081, 32_159, 100, 1])
 @pytest.mark.parametrize("clips", ["0,9999", [0.0, 9999.0], "0,1,1.5,2.006", "0.3,7,8"])
 def test_a_clip_that_ends_after_the_recording_ends_with_it(
-    model: Whisper, samples: int, clips: str | list[float]
+    samples: int, clips: str | list[float]
 ) -> None:
     # Upstream decodes what lies behind the end again and again: a fourth window is one too many.
     windows = [window((0, 0.1))] * 3
-    result, heard = run(model, windows, samples / 16_000, clip_timestamps=clips)
-    assert heard.progress[-1] == (samples / 16_000, samples / 16_000)
+    result, session = run(windows, samples / 16_000, clip_timestamps=clips)
+    assert session.progress[-1] == (samples / 16_000, samples / 16_000)
     assert len(result["segments"]) <= 2
 
 
-def test_a_clip_reaches_to_the_last_whole_frame(model: Whisper) -> None:
-    seen: list[Tensor] = []
-
-    def decode(mel: Tensor, _: DecodingOptions) -> DecodingResult:
-        seen.append(mel)
-        return ONE_SEGMENT
-
-    for clips in ("0", "0,9999"):
-        vars(model)["decode"] = decode
-        transcribe(
-            model, recording(2.006), clip_timestamps=clips, language="en", fp16=False
-        )
-    assert len(seen) == 2
-    assert torch.equal(*seen)
+def test_a_clip_reaches_to_the_last_whole_frame() -> None:
+    seen = [
+        run([ONE_SEGMENT], 2.006, clip_timestamps=clips)[1].mels
+        for clips in ("0", "0,9999")
+    ]
+    assert torch.equal(*(mel for mels in seen for mel in mels))
 
 
-def test_no_clips_means_the_whole_recording_as_in_whisper(model: Whisper) -> None:
+def test_no_clips_means_the_whole_recording_as_in_whisper() -> None:
     nowhere: list[str | list[float]] = ["", []]
     for clips in nowhere:
-        result, _ = run(model, [ONE_SEGMENT], seconds=20, clip_timestamps=clips)
+        result, _ = run([ONE_SEGMENT], seconds=20, clip_timestamps=clips)
         assert len(result["segments"]) == 1
 
 
-def test_without_callbacks_it_is_just_whisper(model: Whisper) -> None:
-    vars(model)["decode"] = scripted([TWO_SEGMENTS])
-    result = transcribe(model, recording(20), language="en", fp16=False)
+def test_without_callbacks_it_is_just_whisper() -> None:
+    result = ScriptedSession([TWO_SEGMENTS]).transcribe(recording(20))
     assert [(s["start"], s["end"]) for s in result["segments"]] == [(0, 10), (10, 20)]
 
 
-def test_the_official_module_is_left_untouched() -> None:
-    official = sys.modules["whisper.transcribe"]
+def test_the_official_modules_are_left_untouched() -> None:
+    official, timing = sys.modules["whisper.transcribe"], whisper.timing
     assert vars(official)["log_mel_spectrogram"] is whisper.audio.log_mel_spectrogram
+    assert vars(official)["add_word_timestamps"] is timing.add_word_timestamps
     assert whisper.transcribe is vars(official)["transcribe"] is Whisper.transcribe
     assert mel.log_mel_spectrogram is not whisper.audio.log_mel_spectrogram
+    for name in ("find_alignment", "add_word_timestamps", "dtw", "median_filter"):
+        function = vars(timing)[name]
+        assert function.__module__ == "whisper.timing"
+        assert function.__globals__ is vars(timing)
+    assert timing.find_alignment is not alignment.find_alignment
 
 
-def test_the_recording_is_not_changed(model: Whisper) -> None:
+def test_everything_else_of_them_runs_unmodified() -> None:
+    copies = [
+        (long_form._official, sys.modules["whisper.transcribe"]),
+        (long_form._timing, whisper.timing),
+    ]
+    replaced = {
+        name
+        for copy, official in copies
+        for name, value in vars(copy).items()
+        if isinstance(value, FunctionType)
+        and value.__code__ != vars(official)[name].__code__
+    }
+    assert replaced == {"log_mel_spectrogram", "pad_or_trim", "find_alignment"}
+
+
+def test_the_recording_is_not_changed() -> None:
     audio = recording(2)
     before = audio.copy()
     audio.setflags(write=False)
-    vars(model)["decode"] = scripted([ONE_SEGMENT])
-    transcribe(model, audio, language="en", fp16=False)
+    ScriptedSession([ONE_SEGMENT]).transcribe(audio)
     np.testing.assert_array_equal(audio, before)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 700, 2999, 3000])
+def test_windows_are_padded_as_whisper_does_it(frames: int) -> None:
+    mel = torch.randn(80, frames + 10)[:, :frames]
+    expected = whisper.pad_or_trim(mel, 3000)
+    assert torch.equal(vars(long_form._official)["pad_or_trim"](mel, 3000), expected)
+
+
+def test_a_longer_spectrogram_is_trimmed_as_whisper_does_it() -> None:
+    mel = torch.randn(80, 4000)
+    expected = whisper.pad_or_trim(mel, 3000)
+    assert torch.equal(vars(long_form._official)["pad_or_trim"](mel, 3000), expected)

@@ -44,6 +44,23 @@ def recording(seconds: float, seed: int = 0) -> np.ndarray:
     )
 
 
+def sounds(seconds: float, seed: int = 0) -> np.ndarray:
+    """Tones, noise and near silence by turns, of which no two windows sound alike: int16, at 16 kHz."""
+    generator = np.random.default_rng(seed)
+    samples = round(seconds * SAMPLE_RATE)
+    time = np.arange(samples) / SAMPLE_RATE
+    audio = np.zeros(samples)
+    start = 0
+    while start < samples:
+        end = min(samples, start + int(generator.integers(2000, 40_000)))
+        pitch, loudness = generator.uniform(80, 6000), generator.choice([0, 0.1, 0.5])
+        hiss = generator.choice([0.001, 0.005, 0.03])
+        audio[start:end] = loudness * np.sin(2 * np.pi * pitch * time[start:end])
+        audio[start:end] += hiss * generator.normal(size=end - start)
+        start = end
+    return (audio.clip(-1, 1) * 32767).astype(np.int16)
+
+
 def as_float(audio: np.ndarray) -> np.ndarray:
     """As `whisper.load_audio` does."""
     return audio.astype(np.float32) / 32768.0

@@ -1,0 +1,53 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from whisper.model import Whisper
+
+from deployments.engine import Engine
+from tests.engine.calls import PATIENCE_S, Calls, Gate, StuckEncoder
+from tests.engine.tiny_whisper import tiny_whisper
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Whisper:
+    return tiny_whisper()
+
+
+@pytest.fixture
+def slots() -> int | None:
+    """How many the engine has; None: as many as it likes."""
+    return None
+
+
+@pytest.fixture
+def engine(tiny_model: Whisper, slots: int | None) -> Iterator[Engine]:
+    with Engine(tiny_model, slots) as engine:
+        yield engine
+    engine._scheduler.join(PATIENCE_S)
+    assert not engine._scheduler._thread.is_alive()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as threads:
+        yield threads
+
+
+@pytest.fixture
+def gate(engine: Engine, threads: ThreadPoolExecutor) -> Iterator[Gate]:
+    gate = Gate(engine)
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def stuck(engine: Engine, threads: ThreadPoolExecutor) -> Iterator[StuckEncoder]:
+    stuck = StuckEncoder(engine)
+    yield stuck
+    stuck.let_go.set()
+
+
+@pytest.fixture
+def calls(engine: Engine, threads: ThreadPoolExecutor) -> Calls:
+    return Calls(engine, threads)

@@ -1,0 +1,160 @@
+"""What an engine keeps, and what it lets go."""
+
+import contextlib
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from whisper.model import Whisper
+
+from deployments.engine import Engine, TranscriptionCancelled
+from deployments.engine.scheduler import NotANumberError
+from tests.engine.calls import BRIEF, PATIENCE_S
+from tests.engine.tiny_whisper import as_float, recording, tiny_whisper
+
+GROWTH_BYTES = 40_000_000
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is in a circle stays, and shows."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def on_the_engines_thread() -> bool:
+    return threading.current_thread().name == "engine"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"language": None, "beam_size": 2},
+        {"temperature": (0.0, 0.5), "logprob_threshold": 0.0},
+        {"word_timestamps": True},
+    ],
+    ids=str,
+)
+def test_an_idle_engine_holds_no_recording(
+    engine: Engine, no_collector: None, options: dict[str, Any]
+) -> None:
+    audio = recording(35)
+    held = weakref.ref(audio)
+    engine.transcribe(audio, **BRIEF | options)
+    del audio
+    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    assert held() is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_such_option": 1},
+        {"on_segments": lambda _: [].pop()},
+        {"cancelled": lambda: True},
+    ],
+    ids=["option", "callback", "cancelled"],
+)
+def test_a_call_that_fails_in_its_own_thread_leaves_no_recording(
+    engine: Engine, no_collector: None, options: dict[str, Any]
+) -> None:
+    audio = recording(2)
+    held = weakref.ref(audio)
+    with contextlib.suppress(TypeError, IndexError, TranscriptionCancelled):
+        engine.transcribe(audio, **BRIEF | options)
+    del audio
+    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    assert held() is None
+
+
+# The error, its traceback, the task and the task's future refer to each other in a circle.
+in_a_circle = pytest.mark.xfail(strict=True, reason="needs the garbage collector")
+
+
+@in_a_circle
+def test_a_call_that_is_cancelled_while_it_decodes_leaves_no_recording(
+    engine: Engine, no_collector: None
+) -> None:
+    audio = recording(2)
+    held = weakref.ref(audio)
+    with contextlib.suppress(TranscriptionCancelled):
+        long = BRIEF | {"sample_len": 200}
+        engine.transcribe(audio, cancelled=on_the_engines_thread, **long)
+    del audio
+    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    assert held() is None
+
+
+@in_a_circle
+def test_a_call_that_fails_while_it_decodes_leaves_no_recording(
+    engine: Engine, no_collector: None
+) -> None:
+    audio = as_float(recording(2))
+    audio[0] = np.nan
+    held = weakref.ref(audio)
+    with contextlib.suppress(NotANumberError):
+        engine.transcribe(audio, **BRIEF)
+    del audio
+    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    assert held() is None
+
+
+def test_the_model_may_be_dropped(no_collector: None) -> None:
+    model = tiny_whisper()
+    parts = [weakref.ref(model), weakref.ref(model.encoder), weakref.ref(model.decoder)]
+    with Engine(model) as engine:
+        before = engine.transcribe(recording(1), **BRIEF)
+        del model
+        gc.collect()
+        assert [part() for part in parts] == [None] * 3
+        assert engine.transcribe(recording(1), **BRIEF) == before
+
+
+def test_a_closed_engine_leaves_nothing(tiny_model: Whisper) -> None:
+    engine = Engine(tiny_model)
+    engine.transcribe(recording(1), **BRIEF)
+    scheduler = engine._scheduler
+    held = [weakref.ref(part) for part in (scheduler, scheduler.batch, engine)]
+    engine.close()
+    scheduler.join(PATIENCE_S)
+    del engine, scheduler
+    gc.collect()
+    assert [part() for part in held] == [None] * 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_number_of_calls(tiny_model: Whisper) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"beam_size": 2},
+        {"cancelled": on_the_engines_thread, "sample_len": 200},
+        {"language": None},
+    ]
+    with Engine(tiny_model, max_windows=2) as engine:
+
+        def calls(count: int) -> int:
+            for number in range(count):
+                with contextlib.suppress(TranscriptionCancelled):
+                    options = BRIEF | {"sample_len": 2} | kinds[number % len(kinds)]
+                    engine.transcribe(recording(1, seed=number), **options)
+            gc.collect()
+            return _resident_bytes()
+
+        after_a_few = calls(12)
+        # The spectrogram of one call takes a megabyte.
+        assert calls(120) - after_a_few < GROWTH_BYTES
+        assert engine.stats().slots_in_use == 0
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
