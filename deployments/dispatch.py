@@ -9,7 +9,12 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -129,7 +134,7 @@ class ModelClient:
 
     async def slots(self, replicas: int) -> dict[str, int] | None:
         """`slots`, `slots_in_use` and `windows_waiting`, summed over the replicas that have loaded the
-        model and answer at once; None where there is none. Starts none.
+        model; None where there is none, or one does not answer within a second. Starts none.
 
         replicas: how many run
         """
@@ -143,6 +148,14 @@ class ModelClient:
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
             )
         except (TimeoutError, DeploymentUnavailableError):
+            return None
+        except (RayError, RuntimeError) as error:
+            # One model's trouble hides no other one in the list.
+            logger.warning(
+                "model=%s event=slots_unknown error=%s",
+                self.model.name,
+                type(error).__name__,
+            )
             return None
         # The others still load the model, or have died.
         loaded = [answer for answer in answers if isinstance(answer, dict)]

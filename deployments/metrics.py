@@ -66,6 +66,7 @@ class EngineMetrics:
             self._report(stats, told)
             told = stats
             time.sleep(_PERIOD_S)
+        self._report(engine.stats(), told)
 
     def _report(self, stats: "EngineStats", told: "EngineStats") -> None:
         self._slots_in_use.set(stats.slots_in_use)

@@ -24,10 +24,7 @@ def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisp
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
     torch.OutOfMemoryError or MemoryError where the model does not fit.
     """
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-    else:
+    if device == "cpu":
         # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = _read(path)

@@ -171,7 +171,7 @@ def test_a_gpu_of_the_cluster_is_found_and_used(
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    assert shares(gpu_memory_gb=24)["medium"] == pytest.approx(5 / 24, abs=1e-4)
+    assert shares(gpu_memory_gb=24)["medium"] == pytest.approx(10 / 24, abs=1e-4)
 
 
 def test_a_gpu_is_left_alone_where_the_configuration_says_cpu(
@@ -191,7 +191,7 @@ def test_a_share_is_the_models_need_over_the_cards_memory(card_gb: float) -> Non
             name: min(1.0, model.vram_gb / card_gb)
             for name, model in catalog.MODELS.items()
         },
-        abs=5e-5,
+        abs=6e-5,
     )
 
 
@@ -218,7 +218,7 @@ def test_a_configured_share_counts_whatever_the_card(
         "device": "cuda",
     }
     assert shares(**args) == {"base": 0.25, "tiny": 1.0}
-    assert shares(**args, gpu_memory_gb=100) == {"base": 0.25, "tiny": 0.01}
+    assert shares(**args, gpu_memory_gb=100) == {"base": 0.25, "tiny": 0.02}
 
 
 def test_weights_of_unknown_shape_ask_for_a_whole_card() -> None:
@@ -228,8 +228,8 @@ def test_weights_of_unknown_shape_ask_for_a_whole_card() -> None:
         mine | {"name": "mine"},
         mine | {"name": "ours", "base_model": "medium"},
     ]
-    assert shares(device="cuda", gpu_memory_gb=10, models=models) == {
-        "base": 0.15,
+    assert shares(device="cuda", gpu_memory_gb=20, models=models) == {
+        "base": 0.125,
         "mine": 1.0,
         "ours": 0.5,
     }
@@ -245,7 +245,7 @@ class Task:
 def test_the_card_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
     monkeypatch.setattr(ray, "get", lambda *_, **__: 25_000_000_000)
-    assert shares(device="cuda", models=[{"name": "base"}]) == {"base": 0.06}
+    assert shares(device="cuda", models=[{"name": "base"}]) == {"base": 0.1}
 
 
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError(), OSError("driver")])

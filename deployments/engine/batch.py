@@ -35,7 +35,7 @@ class Batch:
 
     width, steps: the most beams, or samples, of a window, and the most tokens
 
-    A step waits for the device once, at its end, to learn which windows are done.
+    While the same windows go on together, a step waits for the device once, at its end, to learn which are done.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Batch:
     ) -> Progress:
         """Read the prompts of windows whose audio is in their slots, and choose their first tokens.
 
-        numbers: of the windows in their requests, for their random draws
+        numbers: of these decodings in their requests, for their random draws
         """
         hidden = self._decoder.prefill(slots, [plan.prompt for plan in plans])
         windows = torch.arange(len(slots), device=self._device)
@@ -211,7 +211,7 @@ class Batch:
         return self._commit(group, selection, chances.normalizer.isnan())
 
     def _draw(self, group: Group, chances: Distribution) -> tuple[Tensor, Tensor]:
-        assert group.sampling is not None and group.temperatures is not None
+        assert group.sampling is not None
         slot, beam = group.row_slot[group.sampling], group.row_beam[group.sampling]
         uniform = self._uniforms[slot, self._step[slot], beam]
         return chances.rows(group.sampling).sample(group.temperatures, uniform)

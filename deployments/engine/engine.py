@@ -50,8 +50,8 @@ class EngineStats:
 class Engine:
     """Transcribes waveforms with one model; any number of threads may call.
 
-    model: on the device it shall run on. What the engine needs of it is copied: fp32 on a CPU, fp16 on a
-        GPU. It may be dropped afterwards.
+    model: on the device it shall run on. The engine keeps weights in its own layout, fp32 on a CPU and fp16
+        on a GPU, and shares the rest with the model, which may be dropped but must not change afterwards.
     max_windows: at most this many windows are decoded together, the rest wait in order; None: as many as
         the memory allows, at most 8 on a CPU and 32 on a GPU
     memory_bytes: what weights and slots may take on a GPU; None: what is free there
@@ -138,6 +138,8 @@ class Engine:
 
         An exception in a callback fails this call and no other.
 
+        `fp16` is no option here: it follows from the device.
+
         Raises TranscriptionCancelled if `cancelled()` was true, EngineClosedError if the engine is or
         gets closed, and whatever `whisper.transcribe` raises.
         """
@@ -185,10 +187,14 @@ class Engine:
 
 
 def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:
-    """Of the engine's copy; the table of embeddings is there in fp32 as well."""
+    """Of what the engine keeps: the embeddings are there in fp32 as well, cross-attention's keys and values
+    for language detection in a second layout.
+    """
     parameters = sum(p.numel() for p in model.parameters())
     embeddings = model.decoder.token_embedding.weight.numel()
-    return parameters * dtype.itemsize + embeddings * 4
+    dims = model.dims
+    second = 2 * dims.n_text_layer * dims.n_text_state**2
+    return (parameters + second) * dtype.itemsize + embeddings * 4
 
 
 def _vocabulary(facts: ModelFacts) -> Vocabulary:

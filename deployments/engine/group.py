@@ -19,7 +19,10 @@ class Group:
     width: the most beams of a window; a grid has shape (windows, width)
     grid: where each row stands in it, flattened; None if every place is taken
     real: the places that rows take, shape (windows, width)
-    sampling, temperatures: the rows that are drawn, shape (drawn rows,); None if there are none
+    sampling: the rows that are drawn, shape (drawn rows,); None if there are none
+    temperatures: of those, shape (drawn rows,)
+    competes, finished_needed: windows of beam search, and what ends each; shape (windows,)
+    suppressed: indices of tokens that must not come into flattened logits
     first: it is their first step
     """
 

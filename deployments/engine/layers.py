@@ -35,7 +35,7 @@ class Linear(Protocol):
 def linear(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
 ) -> Linear:
-    """A linear layer with its own copy of the weights, laid out for inputs of about `rows` rows."""
+    """A linear layer in this precision, its weights laid out for inputs of about `rows` rows."""
     weight = weight.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
     if packs_weights(weight.device, dtype):

@@ -22,7 +22,7 @@ from whisper.utils import compression_ratio
 
 from deployments.engine.search import Trace
 
-# Draws at temperature > 0 come from generators seeded by this constant, one for each window of a request.
+# Draws at temperature > 0 come from generators seeded by this constant, one for each decoding of a request.
 SEED = 0
 
 
@@ -96,7 +96,7 @@ class Plan:
         return self.temperature > 0
 
     def uniforms(self, number: int) -> Tensor:
-        """The draws of the request's window `number`, shape (steps, width), in fp64 on the CPU."""
+        """The draws of the request's decoding `number`, shape (steps, width), in fp64 on the CPU."""
         generator = torch.Generator().manual_seed(SEED + number)
         return torch.rand(
             self.steps, self.width, generator=generator, dtype=torch.float64

@@ -42,7 +42,8 @@ class History:
 class Distribution:
     """Log-probabilities of the next token, not yet written out.
 
-    text: raw logits of text, of which `no_text` rows have none; shape (rows, eot)
+    logits: without suppressed tokens, otherwise not masked; shape (rows, vocabulary)
+    no_text: rows that no text may come next in, shape (rows,)
     tail: logits of special tokens and timestamps, masked; shape (rows, vocabulary - eot)
     block_maxima: of text, masked; shape (rows, blocks)
     normalizer: log of the sum of all exponentials, shape (rows,)

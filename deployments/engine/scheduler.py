@@ -102,6 +102,9 @@ class Scheduler:
             self._closed = True
             for task in [*self._pending]:
                 self._settle(task, EngineClosedError("the engine was closed"))
+            self._waiting.clear()
+            self._ready.clear()
+            self._decoding.clear()
             self._changed.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
@@ -111,6 +114,7 @@ class Scheduler:
 
     def do(self, task: Task) -> Any:
         _check_cancelled(task)
+        future = task.future
         with self._changed:
             if not self.alive:
                 raise EngineClosedError("the engine is closed")
@@ -118,14 +122,26 @@ class Scheduler:
             (self._ready if has_place else self._waiting).append(task)
             self._pending.add(task)
             self._changed.notify_all()
-        return task.future.result()
+        try:
+            return future.result()
+        finally:
+            self._abandon(task)
+            # The traceback of an error holds this frame, and the future holds the error.
+            del future
+
+    def _abandon(self, task: Task) -> None:
+        """Where the caller's wait was interrupted, nobody is left to give the slot back."""
+        with self._changed:
+            if task in self._pending:
+                self._pending.remove(task)
+                self._forget(task)
 
     def release(self, session: Session) -> None:
         with self._changed:
             self._release(session)
             self._changed.notify_all()
 
-    # The loop. Everything below runs on its thread.
+    # The loop.
 
     def _work(self) -> None:
         try:
@@ -139,9 +155,9 @@ class Scheduler:
     def _take_turn(self) -> bool:
         """One round: what waits to begin, then one token for every window. False when closed."""
         with self._changed:
-            # Those who wait for a slot may be cancelled meanwhile.
-            patience = _CANCEL_POLL_S if self._waiting else None
-            self._changed.wait_for(self._anything_to_do, timeout=patience)
+            if not self._anything_to_do():
+                # Those who wait for a slot may be cancelled meanwhile.
+                self._changed.wait(_CANCEL_POLL_S if self._waiting else None)
             if self._closed:
                 return False
         self._drop_cancelled()
@@ -194,18 +210,26 @@ class Scheduler:
             if task not in self._pending:
                 return  # close() was faster
             self._pending.remove(task)
+        future = task.future
+        # An error's traceback holds the task: without this link there is no circle, and what the task holds
+        # goes as soon as the caller has dealt with the error.
+        del task.future
         if isinstance(outcome, Exception):
-            task.future.set_exception(outcome)
+            future.set_exception(outcome)
         else:
-            task.future.set_result(outcome)
+            future.set_result(outcome)
 
     def _fail(self, task: Task, error: Exception) -> None:
         with self._changed:
-            for queue in (self._waiting, self._ready):
-                if task in queue:
-                    queue.remove(task)
-            self._release(task.session)
-            self._settle(task, error)
+            if task in self._pending:
+                self._forget(task)
+                self._settle(task, error)
+
+    def _forget(self, task: Task) -> None:
+        for queue in (self._waiting, self._ready):
+            if task in queue:
+                queue.remove(task)
+        self._release(task.session)
 
     def _together_or_alone(
         self, tasks: Sequence[Any], work: Callable[[Any], None]
@@ -222,7 +246,9 @@ class Scheduler:
                 except Exception as error:  # noqa: BLE001
                     _log_retry(error, len(some))
             for task in some:
-                self._alone(task, lambda task: work([task]))
+                # Some of them may have been answered before the others failed.
+                if task in self._pending:
+                    self._alone(task, lambda task: work([task]))
 
     def _alone(self, task: Any, work: Callable[[Any], None]) -> None:
         try:
@@ -292,21 +318,28 @@ class Scheduler:
         return [features for task in tasks if (features := known[id(task)]) is not None]
 
     def _step(self, decoding: dict[int, DecodeTask]) -> None:
-        for task in decoding.values():
-            task.session.steps += 1
-            task.session.windows_in_steps += len(decoding)
-        try:
-            progress = self.batch.step([*decoding])
-        except Exception as error:  # noqa: BLE001
-            if len(decoding) == 1:
-                for slot in decoding:
-                    self._break(slot, error)
-                return
-            _log_retry(error, len(decoding))
+        progress = self._try_step(decoding)
+        if progress is None:
+            # Here, where the failed step's memory is free again.
             for slot, task in decoding.items():
                 self._step({slot: task})
             return
+        for task in decoding.values():
+            task.session.steps += 1
+            task.session.windows_in_steps += len(decoding)
         self._conclude(progress)
+
+    def _try_step(self, decoding: dict[int, DecodeTask]) -> Progress | None:
+        """None where several windows failed together: it may be one of them, or their number."""
+        try:
+            return self.batch.step([*decoding])
+        except Exception as error:  # noqa: BLE001
+            if len(decoding) > 1:
+                _log_retry(error, len(decoding))
+                return None
+            for slot in decoding:
+                self._break(slot, error)
+            return Progress([], [])
 
     def _conclude(self, progress: Progress) -> None:
         for slot in progress.broken:
@@ -324,11 +357,12 @@ class Scheduler:
         self._settle(task, self.batch.outcome(_slot(task)))
 
     def _break(self, slot: int, error: Exception) -> None:
-        self.batch.clear(slot)
         with self._changed:
             task = self._decoding.get(slot)
         if task is not None:
             self._fail(task, error)
+        # Last: where the device has failed for good, this raises and ends the loop.
+        self.batch.clear(slot)
 
     def _stacked(self, mels: Any) -> Tensor:
         return torch.stack([mel.to(self.facts.device) for mel in mels])

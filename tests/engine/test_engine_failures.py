@@ -259,6 +259,23 @@ def test_the_next_window_in_the_slot_of_a_failed_one_is_unharmed(
         assert_same(one_slot.transcribe(audio, **BRIEF | options), expected)
 
 
+def test_what_a_failed_window_leaves_in_its_slot_stays_out_of_the_next_one(
+    calls: Calls, gate: Gate
+) -> None:
+    """Though a longer window beside it lets the next one look where the failed one wrote."""
+    engine, longer = calls.engine, {"initial_prompt": "Ada. " * 100}
+    gate.opened.set()
+    expected = engine.transcribe(recording(1), **BRIEF)
+    replace(engine._scheduler, "_encoder", nan_for_quiet)
+    with pytest.raises(NotANumberError):
+        engine.transcribe(QUIET, **BRIEF | longer)
+    gate.opened.clear()
+    next_one, beside = calls.running(), calls.running(**longer)
+    gate.opened.set()
+    assert_same(next_one.result(PATIENCE_S), expected)
+    assert succeeds(beside)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"beam_size": 5}, {"temperature": 0.5}], ids=str
 )

@@ -76,11 +76,6 @@ def test_a_call_that_fails_in_its_own_thread_leaves_no_recording(
     assert held() is None
 
 
-# The error, its traceback, the task and the task's future refer to each other in a circle.
-in_a_circle = pytest.mark.xfail(strict=True, reason="needs the garbage collector")
-
-
-@in_a_circle
 def test_a_call_that_is_cancelled_while_it_decodes_leaves_no_recording(
     engine: Engine, no_collector: None
 ) -> None:
@@ -94,7 +89,6 @@ def test_a_call_that_is_cancelled_while_it_decodes_leaves_no_recording(
     assert held() is None
 
 
-@in_a_circle
 def test_a_call_that_fails_while_it_decodes_leaves_no_recording(
     engine: Engine, no_collector: None
 ) -> None:

@@ -1,0 +1,247 @@
+"""Who gets a slot, when, and for how long."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.engine import EngineClosedError, TranscriptionCancelled
+from deployments.engine import scheduler as scheduler_module
+from deployments.engine.session import DecodeTask
+from tests.engine.calls import PATIENCE_S, until
+from tests.engine.scheduling import ERRORS, Attempt, Fate, Recording, Stage, Window
+
+few = settings(max_examples=60, deadline=None)
+
+
+@contextlib.contextmanager
+def cancelled_is_asked_every_turn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "_CANCEL_POLL_S", 0)
+        yield
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    tries = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
+    fate = draw(st.sampled_from([*ERRORS, *[None] * 9]))
+    # Who gives up while the prompt is read has to sit through the step behind it.
+    first = 1 if fate == "is cancelled" else 0
+    step = draw(st.integers(first, max(tries[0] - 1, first)))
+    return Window(tries, fate if step < tries[0] else None, step)
+
+
+recordings = st.builds(
+    Recording,
+    windows=st.lists(windows(), max_size=5),
+    arrival=st.one_of(st.just(0), st.integers(0, 30)),
+    pieces=st.integers(1, 4),
+    language_is_detected=st.booleans(),
+)
+stages = st.tuples(
+    st.lists(recordings, min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 3)
+)
+
+
+def assert_slots_are_free(stage: Stage) -> None:
+    scheduler = stage.scheduler
+    assert sorted(scheduler._free) == list(range(scheduler.slots))
+    assert scheduler.slots_in_use == 0
+    assert not (scheduler._decoding or scheduler._pending)
+    assert [run.session.slot for run in stage.runs] == [None] * len(stage.runs)
+
+
+def assert_queues_are_empty(stage: Stage) -> None:
+    assert stage.scheduler.windows_waiting == 0
+    assert not stage.scheduler._ready
+
+
+@few
+@given(stages)
+def test_every_window_is_done_within_the_rules(
+    plan: tuple[list[Recording], int, int],
+) -> None:
+    recordings, slots, together = plan
+    with cancelled_is_asked_every_turn():
+        stage = Stage(recordings, slots, together).play()
+    assert stage.problems == []
+    for run in stage.runs:
+        outcomes, error = run.recording.expected()
+        assert type(run.error) is (error or type(None))
+        assert run.outcomes == outcomes
+        begun = [window for number, window in stage.begun if number == run.number]
+        assert begun == list(range(len(begun)))
+        assert run.session.windows == len(begun)
+    assert_slots_are_free(stage)
+    assert_queues_are_empty(stage)
+    stage.close()
+
+
+@few
+@given(stages, st.integers(1, 20))
+def test_closing_at_any_moment_answers_everyone(
+    plan: tuple[list[Recording], int, int], closes_after: int
+) -> None:
+    recordings, slots, together = plan
+    with cancelled_is_asked_every_turn():
+        stage = Stage(recordings, slots, together, closes_after).play()
+    assert stage.problems == []
+    for run in stage.runs:
+        outcomes, error = run.recording.expected()
+        if isinstance(run.error, EngineClosedError):
+            assert run.outcomes == outcomes[: len(run.outcomes)]
+        else:
+            assert type(run.error) is (error or type(None))
+            assert run.outcomes == outcomes
+    stage.close()
+    assert_slots_are_free(stage)
+
+
+def test_a_long_recording_makes_a_short_one_wait_for_a_window_at_most() -> None:
+    long, longer = Recording([Window((2,))] * 90), Recording([Window((2,))] * 480)
+    short = Recording([Window((2,))] * 3, arrival=50)
+    stage = Stage([long, longer, short], slots=1).play()
+    assert stage.problems == []
+    waits = [
+        counts
+        for task, counts in stage.scheduler.overtaken.items()
+        if task.session is stage.runs[2].session
+    ]
+    assert len(waits) == 3
+    assert all(set(counts.values()) == {1} for counts in waits)
+    assert all(len(counts) <= 2 for counts in waits)
+    assert len(stage.begun) == 90 + 480 + 3
+    stage.close()
+
+
+def test_windows_that_arrive_together_take_turns() -> None:
+    stage = Stage([Recording([Window((3,))] * 4)] * 3, slots=3).play()
+    assert stage.problems == []
+    assert stage.scheduler.overtaken == {}
+    stage.close()
+
+
+def test_a_long_spectrogram_does_not_stop_the_steps_of_others() -> None:
+    decoding = Recording([Window((120,))])
+    long = Recording([], arrival=5, pieces=50)
+    stage = Stage([decoding, long], slots=1).play()
+    first = stage.events.index("piece of 1")
+    assert first == 1 + 5  # behind the other's own piece
+    assert stage.events[first : first + 100] == ["piece of 1", "step"] * 50
+    stage.close()
+
+
+def test_steps_do_not_stop_the_spectrograms_of_others() -> None:
+    decoding = Recording([Window((60,))])
+    others = [Recording([], arrival=5, pieces=10) for _ in range(3)]
+    stage = Stage([decoding, *others], slots=1).play()
+    for run in stage.runs[1:]:
+        places = [n for n, event in enumerate(stage.events) if event == run.piece]
+        steps = stage.events[places[0] : places[-1]].count("step")
+        assert steps <= len(places)
+    stage.close()
+
+
+def test_a_session_keeps_its_slot_from_one_try_of_a_window_to_the_next() -> None:
+    retried = Recording([Window((2, 2, 2, 2))] * 2)
+    other = Recording([Window((1,))] * 8)
+    stage = Stage([retried, other], slots=1).play()
+    assert stage.problems == []
+    # A slot that is kept needs no second look at the audio.
+    assert sorted(stage.begun) == [(0, n) for n in range(2)] + [
+        (1, n) for n in range(8)
+    ]
+    assert stage.runs[0].session.windows == 2
+    assert stage.scheduler.windows_done == 10
+    stage.close()
+
+
+@pytest.mark.parametrize("fate", ERRORS)
+def test_a_slot_is_free_for_the_next_step_after_its_window_has_failed(
+    fate: Fate,
+) -> None:
+    bad = Recording([Window((1000,), fate, step=4)])
+    waiting = Recording([Window((3,))], arrival=2)
+    with cancelled_is_asked_every_turn():
+        stage = Stage([bad, waiting], slots=1).play()
+    assert stage.problems == []
+    assert type(stage.runs[0].error) is ERRORS[fate]
+    assert stage.runs[1].outcomes == [3]
+    # What reads the prompt is no step; one that raises does not count.
+    of_the_bad_one = 3 if fate == "raises" else 4
+    assert stage.events.count("step") == of_the_bad_one + 2
+    stage.close()
+
+
+def test_a_session_that_gives_up_before_its_turn_leaves_the_queue() -> None:
+    stage = Stage([Recording([Window((10,))])], slots=1)
+    (run,) = stage.runs
+    slot = stage.scheduler._free.pop()  # of a session that has nothing to ask for
+    run.start()
+    until(lambda: stage.scheduler.windows_waiting == 1)
+    run.gives_up = True
+    run.thread.join(5)
+    stage.scheduler._free.append(slot)
+    stage.close()
+    run.thread.join(PATIENCE_S)
+    assert isinstance(run.error, TranscriptionCancelled)
+    assert_queues_are_empty(stage)
+
+
+def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
+    window = Window((100_000,))
+    stage = Stage([Recording([window]), Recording([Window((3,))])], slots=1)
+    run, next_run = stage.runs
+
+    class Interrupted(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            until(lambda: "step" in stage.events)
+            raise KeyboardInterrupt
+
+    attempt = cast(Any, Attempt(run, window, 0))
+    task = DecodeTask(run.session, torch.zeros(1, 2), attempt, 0)
+    task.future = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        stage.scheduler.do(task)
+    next_run.start()
+    next_run.thread.join(PATIENCE_S)
+    assert next_run.outcomes == [3]
+    assert_slots_are_free(stage)
+    stage.close()
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_loop_with_nothing_to_do_sleeps(queue: bool) -> None:
+    stage = Stage([Recording([Window((2,))])], slots=1)
+    (run,) = stage.runs
+    if queue:
+        stage.scheduler._free.clear()
+        run.start()
+        until(lambda: stage.scheduler.windows_waiting == 1)
+    turns = stage.scheduler.turns
+    time.sleep(0.3)
+    assert stage.scheduler.turns - turns < 20
+    stage.close()
+
+
+def test_closing_empties_the_queues() -> None:
+    recordings = [Recording([Window((50,))], pieces=pieces) for pieces in (1, 1, 100)]
+    stage = Stage(recordings, slots=1, closes_after=5).play()
+    stage.close()
+    assert {type(run.error) for run in stage.runs} == {EngineClosedError}
+    assert_queues_are_empty(stage)
+
+
+def test_a_closed_scheduler_takes_no_work() -> None:
+    stage = Stage([Recording([Window()])], slots=1)
+    stage.close()
+    assert not stage.scheduler.alive
+    stage.play()
+    assert isinstance(stage.runs[0].error, EngineClosedError)
+    stage.scheduler.close()
