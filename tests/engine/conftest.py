@@ -1,12 +1,25 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import pytest
+import torch
 from whisper.model import Whisper
 
 from deployments.engine import Engine
 from tests.engine.calls import PATIENCE_S, Calls, Gate, StuckEncoder
 from tests.engine.tiny_whisper import tiny_whisper
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products as small as these gain nothing from more, and on a busy machine the threads wait for each other."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -263,7 +263,8 @@ def test_what_a_failed_window_leaves_in_its_slot_stays_out_of_the_next_one(
     calls: Calls, gate: Gate
 ) -> None:
     """Though a longer window beside it lets the next one look where the failed one wrote."""
-    engine, longer = calls.engine, {"initial_prompt": "Ada. " * 100}
+    engine = calls.engine
+    longer: dict[str, Any] = {"initial_prompt": "Ada. " * 100}
     gate.opened.set()
     expected = engine.transcribe(recording(1), **BRIEF)
     replace(engine._scheduler, "_encoder", nan_for_quiet)

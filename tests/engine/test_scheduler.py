@@ -196,7 +196,8 @@ def test_a_session_that_gives_up_before_its_turn_leaves_the_queue() -> None:
 
 def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
     window = Window((100_000,))
-    stage = Stage([Recording([window]), Recording([Window((3,))])], slots=1)
+    next_one = Recording([Window((3,))], arrival=1_000_000)
+    stage = Stage([Recording([window]), next_one], slots=1)
     run, next_run = stage.runs
 
     class Interrupted(Future[int]):
