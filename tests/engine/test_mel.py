@@ -120,6 +120,25 @@ def test_the_recording_is_left_as_it_is() -> None:
         np.testing.assert_array_equal(samples, before)
 
 
+@pytest.mark.parametrize("samples", [0, 100_000, 160_000, 1_000_000])
+def test_others_may_have_their_turn_after_each_piece(
+    monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    monkeypatch.setattr(mel, "PIECE_FRAMES", 1000)
+    audio, pieces = noise(samples), 0
+    unfinished = mel.in_pieces(audio, 80, N_SAMPLES, torch.device("cpu"))
+    while True:
+        try:
+            next(unfinished)
+        except StopIteration as end:
+            spectrogram = end.value
+            break
+        pieces += 1
+    assert pieces == -(-spectrogram.shape[-1] // 1000)
+    expected = official.log_mel_spectrogram(as_float(audio), 80, N_SAMPLES)
+    assert torch.equal(spectrogram, expected)
+
+
 def test_no_transform_sees_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     transformed = []
     whole_stft = torch.stft

@@ -113,7 +113,8 @@ def test_a_long_recording_makes_a_short_one_wait_for_a_window_at_most() -> None:
         for task, counts in stage.scheduler.overtaken.items()
         if task.session is stage.runs[2].session
     ]
-    assert len(waits) == 3
+    # Fewer where the others' threads have not yet asked for their next slot.
+    assert 1 <= len(waits) <= 3
     assert all(set(counts.values()) == {1} for counts in waits)
     assert all(len(counts) <= 2 for counts in waits)
     assert len(stage.begun) == 90 + 480 + 3
@@ -196,8 +197,10 @@ def test_a_session_that_gives_up_before_its_turn_leaves_the_queue() -> None:
 
 def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
     window = Window((100_000,))
-    next_one = Recording([Window((3,))], arrival=1_000_000)
-    stage = Stage([Recording([window]), next_one], slots=1)
+    never = 1_000_000  # neither starts itself
+    interrupted = Recording([window], arrival=never)
+    next_one = Recording([Window((3,))], arrival=never)
+    stage = Stage([interrupted, next_one], slots=1)
     run, next_run = stage.runs
 
     class Interrupted(Future[int]):
@@ -213,6 +216,7 @@ def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
     next_run.start()
     next_run.thread.join(PATIENCE_S)
     assert next_run.outcomes == [3]
+    assert stage.begun == [(0, 0), (1, 0)]
     assert_slots_are_free(stage)
     stage.close()
 
