@@ -181,7 +181,7 @@ def _systems(arguments: argparse.Namespace) -> list[System]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
     official = catalog.find(arguments.model)
-    model = model_loading.load_model(checkpoint.path, device, official)
+    model = model_loading.load_model(checkpoint.path, official).to(device)
     # After loading, which sets it too; threads started from now on keep to it.
     torch.set_num_threads(arguments.threads)
     systems = [_official(model)]

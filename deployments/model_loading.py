@@ -14,19 +14,17 @@ from deployments.engine import Engine
 from deployments.errors import CheckpointError
 
 
-def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisper:
-    """Load a checkpoint in OpenAI's layout.
+def load_model(path: Path, official: OfficialModel | None) -> Whisper:
+    """Load a checkpoint in OpenAI's layout, on the CPU.
 
-    device: "cuda" or "cpu"
     official: the model that these weights are or started from, which tells the alignment heads for word
         times; None: upstream's default, every head in the upper half of the decoder
 
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
-    torch.OutOfMemoryError or MemoryError where the model does not fit.
+    MemoryError where the model does not fit.
     """
-    if device == "cpu":
-        # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = _read(path)
     if official is not None:
         try:
@@ -35,7 +33,7 @@ def load_model(path: Path, device: str, official: OfficialModel | None) -> Whisp
             raise _wrong_shape(path, official) from None
         if model.dims.n_vocab != official.n_vocab:
             raise _wrong_shape(path, official)
-    return model.eval().to(device)
+    return model.eval()
 
 
 def card_memory() -> int:
@@ -44,10 +42,9 @@ def card_memory() -> int:
 
 
 def _read(path: Path) -> Whisper:
-    # To the CPU first, as upstream builds it there in any case: what fails here is the file's fault, not the GPU's.
     try:
         return whisper.load_model(str(path.resolve()), device="cpu")
-    except (MemoryError, torch.OutOfMemoryError, PermissionError, FileNotFoundError):
+    except (MemoryError, PermissionError, FileNotFoundError):
         raise
     except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
         if "can't allocate memory" in str(error):

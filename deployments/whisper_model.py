@@ -5,7 +5,9 @@ model, so that a replica can say that it found its place long before it can tran
 """
 
 import asyncio
+import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # More than are ever in work; a caller who has left keeps his thread until the engine has noticed.
 _MAX_CALLERS = 1000
+# For the engine's thread to end, which may be in the middle of a step.
+_PATIENCE_S = 60
 
 
 class WhisperModel:
@@ -140,7 +144,7 @@ class WhisperModel:
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
         started = time.monotonic()
-        name = self._model.name
+        name, reason = self._model.name, None
         try:
             checkpoint = checkpoints.fetch(
                 name,
@@ -150,13 +154,17 @@ class WhisperModel:
             )
             engine = self._start_engine(checkpoint.path)
         except CheckpointError as error:
-            raise self._unavailable(str(error)) from None
+            reason = str(error)
         except MemoryError:
-            raise self._unavailable(f"out of memory ({self._device})") from None
+            reason = f"out of memory ({self._device})"
         except Exception as error:  # noqa: BLE001
+            self._note_gpu_failure(error)
             logger.error("model=%s at=%s", name, place_of(error))
             reason = f"loading failed ({type(error).__name__})"
-            raise self._unavailable(reason) from None
+        if reason is not None:
+            # Here, where no traceback holds any more what had been loaded.
+            self._empty_gpu_cache()
+            raise self._unavailable(reason)
         stats = engine.stats()
         logger.info(
             "model=%s event=loaded device=%s converted=%s seconds=%.1f"
@@ -182,22 +190,37 @@ class WhisperModel:
         try:
             # Nothing here keeps the loaded model, of which the engine has its own copy.
             engine = Engine(
-                model_loading.load_model(path, self._device, self._model.official),
+                model_loading.load_model(path, self._model.official),
                 memory_bytes=self._memory_bytes(),
+                device=self._device,
             )
-            if self._gpu_share:
-                torch.cuda.empty_cache()
+            self._empty_gpu_cache()
             try:
                 model_loading.warm_up(engine)
             except BaseException:
                 engine.close()
+                # Its thread holds weights and slots.
+                engine.join(_PATIENCE_S)
                 raise
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise MemoryError from None
+        except torch.OutOfMemoryError as error:
+            raise MemoryError from error
         # Seconds, which the first request for word timestamps would spend; it needs no model.
         threading.Thread(target=compile_dtw, daemon=True).start()
         return engine
+
+    def _empty_gpu_cache(self) -> None:
+        """What PyTorch holds of the GPU and does not use is for other processes."""
+        torch = sys.modules.get("torch")
+        if torch is not None and self._gpu_share:
+            # Where an earlier error has spoilt the process, it comes again here.
+            with contextlib.suppress(Exception):
+                torch.cuda.empty_cache()
+
+    def _note_gpu_failure(self, error: Exception) -> None:
+        """After a kernel's failure every further call of CUDA in this process fails too."""
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            self._gpu_failed |= isinstance(error, torch.AcceleratorError)
 
     def _memory_bytes(self) -> int | None:
         """What the engine may take of the GPU's memory."""
@@ -292,8 +315,7 @@ class WhisperModel:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             return TranscriptionError("Transcription failed: out of GPU memory")
-        # After a kernel's failure every further call of CUDA in this process fails too.
-        self._gpu_failed |= isinstance(error, torch.AcceleratorError)
+        self._note_gpu_failure(error)
         # The message of an unforeseen error may quote the transcript; its type and place do not.
         logger.error(
             "model=%s event=transcription_failed error=%s at=%s",

@@ -51,14 +51,14 @@ def save(path: Path, **dimensions: Any) -> Whisper:
 def failure(path: Path, official: str | None = None) -> str:
     """What the error says; never which folder the file is in."""
     with pytest.raises(CheckpointError) as caught:
-        load_model(path, "cpu", MODELS[official] if official else None)
+        load_model(path, MODELS[official] if official else None)
     assert str(path.parent) not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_checkpoint_in_openais_layout_is_loaded(tmp_path: Path) -> None:
     saved = save(tmp_path / "mine.pt")
-    loaded = load_model(tmp_path / "mine.pt", "cpu", None)
+    loaded = load_model(tmp_path / "mine.pt", None)
     assert loaded.dims == saved.dims
     assert not loaded.training
     assert loaded.device == torch.device("cpu")
@@ -69,18 +69,18 @@ def test_a_checkpoint_in_openais_layout_is_loaded(tmp_path: Path) -> None:
 
 def test_an_official_model_gets_its_alignment_heads(tmp_path: Path) -> None:
     save(tmp_path / "tiny.pt")
-    loaded = load_model(tmp_path / "tiny.pt", "cpu", MODELS["tiny"])
+    loaded = load_model(tmp_path / "tiny.pt", MODELS["tiny"])
     expected = Whisper(DIMENSIONS)
     expected.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny"])
     heads = loaded.alignment_heads.to_dense()
     assert torch.equal(heads, expected.alignment_heads.to_dense())
-    unknown = load_model(tmp_path / "tiny.pt", "cpu", None)
+    unknown = load_model(tmp_path / "tiny.pt", None)
     assert not torch.equal(heads, unknown.alignment_heads.to_dense())
 
 
 def test_weights_of_unknown_origin_keep_upstreams_default_heads(tmp_path: Path) -> None:
     save(tmp_path / "mine.pt")
-    heads = load_model(tmp_path / "mine.pt", "cpu", None).alignment_heads.to_dense()
+    heads = load_model(tmp_path / "mine.pt", None).alignment_heads.to_dense()
     assert heads.tolist() == [[False] * 6] * 2 + [[True] * 6] * 2
 
 
@@ -88,7 +88,7 @@ def test_a_model_on_a_cpu_uses_every_core_that_is_its_own(tmp_path: Path) -> Non
     save(tmp_path / "mine.pt")
     # What Ray leaves an actor that reserves no CPU.
     torch.set_num_threads(1)
-    load_model(tmp_path / "mine.pt", "cpu", None)
+    load_model(tmp_path / "mine.pt", None)
     assert torch.get_num_threads() == len(os.sched_getaffinity(0))
 
 
@@ -163,11 +163,11 @@ def test_a_model_that_does_not_fit_the_memory_is_no_corrupt_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(whisper, "load_model", fail)
-    with pytest.raises(torch.OutOfMemoryError):
-        load_model(tmp_path / "tiny.pt", "cpu", None)
+    with pytest.raises(MemoryError):
+        load_model(tmp_path / "tiny.pt", None)
 
 
 @pytest.mark.parametrize("n_vocab", [51864, 51865, 51866])

@@ -34,6 +34,7 @@ from deployments.model_loading import load_model
 from deployments.schema import TranscriptionRequest, parse_request
 from deployments.whisper_model import WhisperModel
 from tests.end_to_end.conftest import random_checkpoint
+from tests.engine.calls import until
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
 
@@ -99,6 +100,29 @@ async def test_the_loaded_model_is_dropped_for_the_engines_own_copy(
     await replica.check_health()
 
 
+async def test_a_failed_load_leaves_nothing_in_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    def fail(engine: Engine) -> None:
+        scheduler = engine._scheduler
+        loaded.extend(weakref.ref(part) for part in (engine, scheduler.batch))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model_loading, "warm_up", fail)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint)
+    gc.collect()
+    gc.disable()  # what is in a circle stays, and shows
+    try:
+        with pytest.raises(ModelUnavailableError, match=r"out of memory \(cpu\)"):
+            await replica.ready()
+        until(lambda: [part() for part in loaded] == [None] * 2)
+    finally:
+        gc.enable()
+
+
 async def test_the_log_tells_what_a_loaded_model_takes(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,11 +149,6 @@ async def test_a_replica_takes_its_share_of_the_gpus_memory(
         given.update(options)
         return Engine(model)
 
-    def load(path: Path, device: str, official: None) -> Whisper:
-        given["device"] = device
-        return load_model(path, "cpu", official)
-
-    monkeypatch.setattr(model_loading, "load_model", load)
     monkeypatch.setattr(model_loading, "card_memory", lambda: 24_000_000_000)
     monkeypatch.setattr("deployments.engine.Engine", make_engine)
     random_checkpoint(checkpoint)

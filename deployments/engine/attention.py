@@ -1,7 +1,8 @@
 """What the decoder attends to: the windows' audio, and the tokens decoded so far, in slots allocated once."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -9,6 +10,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.engine.layers import packs_weights
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of some windows, in their order.
+
+    index: the same on the model's device, shape (windows,)
+    span: where they lie close together, the slice from the first to the last of them: it is read where it
+        stands, gaps too, because a copy of the keys and values of every layer would cost more
+    places: of the windows in the span, shape (windows,); None if they are it, in order
+    """
+
+    numbers: list[int]
+    index: Tensor
+    span: slice | None
+    places: Tensor | None
+
+    @classmethod
+    def on(cls, device: torch.device, numbers: Sequence[int]) -> Self:
+        index = torch.tensor(numbers, device=device)
+        first, end = min(numbers), max(numbers) + 1
+        if end - first > _WIDEST_SPAN * len(numbers):
+            return cls([*numbers], index, None, None)
+        in_order = [*numbers] == [*range(first, end)]
+        places = None if in_order else index - first
+        return cls([*numbers], index, slice(first, end), places)
+
+    def of(self, store: Tensor) -> Tensor:
+        """What these slots hold, and those in the gaps: rows for those of `spread`."""
+        return store[self.index] if self.span is None else store[self.span]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A row for each window to a row for each of the span; those of the gaps are zeros."""
+        if self.span is None or self.places is None:
+            return x
+        rows = self.span.stop - self.span.start
+        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, self.places, x)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Back to a row for each window."""
+        return x if self.places is None else x[self.places]
+
+
+# Slots in the span for each window.
+_WIDEST_SPAN = 1.5
 
 
 class CrossAttention(Protocol):
@@ -24,11 +70,11 @@ class CrossAttention(Protocol):
         """keys, values: shape (rows, state), where rows behind the audio context count for nothing."""
         ...
 
-    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         """Output of shape (windows, positions, state) for queries of that shape, a window for each slot."""
         ...
 
-    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         """Attention before the softmax in fp32, shape (windows, heads, positions, audio context)."""
         ...
 
@@ -71,20 +117,19 @@ class _PlainCrossAttention:
         self._keys[layer, slot] = _split_heads(keys, self._heads)
         self._values[layer, slot] = _split_heads(values, self._heads)
 
-    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
-        keys = rows_of(self._keys[layer], slots)
-        values = rows_of(self._values[layer], slots)
+    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
+        q = _split_heads(slots.spread(queries), self._heads)
         a = F.scaled_dot_product_attention(
-            _split_heads(queries, self._heads), keys, values
+            q, slots.of(self._keys[layer]), slots.of(self._values[layer])
         )
-        return a.transpose(1, 2).flatten(2)
+        return slots.gathered(a.transpose(1, 2).flatten(2))
 
-    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         # Upstream scales both sides before the product, which keeps it within the range of fp16.
-        keys = rows_of(self._keys[layer], slots)
+        keys = slots.of(self._keys[layer])
         scale = keys.shape[-1] ** -0.25
-        q = _split_heads(queries, self._heads)
-        return ((q * scale) @ (keys * scale).transpose(-1, -2)).float()
+        q = _split_heads(slots.spread(queries), self._heads)
+        return slots.gathered(((q * scale) @ (keys * scale).transpose(-1, -2)).float())
 
 
 class _PackedCrossAttention:
@@ -130,17 +175,17 @@ class _PackedCrossAttention:
             [1, heads * inputs, 1, self._QUERIES],
         )
 
-    def attend(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         out = torch.empty_like(queries)
-        for i, slot in enumerate(slots):
+        for i, slot in enumerate(slots.numbers):
             weights = self._products(layer, queries[i], slot).softmax(-1)
             out[i] = self._convolve(weights.flatten(1), self._values[layer][slot], None)
         return out
 
-    def scores(self, layer: int, queries: Tensor, slots: Sequence[int]) -> Tensor:
+    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         products = [
             self._products(layer, q, slot)
-            for q, slot in zip(queries, slots, strict=True)
+            for q, slot in zip(queries, slots.numbers, strict=True)
         ]
         return torch.stack(products)[..., : self._context].transpose(1, 2)
 
@@ -224,21 +269,20 @@ class SelfAttention:
         self._keys[layer][slots, :, columns] = keys.reshape(shape)
         self._values[layer][slots, :, columns] = values.reshape(shape)
 
-    def mask(self, slots: Sequence[int], width: int, columns: int) -> Tensor:
-        """For `attend`: shape (windows, 1, width, columns)."""
-        return rows_of(self._visible, slots)[:, None, :width, :columns]
+    def mask(self, slots: Slots, width: int, columns: int) -> Tensor:
+        """For `attend`: shape (rows of the span, 1, width, columns)."""
+        return slots.of(self._visible)[:, None, :width, :columns]
 
-    def attend(
-        self, layer: int, queries: Tensor, slots: Sequence[int], mask: Tensor
-    ) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, slots: Slots, mask: Tensor) -> Tensor:
         """Output of shape (windows, beams, state) for queries of that shape, a window for each slot."""
         columns = mask.shape[-1]
-        keys = rows_of(self._keys[layer][:, :, :columns], slots)
-        values = rows_of(self._values[layer][:, :, :columns], slots)
         a = F.scaled_dot_product_attention(
-            _split_heads(queries, self._heads), keys, values, attn_mask=mask
+            _split_heads(slots.spread(queries), self._heads),
+            slots.of(self._keys[layer][:, :, :columns]),
+            slots.of(self._values[layer][:, :, :columns]),
+            attn_mask=mask,
         )
-        return a.transpose(1, 2).flatten(2)
+        return slots.gathered(a.transpose(1, 2).flatten(2))
 
     def reorder(self, slots: Tensor, parents: Tensor, columns: int) -> None:
         """Beam b goes on from beam parents[:, b]; parents: shape (windows, beams)."""
@@ -246,13 +290,6 @@ class SelfAttention:
         seen = self._visible[slots, :width, :columns]
         index = parents[:, :, None].expand(windows, width, columns)
         self._visible[slots, :width, :columns] = seen.gather(1, index)
-
-
-def rows_of(store: Tensor, slots: Sequence[int]) -> Tensor:
-    """store[slots], without a copy where the slots are the first ones in order."""
-    if list(slots) == list(range(len(slots))):
-        return store[: len(slots)]
-    return store[list(slots)]
 
 
 def _lazy_zeros(

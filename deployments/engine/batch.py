@@ -18,7 +18,6 @@ from deployments.engine.search import Selection, Trace, select_beams, select_row
 @dataclass(eq=False)
 class _Window:
     plan: Plan
-    no_speech_prob: float
     sampled: int = 0  # tokens so far
 
 
@@ -65,6 +64,7 @@ class Batch:
         self._last = grid(width, dtype=torch.bool)
         self._penultimate = grid(width, dtype=torch.bool)
         self._latest = grid(width)
+        self._no_speech_prob = grid(dtype=torch.float32)
         # What each step has written down, see `search.Trace`.
         self._tokens = grid(steps, width)
         self._parents = grid(steps, width)
@@ -78,7 +78,9 @@ class Batch:
         return sum(tensor.nbytes // len(tensor) for tensor in tensors)
 
     def check_fits(self, plan: Plan) -> None:
-        """Raises ValueError if no slot can hold such a window."""
+        """Raises ValueError if no slot can hold such a window, or its prompt leaves no room for a token."""
+        if plan.steps < 1:
+            raise ValueError(f"a prompt of {len(plan.prompt)} tokens is too long")
         steps, width = self._tokens.shape[1:]
         columns = len(plan.prompt) + (plan.steps - 1) * plan.width
         if plan.width > width or plan.steps > steps or columns > self._decoder.columns:
@@ -100,9 +102,8 @@ class Batch:
         ends = self._tensor([len(plan.prompt) - 1 for plan in plans])
         hidden = torch.cat([hidden[windows, starts], hidden[windows, ends]])
         at_start, logits = self._decoder.logits(hidden).chunk(2)
-        no_speech = self._no_speech(at_start, plans)
         for row, (slot, plan) in enumerate(zip(slots, plans, strict=True)):
-            self._windows[slot] = _Window(plan, no_speech[row])
+            self._windows[slot] = _Window(plan)
             self._score[slot] = 0
             if plan.finished_needed is not None:
                 # All beams are still the same: only the first one counts.
@@ -110,8 +111,8 @@ class Batch:
             if plan.samples:
                 draws = plan.uniforms(numbers[row]).to(self._device)
                 self._uniforms[slot, : plan.steps, : plan.width] = draws
-        group = Group(list(slots), plans, self._vocabulary, self._device, first=True)
-        index = group.index
+        group = Group(slots, plans, self._vocabulary, self._device, first=True)
+        index = group.slots.index
         self._prompt[index] = self._tensor([len(plan.prompt) for plan in plans])
         self._step[index] = 0
         self._finished[index] = 0
@@ -119,6 +120,7 @@ class Batch:
         self._last[index] = False
         self._penultimate[index] = True
         self._latest[index] = -1
+        self._no_speech_prob[index] = self._no_speech_probs(at_start, plans)
         self._group = None
         return self._advance(group, logits[group.row_window])
 
@@ -128,11 +130,9 @@ class Batch:
         If it fails, nothing has changed that a second try would not set right.
         """
         group = self._group
-        if group is None or group.slots != list(slots):
+        if group is None or group.slots.numbers != [*slots]:
             plans = [self._windows[slot].plan for slot in slots]
-            group = Group(
-                list(slots), plans, self._vocabulary, self._device, first=False
-            )
+            group = Group(slots, plans, self._vocabulary, self._device, first=False)
             self._group = group
         sampled = self._step[group.row_slot] - 1  # the number of the token that is read
         prompt = self._prompt[group.row_slot]
@@ -160,7 +160,7 @@ class Batch:
             finished_parents=written(self._finished_parents),
             scores=self._score[slot, :width].cpu().numpy(),
         )
-        return Outcome(trace, window.no_speech_prob)
+        return Outcome(trace, float(self._no_speech_prob[slot]))
 
     def clear(self, slot: int) -> None:
         """After a window that failed: nothing of it may reach the next one in its slot."""
@@ -168,7 +168,7 @@ class Batch:
 
     def _advance(self, group: Group, logits: Tensor) -> Progress:
         """Choose the next tokens from logits of shape (rows, vocabulary)."""
-        index, width = group.index, group.width
+        index, width = group.slots.index, group.width
         history = History(
             group.timestamps,
             self._last[group.row_slot, group.row_beam],
@@ -220,46 +220,53 @@ class Batch:
         self, group: Group, selection: Selection, undefined: Tensor
     ) -> Progress:
         """undefined: rows whose logits had a NaN, shape (rows,); it may concern one that has ended."""
-        index, width, step = group.index, group.width, self._step[group.index]
-        # First, because it is what may fail: nothing has been written yet.
-        columns = max(self._columns(slot) for slot in group.slots)
-        self._decoder.reorder(index, selection.parents, columns)
-        self._tokens[index, step, :width] = selection.tokens
-        self._parents[index, step, :width] = selection.parents
-        self._finished_scores[index, step, :width] = selection.finished_scores
-        self._finished_parents[index, step, :width] = selection.finished_parents
-        self._finished[index] += (~selection.finished_scores.isnan()).sum(1)
+        index, width = group.slots.index, group.width
+        step, parents = self._step[index], selection.parents
+        # First all that needs memory and may fail: nothing has been written yet.
         scores = selection.scores.masked_fill(~group.real, -math.inf)
-        self._score[index, :width] = scores
-        self._ended[index, :width] = selection.tokens == self._vocabulary.eot
-
+        ended = selection.tokens == self._vocabulary.eot
         timestamp = selection.tokens >= self._vocabulary.timestamp_begin
-        latest = self._latest[index, :width].gather(1, selection.parents)
-        self._latest[index, :width] = torch.where(
-            timestamp, selection.tokens - self._vocabulary.timestamp_begin, latest
+        latest = torch.where(
+            timestamp,
+            selection.tokens - self._vocabulary.timestamp_begin,
+            self._latest[index, :width].gather(1, parents),
         )
-        last = self._last[index, :width].gather(1, selection.parents)
         # Before the second token there is no penultimate one, which counts as a timestamp.
-        self._penultimate[index, :width] = last | (step == 0)[:, None]
-        self._last[index, :width] = timestamp
-        self._step[index] = step + 1
-        for slot in group.slots:
-            self._windows[slot].sampled += 1
-
-        found_enough = self._finished[index] >= group.finished_needed
-        all_ended = (self._ended[index, :width] | ~group.real).all(1)
+        last = self._last[index, :width].gather(1, parents)
+        penultimate = last | (step == 0)[:, None]
+        finished = self._finished[index] + (~selection.finished_scores.isnan()).sum(1)
+        found_enough = finished >= group.finished_needed
+        all_ended = (ended | ~group.real).all(1)
         completed = torch.where(group.competes, found_enough, all_ended)
         broken = (scores.isnan() | group.to_grid(undefined)).any(1)
-        flags = torch.stack([completed, broken]).tolist()
+        flags = torch.stack([completed, broken])
+        next_step = step + 1
+        columns = max(self._columns(slot) for slot in group.slots.numbers)
+        self._decoder.reorder(index, parents, columns)
+
+        self._tokens[index, step, :width] = selection.tokens
+        self._parents[index, step, :width] = parents
+        self._finished_scores[index, step, :width] = selection.finished_scores
+        self._finished_parents[index, step, :width] = selection.finished_parents
+        self._finished[index] = finished
+        self._score[index, :width] = scores
+        self._ended[index, :width] = ended
+        self._latest[index, :width] = latest
+        self._penultimate[index, :width] = penultimate
+        self._last[index, :width] = timestamp
+        self._step[index] = next_step
+        for slot in group.slots.numbers:
+            self._windows[slot].sampled += 1
+
+        slots = group.slots.numbers
+        complete, bad = flags.tolist()
         return Progress(
             done=[
-                slot
-                for slot, complete in zip(group.slots, flags[0], strict=True)
-                if complete or self._exhausted(slot)
+                s
+                for s, c in zip(slots, complete, strict=True)
+                if c or self._exhausted(s)
             ],
-            broken=[
-                slot for slot, bad in zip(group.slots, flags[1], strict=True) if bad
-            ],
+            broken=[s for s, b in zip(slots, bad, strict=True) if b],
         )
 
     def _exhausted(self, slot: int) -> bool:
@@ -271,10 +278,9 @@ class Batch:
         window = self._windows[slot]
         return len(window.plan.prompt) + window.sampled * window.plan.width
 
-    def _no_speech(self, logits: Tensor, plans: Sequence[Plan]) -> list[float]:
-        tokens = [plan.tokenizer.no_speech for plan in plans]
-        probabilities = logits.softmax(-1).gather(1, self._tensor(tokens)[:, None])
-        return [float(p) for p in probabilities[:, 0].tolist()]
+    def _no_speech_probs(self, logits: Tensor, plans: Sequence[Plan]) -> Tensor:
+        tokens = self._tensor([plan.tokenizer.no_speech for plan in plans])
+        return logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.model import ModelDimensions, ResidualAttentionBlock, TextDecoder
 
-from deployments.engine.attention import SelfAttention, cross_attention
+from deployments.engine.attention import SelfAttention, Slots, cross_attention
 from deployments.engine.group import Group
-from deployments.engine.layers import LayerNorm, linear, stacked
+from deployments.engine.layers import LayerNorm, linear, on_device, stacked
 
 _STEP_ROWS = (
     40  # eight windows of five beams; prepacked layouts for it serve any number
@@ -33,7 +33,7 @@ class Rows:
 
 
 class Decoder:
-    """A copy of `module`'s weights in `dtype`, and the slots of up to `slots` windows.
+    """A copy of `module`'s weights in `dtype` on `device`, and the slots of up to `slots` windows.
 
     width: the most beams, or samples, of a window
     """
@@ -42,6 +42,7 @@ class Decoder:
         self,
         module: TextDecoder,
         dims: ModelDimensions,
+        device: torch.device,
         dtype: torch.dtype,
         *,
         slots: int,
@@ -49,14 +50,14 @@ class Decoder:
     ) -> None:
         self._dtype = dtype
         self._heads = dims.n_text_head
-        self._embedding = module.token_embedding.weight.detach()
-        self._positions = module.positional_embedding.detach()
+        self._embedding = module.token_embedding.weight.detach().to(device)
+        self._positions = module.positional_embedding.detach().to(device)
         self._layers = [
-            _Layer(block, dtype, dims.n_audio_ctx) for block in module.blocks
+            _Layer(on_device(block, device), dtype, dims.n_audio_ctx)
+            for block in module.blocks
         ]
-        self._ln = LayerNorm(module.ln)
+        self._ln = LayerNorm(on_device(module.ln, device))
         self._vocabulary = linear(self._embedding, None, dtype, _STEP_ROWS)
-        device = self._embedding.device
         self._cross = cross_attention(
             layers=dims.n_text_layer,
             slots=slots,
@@ -177,8 +178,10 @@ class Decoder:
     ) -> tuple[Tensor, Tensor]:
         longest = max(map(len, texts))
         padded = [[*text, *[0] * (longest - len(text))] for text in texts]
-        tokens = torch.tensor(padded, device=self._embedding.device)
-        x = self._embed(tokens, torch.arange(longest, device=tokens.device))
+        device = self._embedding.device
+        tokens = torch.tensor(padded, device=device)
+        heard = Slots.on(device, slots)
+        x = self._embed(tokens, torch.arange(longest, device=device))
         scores: list[Tensor] = []
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.attn_ln(x))
@@ -193,8 +196,8 @@ class Decoder:
             q = layer.cross_query(layer.cross_ln(x))
             heads = [head for scored_layer, head in scored if scored_layer == index]
             if heads:
-                scores.append(self._cross.scores(index, q, slots)[:, heads])
-            x = layer.cross_out(self._cross.attend(index, q, slots), residual=x)
+                scores.append(self._cross.scores(index, q, heard)[:, heads])
+            x = layer.cross_out(self._cross.attend(index, q, heard), residual=x)
             x = layer.mlp(x)
         return x, torch.cat(scores, 1) if scores else x.new_empty(0)
 

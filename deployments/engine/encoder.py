@@ -5,20 +5,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
-from deployments.engine.layers import LayerNorm, linear, stacked
+from deployments.engine.layers import LayerNorm, linear, on_device, stacked
 
 
 class Encoder:
-    """A copy of `module`'s weights in `dtype`."""
+    """A copy of `module`'s weights in `dtype` on `device`."""
 
-    def __init__(self, module: AudioEncoder, dtype: torch.dtype) -> None:
+    def __init__(
+        self, module: AudioEncoder, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._dtype = dtype
-        self._positions = module.positional_embedding.detach().float()
+        self._positions = module.positional_embedding.detach().float().to(device)
         rows = self._positions.shape[0]
-        self._conv1 = _Convolution(module.conv1, 1, dtype, rows)
-        self._conv2 = _Convolution(module.conv2, 2, dtype, rows)
-        self._layers = [_Layer(block, dtype, rows) for block in module.blocks]
-        self._ln = LayerNorm(module.ln_post)
+        self._conv1 = _Convolution(on_device(module.conv1, device), 1, dtype, rows)
+        self._conv2 = _Convolution(on_device(module.conv2, device), 2, dtype, rows)
+        # One after the other: only one of them is there in full precision as well.
+        self._layers = [
+            _Layer(on_device(block, device), dtype, rows) for block in module.blocks
+        ]
+        self._ln = LayerNorm(on_device(module.ln_post, device))
 
     def __call__(self, mel: Tensor) -> Tensor:
         """Features of shape (windows, audio context, state) for mel of shape (windows, mels, frames)."""

@@ -50,11 +50,13 @@ class EngineStats:
 class Engine:
     """Transcribes waveforms with one model; any number of threads may call.
 
-    model: on the device it shall run on. The engine keeps weights in its own layout, fp32 on a CPU and fp16
-        on a GPU, and shares the rest with the model, which may be dropped but must not change afterwards.
+    model: The engine keeps weights in its own layout, fp32 on a CPU and fp16 on a GPU, and shares the rest
+        with the model, which may be dropped but must not change afterwards.
     max_windows: at most this many windows are decoded together, the rest wait in order; None: as many as
         the memory allows, at most 8 on a CPU and 32 on a GPU
     memory_bytes: what weights and slots may take on a GPU; None: what is free there
+    device: to run on; None: where the model is. On a GPU, a model that is still on the CPU needs no room
+        there beside the engine's own copy.
     """
 
     def __init__(
@@ -62,24 +64,28 @@ class Engine:
         model: Whisper,
         max_windows: int | None = None,
         memory_bytes: int | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         if max_windows is not None and max_windows < 1:
             raise ValueError("max_windows: must be at least 1")
+        # As tensors tell it: "cuda" becomes "cuda:0".
+        place = torch.empty(0, device=device or model.device).device
         self.facts = ModelFacts(
-            model.dims, model.device, model.is_multilingual, model.num_languages
+            model.dims, place, model.is_multilingual, model.num_languages
         )
-        kind = model.device.type
+        kind = place.type
         dtype = torch.float32 if kind == "cpu" else torch.float16
         with torch.inference_mode():
-            encoder = Encoder(model.encoder, dtype)
             slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
             self._weight_bytes = _bytes_of_weights(model, dtype)
+            # Before anything takes of what is free.
             slots = max_windows or min(
                 _MAX_WINDOWS.get(kind, 8),
                 self._windows_that_fit(slot_bytes, memory_bytes),
             )
+            encoder = Encoder(model.encoder, place, dtype)
             decoder = Decoder(
-                model.decoder, model.dims, dtype, slots=slots, width=MAX_WIDTH
+                model.decoder, model.dims, place, dtype, slots=slots, width=MAX_WIDTH
             )
             batch = Batch(
                 decoder,
@@ -87,7 +93,7 @@ class Engine:
                 slots=slots,
                 width=MAX_WIDTH,
                 steps=model.dims.n_text_ctx // 2,
-                device=model.device,
+                device=place,
             )
         self._slot_bytes = decoder.bytes_per_slot + batch.bytes_per_slot
         self._audio_seconds_done = 0.0
@@ -133,7 +139,7 @@ class Engine:
         on_progress(done_seconds, total_seconds): once with 0 when the work begins, then after each window
         on_segments(segments): after each window, with those now final
         cancelled(): asked several times a second on the engine's thread, so it has to be quick; true ends
-            the work within one step
+            the work within one step, or the encoding of one window
         on_usage(usage): once, before the result is returned
 
         An exception in a callback fails this call and no other.
@@ -177,13 +183,23 @@ class Engine:
         """End at once: running and waiting calls raise EngineClosedError. Never blocks."""
         self._scheduler.close()
 
+    def join(self, timeout: float | None = None) -> None:
+        """Wait, at most so many seconds, until a closed engine has let go of its memory."""
+        self._scheduler.join(timeout)
+
     def _windows_that_fit(self, slot_bytes: int, memory_bytes: int | None) -> int:
         if self.facts.device.type == "cpu":
             return _MAX_WINDOWS["cpu"]
         if memory_bytes is None:
-            memory_bytes = torch.cuda.mem_get_info(self.facts.device)[0]
+            memory_bytes = _free_on(self.facts.device)
         left = memory_bytes - self._weight_bytes - _GPU_WORKSPACE
         return max(1, left // slot_bytes)
+
+
+def _free_on(gpu: torch.device) -> int:
+    """Bytes, with what PyTorch holds and does not use."""
+    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return torch.cuda.mem_get_info(gpu)[0] + unused
 
 
 def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:

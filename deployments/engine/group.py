@@ -6,6 +6,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
+from deployments.engine.attention import Slots
 from deployments.engine.plan import Plan
 from deployments.engine.rules import Vocabulary
 from deployments.engine.search import Selection
@@ -15,7 +16,6 @@ class Group:
     """The windows of a step and what holds for their rows while they stay together: a beam of a window is a
     row, ordered by window.
 
-    index: the slots as a tensor, shape (windows,)
     width: the most beams of a window; a grid has shape (windows, width)
     grid: where each row stands in it, flattened; None if every place is taken
     real: the places that rows take, shape (windows, width)
@@ -28,7 +28,7 @@ class Group:
 
     def __init__(
         self,
-        slots: list[int],
+        slots: Sequence[int],
         plans: Sequence[Plan],
         vocabulary: Vocabulary,
         device: torch.device,
@@ -40,12 +40,11 @@ class Group:
 
         rows = [(window, b) for window, p in enumerate(plans) for b in range(p.width)]
         by_row = [plans[window] for window, _ in rows]
-        self.slots = slots
-        self.index = tensor(slots)
+        self.slots = Slots.on(device, slots)
         self.width = max(plan.width for plan in plans)
         self.widths = tensor([plan.width for plan in plans])
         self.row_window = tensor([window for window, _ in rows])
-        self.row_slot = self.index[self.row_window]
+        self.row_slot = self.slots.index[self.row_window]
         self.row_beam = tensor([beam for _, beam in rows])
         self.row_width = self.widths[self.row_window]
         whole = len(rows) == len(plans) * self.width
@@ -80,7 +79,7 @@ class Group:
 
     def to_grid(self, x: Tensor, filler: float = 0) -> Tensor:
         """(rows, ...) to (windows, width, ...)."""
-        shape = (len(self.slots), self.width, *x.shape[1:])
+        shape = (len(self.slots.numbers), self.width, *x.shape[1:])
         if self.grid is None:
             return x.reshape(shape)
         places = x.new_full((shape[0] * shape[1], *x.shape[1:]), filler)

@@ -5,12 +5,25 @@ decoding step (MKL's sgemm does not reach this processor's speed there). Where i
 on a GPU, the plain ones do the same.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def on_device(module: _Module, device: torch.device) -> _Module:
+    """The module itself if it is there, else a copy.
+
+    Copied first, because moving a module moves it in place, and its owner's stays where it is.
+    """
+    if next(module.parameters()).device == device:
+        return module
+    return copy.deepcopy(module).to(device)
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:

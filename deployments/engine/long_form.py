@@ -77,6 +77,7 @@ def transcribe(
     result: dict[str, Any] = _official.transcribe(
         _StandIn(session, observer), session.mel(audio), **options
     )
+    session.leave_window()
     observer.report(total, result["segments"])
     return result
 

@@ -66,6 +66,8 @@ class Plan:
         self.options = options
         self.width: int = task.n_group
         self.prompt: tuple[int, ...] = task.initial_tokens
+        for token in self.prompt:
+            _check(token, range(model.dims.n_vocab))
         self.sot_index: int = task.sot_index
         # Upstream stops once there are more tokens than the context holds.
         self.steps: int = min(task.sample_len, task.n_ctx + 1 - len(self.prompt))
@@ -84,7 +86,11 @@ class Plan:
                     self.tokenizer.eot,
                 ]
             elif isinstance(rule, SuppressTokens):
-                self.suppressed = rule.suppress_tokens
+                # Upstream indexes with them: negative ones count from the end.
+                size = model.dims.n_vocab
+                for token in rule.suppress_tokens:
+                    _check(token, range(-size, size))
+                self.suppressed = [token % size for token in rule.suppress_tokens]
             elif isinstance(rule, ApplyTimestampRules):
                 last = rule.max_initial_timestamp_index
                 self.initial_timestamps = timestamps if last is None else last + 1
@@ -123,6 +129,12 @@ class Plan:
             temperature=self.temperature,
             compression_ratio=compression_ratio(text),
         )
+
+
+def _check(token: int, valid: range) -> None:
+    """Raises IndexError, as upstream does later: in a batch a wrong index would be another window's matter."""
+    if token not in valid:
+        raise IndexError(f"token {token} is not in the vocabulary of {valid.stop}")
 
 
 def language_probabilities(logits: Tensor, tokenizer: Tokenizer) -> dict[str, float]:

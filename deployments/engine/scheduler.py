@@ -36,6 +36,8 @@ from deployments.engine.session import (
 logger = logging.getLogger(__name__)
 
 _CANCEL_POLL_S = 0.1
+# So many with fewer windows at once, after a failure of more.
+_CALM_TURNS = 200
 
 
 _Kind = TypeVar("_Kind", bound=Task)
@@ -72,6 +74,8 @@ class Scheduler:
         self._encoder = encoder
         self._decoder = decoder
         self._together = encoded_together
+        self._at_once = slots  # that take a step together
+        self._calm_turns = 0
         self._alignment_heads = alignment_heads
         self._free = list(range(slots))
         self._waiting: deque[Task] = deque()  # for a slot
@@ -168,7 +172,7 @@ class Scheduler:
         self._together_or_alone(_of(DetectTask, ready), self._detect)
         self._together_or_alone(_of(AlignTask, ready), self._align)
         self._together_or_alone(_of(DecodeTask, ready), self._begin)
-        for task in _of(MelTask, ready):
+        for task in self._still_pending(_of(MelTask, ready)):
             self._alone(task, self._compute_piece)
         with self._changed:
             decoding = dict(sorted(self._decoding.items()))
@@ -238,17 +242,22 @@ class Scheduler:
         for start in range(0, len(tasks), self._together):
             if self._closed:
                 return
-            some = tasks[start : start + self._together]
+            # Some may have been cancelled while the others were worked on, which can take seconds.
+            self._drop_cancelled()
+            some = self._still_pending(tasks[start : start + self._together])
             if len(some) > 1:
                 try:
                     work(some)
                     continue
                 except Exception as error:  # noqa: BLE001
-                    _log_retry(error, len(some))
-            for task in some:
-                # Some of them may have been answered before the others failed.
-                if task in self._pending:
-                    self._alone(task, lambda task: work([task]))
+                    _log_failure(error, len(some), 1)
+            # Some of them may have been answered before the others failed.
+            for task in self._still_pending(some):
+                self._alone(task, lambda task: work([task]))
+
+    def _still_pending(self, tasks: Sequence[_Kind]) -> list[_Kind]:
+        with self._changed:
+            return [task for task in tasks if task in self._pending]
 
     def _alone(self, task: Any, work: Callable[[Any], None]) -> None:
         try:
@@ -264,7 +273,8 @@ class Scheduler:
             self._settle(task, end.value)
         else:
             with self._changed:
-                self._ready.append(task)
+                if task in self._pending:
+                    self._ready.append(task)
 
     def _detect(self, tasks: list[DetectTask]) -> None:
         features = self._encoder(self._stacked(task.mel for task in tasks))
@@ -318,28 +328,39 @@ class Scheduler:
         return [features for task in tasks if (features := known[id(task)]) is not None]
 
     def _step(self, decoding: dict[int, DecodeTask]) -> None:
-        progress = self._try_step(decoding)
-        if progress is None:
-            # Here, where the failed step's memory is free again.
-            for slot, task in decoding.items():
-                self._step({slot: task})
-            return
-        for task in decoding.values():
-            task.session.steps += 1
-            task.session.windows_in_steps += len(decoding)
-        self._conclude(progress)
+        left = [*decoding]
+        while left:
+            slots = left[: self._at_once]
+            progress = self._try_step(slots)
+            # Where it failed, the next try is here, where the failed one's memory is free again.
+            if progress is not None:
+                for slot in slots:
+                    session = decoding[slot].session
+                    session.steps += 1
+                    session.windows_in_steps += len(slots)
+                self._conclude(progress)
+                left = left[len(slots) :]
+        self._try_more_at_once()
 
-    def _try_step(self, decoding: dict[int, DecodeTask]) -> Progress | None:
+    def _try_step(self, slots: Sequence[int]) -> Progress | None:
         """None where several windows failed together: it may be one of them, or their number."""
         try:
-            return self.batch.step([*decoding])
+            return self.batch.step(slots)
         except Exception as error:  # noqa: BLE001
-            if len(decoding) > 1:
-                _log_retry(error, len(decoding))
+            if len(slots) > 1:
+                self._at_once, self._calm_turns = len(slots) // 2, 0
+                _log_failure(error, len(slots), self._at_once)
                 return None
-            for slot in decoding:
-                self._break(slot, error)
+            self._break(slots[0], error)
+            # It was this window then.
+            self._at_once = self.slots
             return Progress([], [])
+
+    def _try_more_at_once(self) -> None:
+        """Where memory was short it may be there again."""
+        self._calm_turns += 1
+        if self._at_once < self.slots and self._calm_turns >= _CALM_TURNS:
+            self._at_once, self._calm_turns = self._at_once * 2, 0
 
     def _conclude(self, progress: Progress) -> None:
         for slot in progress.broken:
@@ -368,11 +389,12 @@ class Scheduler:
         return torch.stack([mel.to(self.facts.device) for mel in mels])
 
 
-def _log_retry(error: Exception, windows: int) -> None:
+def _log_failure(error: Exception, windows: int, retry: int) -> None:
     logger.warning(
-        "event=batch_failed windows=%d error=%s retry=one_by_one",
+        "event=batch_failed windows=%d error=%s retry_windows=%d",
         windows,
         type(error).__name__,
+        retry,
     )
 
 

@@ -91,9 +91,14 @@ class Slots:
     ) -> None:
         dims = model.dims
         self.model = model
-        self.encoder = Encoder(model.encoder, torch.float32)
+        self.encoder = Encoder(model.encoder, model.device, torch.float32)
         self.decoder = Decoder(
-            model.decoder, dims, torch.float32, slots=count, width=WIDTH
+            model.decoder,
+            dims,
+            model.device,
+            torch.float32,
+            slots=count,
+            width=WIDTH,
         )
         names = tokenizer(model)
         vocabulary = Vocabulary(

@@ -6,10 +6,10 @@ from torch import Tensor
 from deployments.engine.attention import (
     CrossAttention,
     SelfAttention,
+    Slots,
     _PackedCrossAttention,
     _PlainCrossAttention,
     cross_attention,
-    rows_of,
 )
 from deployments.engine.layers import packs_weights
 
@@ -58,12 +58,13 @@ def test_both_cross_attentions_are_torchs(
 ) -> None:
     implementations = both(heads, context)
     written = heard(implementations, context)
-    for slots in ([0], [2], [0, 1], [3, 0, 2]):
-        queries = torch.randn(len(slots), positions, STATE)
+    for numbers in ([0], [2], [0, 1], [3, 0, 2]):
+        slots = Slots.on(CPU, numbers)
+        queries = torch.randn(len(numbers), positions, STATE)
         for layer in range(LAYERS):
             keys, values = (
                 torch.stack(x)
-                for x in zip(*[written[layer, s] for s in slots], strict=True)
+                for x in zip(*[written[layer, s] for s in numbers], strict=True)
             )
             q, k, v = (split(x, heads) for x in (queries, keys, values))
             expected = (
@@ -82,18 +83,20 @@ def test_a_slot_hears_the_audio_that_was_written_last() -> None:
     for implementation in both(2, 100):
         heard([implementation], 100)
         queries = torch.randn(1, 5, STATE)
-        others = implementation.attend(0, queries, [2])
+        others = implementation.attend(0, queries, Slots.on(CPU, [2]))
         nan = torch.full((2, implementation.rows, STATE), torch.nan)
         implementation.write(0, 1, nan[0], nan[1])
-        assert implementation.attend(0, queries, [1]).isnan().all()
+        assert implementation.attend(0, queries, Slots.on(CPU, [1])).isnan().all()
         keys, values = torch.randn(2, implementation.rows, STATE)
         implementation.write(0, 1, keys, values)
         heard_now = queries, keys[None, :100], values[None, :100]
         q, k, v = (split(x, 2) for x in heard_now)
         expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        given = implementation.attend(0, queries, [1])
+        given = implementation.attend(0, queries, Slots.on(CPU, [1]))
         torch.testing.assert_close(given, expected, rtol=0, atol=TOLERANCE)
-        assert torch.equal(implementation.attend(0, queries, [2]), others)
+        assert torch.equal(
+            implementation.attend(0, queries, Slots.on(CPU, [2])), others
+        )
 
 
 @needs_packing
@@ -130,8 +133,8 @@ def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
     attention.write_prompt(1, slot, keys, values)
     attention.begin(slot, prompt)
     histories = [list(zip(keys, values, strict=True)) for _ in range(width)]
-    index = torch.tensor([slot])
-    slots, beams = index.repeat(width), torch.arange(width)
+    alone = Slots.on(CPU, [slot])
+    slots, beams = alone.index.repeat(width), torch.arange(width)
     for step, parents in enumerate([[0, 0, 0], [2, 0, 2], [1, 1, 0], [0, 1, 2]]):
         columns = prompt + step * width + beams
         end = prompt + (step + 1) * width
@@ -141,23 +144,29 @@ def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
         for beam in range(width):
             histories[beam].append((k[beam], v[beam]))
         queries = torch.randn(1, width, STATE)
-        mask = attention.mask([slot], width, end)
-        given = attention.attend(1, queries, [slot], mask)
+        mask = attention.mask(alone, width, end)
+        given = attention.attend(1, queries, alone, mask)
         for beam in range(width):
             seen = [torch.stack(x) for x in zip(*histories[beam], strict=True)]
             q, k, v = (split(x, 2) for x in (queries[0, beam : beam + 1], *seen))
             expected = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten()
             torch.testing.assert_close(given[0, beam], expected, rtol=0, atol=TOLERANCE)
-        attention.reorder(index, torch.tensor([parents]), end)
+        attention.reorder(alone.index, torch.tensor([parents]), end)
         histories = [list(histories[parent]) for parent in parents]
 
 
-@pytest.mark.parametrize("slots", [[0], [0, 1, 2], [1], [2, 0], [3, 1, 2]])
-def test_the_rows_of_slots_are_theirs_in_order(slots: list[int]) -> None:
-    store = torch.randn(SLOTS, 5)
-    assert torch.equal(rows_of(store, slots), store[torch.tensor(slots)])
+@pytest.mark.parametrize(
+    "numbers", [[0], [0, 1, 2], [1], [2, 0], [3, 1, 2], [0, 2, 3], [0, 3], [1, 2]]
+)
+def test_each_window_meets_its_slot(numbers: list[int]) -> None:
+    store, queries = torch.randn(SLOTS, 5), torch.randn(len(numbers), 5)
+    slots = Slots.on(CPU, numbers)
+    met = slots.gathered(slots.spread(queries) * slots.of(store))
+    assert torch.equal(met, queries * store[torch.tensor(numbers)])
 
 
-def test_the_first_slots_in_order_are_not_copied() -> None:
+@pytest.mark.parametrize("numbers", [[0, 1], [1, 2, 3], [1, 0], [0, 2, 3]])
+def test_slots_that_lie_close_together_are_not_copied(numbers: list[int]) -> None:
     store = torch.randn(SLOTS, 5)
-    assert rows_of(store, [0, 1]).data_ptr() == store.data_ptr()
+    given = Slots.on(CPU, numbers).of(store)
+    assert given.data_ptr() == store[min(numbers)].data_ptr()

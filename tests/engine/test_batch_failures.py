@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
@@ -19,7 +21,10 @@ from tests.engine.lively_whisper import (
     noise_mel,
     official,
 )
+from tests.engine.tiny_whisper import DIMENSIONS
 from tests.engine.window_cases import EOT, FULL_PROMPT, assert_all_same, case
+
+N_VOCAB = DIMENSIONS.n_vocab
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,8 @@ class EveryOther:
 
 
 @pytest.mark.parametrize(
-    ("method", "when"), [("step", "before"), ("step", "after"), ("reorder", "before")]
+    ("method", "when"),
+    [("step", "before"), ("step", "after"), ("reorder", "before")],
 )
 def test_a_step_that_failed_can_be_taken_again(
     monkeypatch: pytest.MonkeyPatch,
@@ -111,6 +117,65 @@ def test_a_step_that_failed_can_be_taken_again(
             slots.step()
         results |= slots.finished(slots.step())
     assert_all_same([results[n] for n in range(len(jobs))], whispers)
+
+
+def test_nothing_that_may_fail_comes_after_the_reordering(
+    monkeypatch: pytest.MonkeyPatch, model: Whisper, jobs: list[Job]
+) -> None:
+    """Reordered twice, a second try of the step would go on from the wrong beams."""
+    slots = Slots(model)
+    slots.join(jobs)
+    reorder = slots.decoder.reorder
+    reordered: list[bool] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if reordered and function is not Tensor.tolist:
+                names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    names: list[str] = []
+
+    def watched(*args: Any) -> None:
+        reorder(*args)
+        reordered.append(True)
+
+    monkeypatch.setattr(slots.decoder, "reorder", watched)
+    with Watch():
+        slots.step()
+    assert set(names) == {"__setitem__"}
+
+
+@pytest.mark.parametrize(
+    ("option", "token"),
+    [
+        ("suppress_tokens", N_VOCAB),
+        ("suppress_tokens", -N_VOCAB - 1),
+        ("prompt", N_VOCAB),
+        ("prompt", -1),
+        ("prefix", N_VOCAB),
+    ],
+)
+def test_a_token_that_does_not_exist_is_refused_before_it_meets_other_windows(
+    model: Whisper, option: str, token: int
+) -> None:
+    slots = Slots(model)
+    with pytest.raises(IndexError, match=f"token {token} is not in the vocabulary"):
+        Plan(slots.facts, DecodingOptions(language="en", **{option: [token]}))
+
+
+def test_negative_suppressed_tokens_count_from_the_end(model: Whisper) -> None:
+    options = DecodingOptions(language="en", suppress_tokens=[-5])
+    assert N_VOCAB - 5 in Plan(Slots(model).facts, options).suppressed
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(model: Whisper) -> None:
+    slots = Slots(model)
+    full = DecodingOptions(language="en", prompt=FULL_PROMPT, prefix=[1] * 230)
+    with pytest.raises(ValueError, match="too long"):
+        slots.batch.check_fits(Plan(slots.facts, full))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def our_decoder(model: Whisper, dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(model.decoder, model.dims, dtype, slots=SLOTS, width=WIDTH)
+    return Decoder(
+        model.decoder, model.dims, model.device, dtype, slots=SLOTS, width=WIDTH
+    )
 
 
 def audio(model: Whisper, windows: int) -> Tensor:
@@ -142,7 +144,7 @@ def test_steps_of_beams_that_change_places_are_whispers(
         parents = torch.stack(
             [torch.randint(width, (max(widths),), generator=random) for width in widths]
         )
-        decoder.reorder(now.group.index, parents, now.columns)
+        decoder.reorder(now.group.slots.index, parents, now.columns)
         texts = [
             [window[parent] for parent in order[: len(window)].tolist()]
             for window, order in zip(texts, parents, strict=True)

@@ -25,7 +25,7 @@ def test_features_are_whispers(
     model = lively_whisper(**dimensions, **state)
     mel = torch.stack([noise_mel(model, seed) for seed in range(3)])
     expected = model.encoder(mel)
-    ours = Encoder(model.encoder, torch.float32)
+    ours = Encoder(model.encoder, model.device, torch.float32)
     scale = float(expected.abs().max())
     torch.testing.assert_close(ours(mel), expected, rtol=0, atol=1e-5 * scale)
     torch.testing.assert_close(ours(mel[1:2]), expected[1:2], rtol=0, atol=1e-5 * scale)
@@ -34,6 +34,6 @@ def test_features_are_whispers(
 def test_features_in_half_precision_are_near_whispers() -> None:
     model = lively_whisper()
     mel = noise_mel(model)[None]
-    features = Encoder(model.encoder, torch.float16)(mel)
+    features = Encoder(model.encoder, model.device, torch.float16)(mel)
     assert features.dtype == torch.float16
     torch.testing.assert_close(features.float(), model.encoder(mel), rtol=0, atol=0.02)

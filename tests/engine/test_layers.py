@@ -5,7 +5,13 @@ from torch import nn
 from whisper.model import LayerNorm as OfficialLayerNorm
 
 from deployments.engine import layers
-from deployments.engine.layers import LayerNorm, linear, packs_weights, stacked
+from deployments.engine.layers import (
+    LayerNorm,
+    linear,
+    on_device,
+    packs_weights,
+    stacked,
+)
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -102,3 +108,12 @@ def test_layer_norm_is_whispers_in_every_precision(dtype: torch.dtype) -> None:
 def test_only_single_precision_on_a_cpu_is_packed() -> None:
     assert not packs_weights(CPU, torch.float16)
     assert not packs_weights(torch.device("cuda"), torch.float32)
+
+
+def test_a_module_is_copied_only_to_another_device() -> None:
+    module, elsewhere = nn.Linear(2, 3), torch.device("meta")
+    assert on_device(module, CPU) is module
+    copied = on_device(module, elsewhere)
+    assert copied.weight.device == elsewhere
+    assert copied.weight.shape == module.weight.shape
+    assert module.weight.device == CPU

@@ -1,0 +1,227 @@
+"""Where the engine's time goes, part by part, beside the least that the processor's arithmetic and memory allow.
+
+    python -m benchmarks.engine_profile [RECORDING ... | --manifest PATH] [--beam-size N] [--at-once N] [--out FILE.md]
+
+The recordings are transcribed once at temperature 0, so many at once, their languages detected; without arguments
+those in tests/audio. The least time of a part is its floating-point operations over the rate of a large product of matrices, and
+for what is read once at every step, keys and values of the audio, its bytes over the rate of a sum; both rates are measured first. For a CPU:
+on a GPU a call returns before its work is done.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from whisper.model import ModelDimensions
+
+from benchmarks import engine_report, recordings
+from benchmarks.recordings import Recording
+from deployments import catalog, checkpoints, model_loading
+from deployments.engine import Engine
+from deployments.engine.layers import linear
+
+RECORDINGS = Path(__file__).parent.parent / "tests" / "audio"
+_GIGA = 1e9
+
+
+@dataclass
+class Part:
+    """least_s: of all calls together; None: not known"""
+
+    name: str
+    calls: int = 0
+    seconds: float = 0.0
+    least_s: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """flops: floating-point operations a second; bandwidth: bytes read a second"""
+
+    flops: float
+    bandwidth: float
+
+
+class Work:
+    """The least time of the engine's parts for a model of these dimensions in fp32."""
+
+    def __init__(self, dims: ModelDimensions, machine: Machine) -> None:
+        self._machine = machine
+        audio, state = dims.n_audio_ctx, dims.n_audio_state
+        convolutions = 2 * 3 * state * (2 * audio * dims.n_mels + audio * state)
+        layer = 2 * audio * 12 * state**2 + 4 * audio**2 * state
+        self._encoder = convolutions + dims.n_audio_layer * layer
+        text = dims.n_text_state
+        self._listening = 4 * dims.n_text_layer * audio * state * text
+        # Projections of self-attention, query and output of cross-attention, both layers of the MLP.
+        self._weights = dims.n_text_layer * 14 * text**2 + dims.n_vocab * text
+        self._heard_bytes = 2 * dims.n_text_layer * audio * text * 4
+
+    def encode(self, windows: int) -> float:
+        return windows * self._encoder / self._machine.flops
+
+    def listen(self) -> float:
+        return self._listening / self._machine.flops
+
+    def step(self, windows: int, rows: int) -> float:
+        arithmetic = 2 * rows * self._weights / self._machine.flops
+        reading = 4 * self._weights / self._machine.bandwidth
+        heard = windows * self._heard_bytes / self._machine.bandwidth
+        return max(arithmetic, reading) + heard
+
+
+class Profile:
+    """Measures the parts of an engine's loop."""
+
+    def __init__(self, engine: Engine, dims: ModelDimensions, work: Work) -> None:
+        self.parts: dict[str, Part] = {}
+        scheduler = engine._scheduler
+        batch, decoder = scheduler.batch, scheduler._decoder
+
+        def rows(slots: Sequence[int]) -> int:
+            return sum(batch._windows[slot].plan.width for slot in slots)
+
+        self._watch(scheduler, "_encoder", "encoder", lambda mel: work.encode(len(mel)))
+        self._watch(
+            decoder, "listen", "audio's keys and values", lambda *_: work.listen()
+        )
+        self._watch(decoder, "hear_one", "language from features", None)
+        self._watch(batch, "join", "reading prompts", None)
+        self._watch(batch, "step", "steps", lambda s: work.step(len(s), rows(s)))
+        self._watch(scheduler, "_compute_piece", "spectrograms", None)
+        self._watch(scheduler, "_align", "alignment", None)
+
+    def _watch(
+        self, owner: Any, attribute: str, name: str, least: Callable[..., float] | None
+    ) -> None:
+        part = self.parts[name] = Part(name, least_s=None if least is None else 0.0)
+        inner = getattr(owner, attribute)
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return inner(*arguments)
+            finally:
+                part.seconds += time.perf_counter() - started
+                part.calls += 1
+                if least is not None and part.least_s is not None:
+                    part.least_s += least(*arguments)
+
+        setattr(owner, attribute, timed)
+
+    def reset(self) -> None:
+        for part in self.parts.values():
+            part.calls, part.seconds = 0, 0.0
+            part.least_s = None if part.least_s is None else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_profile")
+    add = parser.add_argument
+    add("recordings", nargs="*", type=Path, metavar="RECORDING")
+    add("--manifest", type=Path, help="file, or folder of a manifest.json")
+    add("--seconds", type=float, default=300, help="so much of the manifest at most")
+    add("--model", default="base", choices=list(catalog.MODELS), metavar="NAME")
+    add("--beam-size", type=int, help="none: greedy")
+    add("--at-once", type=int, default=8)
+    add("--threads", type=int, default=2)
+    add("--out", type=Path, metavar="FILE.md")
+    arguments = parser.parse_args()
+    paths = arguments.recordings or recordings.listed_in(
+        arguments.manifest or RECORDINGS, arguments.seconds
+    )
+    page = _page(arguments, recordings.load(paths))
+    print(page)
+    if arguments.out:
+        arguments.out.write_text(page + "\n")
+
+
+def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
+    # In threads that end, as in `benchmarks.engine`.
+    with ThreadPoolExecutor(1) as thread:
+        engine, dims, machine = thread.submit(_prepared, arguments).result()
+    profile = Profile(engine, dims, Work(dims, machine))
+
+    def transcribe(recording: Recording) -> None:
+        engine.transcribe(recording.pcm, temperature=0.0, beam_size=arguments.beam_size)
+
+    with engine, ThreadPoolExecutor(arguments.at_once) as callers:
+        callers.submit(transcribe, chosen[0].beginning(5)).result()
+        profile.reset()
+        started = time.perf_counter()
+        list(callers.map(transcribe, chosen))
+        seconds = time.perf_counter() - started
+    about = engine_report.machine(arguments.threads)
+    command = shlex.join(["python", "-m", "benchmarks.engine_profile", *sys.argv[1:]])
+    audio_s = sum(recording.seconds for recording in chosen)
+    return f"""# Where the engine's time goes
+
+    {command}
+
+{about["date"]}; {about["cpu"]}, {about["threads"]} threads, measured: {machine.flops / _GIGA:.0f} GFLOP/s, {machine.bandwidth / _GIGA:.0f} GB/s.
+Model {arguments.model}, fp32, {len(chosen)} recordings, {audio_s:.0f} s of audio in {seconds:.1f} s.
+
+{_table([*profile.parts.values()], seconds)}"""
+
+
+def _prepared(arguments: argparse.Namespace) -> tuple[Engine, ModelDimensions, Machine]:
+    checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
+    official = catalog.find(arguments.model)
+    model = model_loading.load_model(checkpoint.path, official)
+    torch.set_num_threads(arguments.threads)
+    return Engine(model), model.dims, _machine()
+
+
+def _machine() -> Machine:
+    size = 2048
+    x, numbers = torch.randn(size, size), torch.randn(1 << 26)
+    product = linear(torch.randn(size, size), None, torch.float32, size)
+    return Machine(
+        2 * size**3 / _best_time(lambda: product(x)),
+        numbers.nbytes / _best_time(numbers.sum),
+    )
+
+
+def _best_time(work: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _table(parts: Sequence[Part], seconds: float) -> str:
+    rest = seconds - sum(part.seconds for part in parts)
+    rows = [
+        ["part", "calls", "seconds", "share", "ms a call", "least ms"],
+        [":--"] + ["--:"] * 5,
+    ]
+    for part in [*parts, Part("rest", 1, rest, None)]:
+        if not part.calls:
+            continue
+        least = "" if part.least_s is None else f"{part.least_s / part.calls * 1e3:.1f}"
+        each = part.seconds / part.calls * 1e3
+        share = part.seconds / seconds
+        rows.append(
+            [
+                part.name,
+                str(part.calls),
+                f"{part.seconds:.2f}",
+                f"{share:.0%}",
+                f"{each:.1f}",
+                least,
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
