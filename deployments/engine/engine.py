@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -75,14 +76,14 @@ class Engine:
         )
         kind = place.type
         dtype = torch.float32 if kind == "cpu" else torch.float16
-        with torch.inference_mode():
-            slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
-            self._weight_bytes = _bytes_of_weights(model, dtype)
-            # Before anything takes of what is free.
-            slots = max_windows or min(
-                _MAX_WINDOWS.get(kind, 8),
-                self._windows_that_fit(slot_bytes, memory_bytes),
-            )
+        slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
+        self._weight_bytes = _bytes_of_weights(model, dtype)
+        slots = max_windows or min(
+            _MAX_WINDOWS.get(kind, 8), self._windows_that_fit(slot_bytes, memory_bytes)
+        )
+
+        @torch.inference_mode()
+        def build() -> tuple[Encoder, Decoder, Batch]:
             encoder = Encoder(model.encoder, place, dtype)
             decoder = Decoder(
                 model.decoder, model.dims, place, dtype, slots=slots, width=MAX_WIDTH
@@ -95,6 +96,12 @@ class Engine:
                 steps=model.dims.n_text_ctx // 2,
                 device=place,
             )
+            return encoder, decoder, batch
+
+        # OpenMP keeps worker threads for each thread that has used it, and where there are more of them than
+        # cores, those of the engine's thread sleep between operations: a third of its speed. This one's end.
+        with ThreadPoolExecutor(1) as thread:
+            encoder, decoder, batch = thread.submit(build).result()
         self._slot_bytes = decoder.bytes_per_slot + batch.bytes_per_slot
         self._audio_seconds_done = 0.0
         self._lock = threading.Lock()

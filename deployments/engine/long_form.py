@@ -31,8 +31,8 @@ def _private(name: str) -> ModuleType:
 def _pad_or_trim(mel: Tensor, length: int) -> Tensor:
     """`whisper.audio.pad_or_trim` of a mel on the CPU.
 
-    Without PyTorch, which would start worker threads for each thread that copies something large. With more
-    of them than cores, those of the engine's thread would sleep between operations: a third of its speed.
+    Without PyTorch, which would start worker threads for each thread that copies something large; `Engine`
+    says why there must be no more of them.
     """
     padded = np.zeros((mel.shape[0], length), dtype=np.float32)
     frames = min(mel.shape[1], length)
