@@ -201,7 +201,7 @@ def plot(report: Report, path: Path) -> None:
         panel.invert_yaxis()
         panel.margins(x=0.12)
         panel.set_title(case, loc="left", fontsize=10)
-        panel.tick_params(labelsize=8, left=False)
+        panel.tick_params(labelsize=8, left=False, labelbottom=True)
         panel.spines[["top", "right", "left"]].set_visible(False)
     where = report["gpu"] or f"{report['cpu']}, {report['threads']} threads"
     what = f"{report['model']}, {_precision(report)}, {where}"
