@@ -37,7 +37,6 @@ from benchmarks.recordings import Recording
 from deployments import catalog, checkpoints, model_loading
 from deployments.engine import Engine
 
-RECORDINGS = Path(__file__).parent.parent / "tests" / "audio"
 # Of a recording; enough for each system to have done once all that it does.
 _WARM_UP_S = 5
 
@@ -96,13 +95,7 @@ class System:
 def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.recordings and arguments.manifest:
-        parser.error("either recordings or --manifest")
-    paths = arguments.recordings or recordings.listed_in(
-        arguments.manifest or RECORDINGS, arguments.seconds
-    )
-    if not paths:
-        parser.error("the manifest lists no fitting speech")
+    paths = recordings.chosen(parser, arguments)
     with contextlib.redirect_stdout(sys.stderr):
         report = _measured(arguments, recordings.load(paths))
     if arguments.json == "-":
@@ -119,10 +112,8 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine")
+    recordings.add_arguments(parser)
     add = parser.add_argument
-    add("recordings", nargs="*", type=Path, metavar="RECORDING")
-    add("--manifest", type=Path, help="file, or folder of a manifest.json")
-    add("--seconds", type=float, default=300, help="so much of the manifest at most")
     add("--model", default="base", choices=list(catalog.MODELS), metavar="NAME")
     add("--cases", type=_cases, default=list(CASES), help=f"of {','.join(CASES)}")
     add("--concurrency", type=_numbers, default=[1, 4, 8], help="such as 1,4,8")

@@ -27,7 +27,6 @@ from deployments import catalog, checkpoints, model_loading
 from deployments.engine import Engine
 from deployments.engine.layers import linear
 
-RECORDINGS = Path(__file__).parent.parent / "tests" / "audio"
 _GIGA = 1e9
 
 
@@ -124,20 +123,15 @@ class Profile:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_profile")
+    recordings.add_arguments(parser)
     add = parser.add_argument
-    add("recordings", nargs="*", type=Path, metavar="RECORDING")
-    add("--manifest", type=Path, help="file, or folder of a manifest.json")
-    add("--seconds", type=float, default=300, help="so much of the manifest at most")
     add("--model", default="base", choices=list(catalog.MODELS), metavar="NAME")
     add("--beam-size", type=int, help="none: greedy")
     add("--at-once", type=int, default=8)
     add("--threads", type=int, default=2)
     add("--out", type=Path, metavar="FILE.md")
     arguments = parser.parse_args()
-    paths = arguments.recordings or recordings.listed_in(
-        arguments.manifest or RECORDINGS, arguments.seconds
-    )
-    page = _page(arguments, recordings.load(paths))
+    page = _page(arguments, recordings.load(recordings.chosen(parser, arguments)))
     print(page)
     if arguments.out:
         arguments.out.write_text(page + "\n")

@@ -1,5 +1,6 @@
 """The recordings of a benchmark, decoded before anything is timed."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from deployments.audio import SAMPLE_RATE, decode_audio
 
 SHORTEST_S, LONGEST_S = 8, 70
+_IN_THE_REPOSITORY = Path(__file__).parent.parent / "tests" / "audio"
 _MAX_S = 4 * 3600
 
 
@@ -32,6 +34,30 @@ class Recording:
         return Recording(self.name, self.pcm[:samples], self.wave[:samples])
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recordings", nargs="*", type=Path, metavar="RECORDING")
+    parser.add_argument(
+        "--manifest", type=Path, help="file, or folder of a manifest.json"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="so much of the manifest at most"
+    )
+
+
+def chosen(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> list[Path]:
+    """The recordings that `add_arguments` has asked for."""
+    if arguments.recordings and arguments.manifest:
+        parser.error("either recordings or --manifest")
+    paths: list[Path] = arguments.recordings or listed_in(
+        arguments.manifest or _IN_THE_REPOSITORY, arguments.seconds
+    )
+    if not paths:
+        parser.error("the manifest lists no fitting speech")
+    return paths
+
+
 def listed_in(manifest: Path, seconds: float) -> list[Path]:
     """Speech of 8 to 70 s in the order of the manifest, up to the first recording with which it would be more than `seconds`.
 
@@ -40,14 +66,14 @@ def listed_in(manifest: Path, seconds: float) -> list[Path]:
     """
     if manifest.is_dir():
         manifest /= "manifest.json"
-    chosen = []
+    paths = []
     left = seconds
     for entry in filter(_is_fitting_speech, json.loads(manifest.read_text())):
         left -= _seconds(entry)
         if left < 0:
             break
-        chosen.append(manifest.parent / (entry.get("path") or entry["file"]))
-    return chosen
+        paths.append(manifest.parent / (entry.get("path") or entry["file"]))
+    return paths
 
 
 def load(paths: Sequence[Path]) -> list[Recording]:

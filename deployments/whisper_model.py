@@ -313,7 +313,7 @@ class WhisperModel:
         if isinstance(error, EngineClosedError):
             return ModelUnavailableError(self._model.name, "its engine has stopped")
         if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+            self._empty_gpu_cache()
             return TranscriptionError("Transcription failed: out of GPU memory")
         self._note_gpu_failure(error)
         # The message of an unforeseen error may quote the transcript; its type and place do not.

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deployments.engine import EngineClosedError, TranscriptionCancelled
 from deployments.engine import scheduler as scheduler_module
+from deployments.engine.batch import Progress
 from deployments.engine.session import DecodeTask
 from tests.engine.calls import PATIENCE_S, until
 from tests.engine.scheduling import ERRORS, Attempt, Fate, Recording, Stage, Window
@@ -177,6 +178,34 @@ def test_a_slot_is_free_for_the_next_step_after_its_window_has_failed(
     # What reads the prompt is no step; one that raises does not count.
     of_the_bad_one = 3 if fate == "raises" else 4
     assert stage.events.count("step") == of_the_bad_one + 2
+    stage.close()
+
+
+def test_after_a_failure_of_many_fewer_go_on_together_until_it_has_been_calm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_module, "_CALM_TURNS", 10)
+    stage = Stage([Recording([Window((300,))]) for _ in range(4)], slots=4, together=4)
+    step = stage.scheduler.batch.step
+    tried: list[int] = []
+    failed: list[int] = []
+
+    def short_of_memory(slots: Sequence[int]) -> Progress:
+        tried.append(len(slots))
+        if len(slots) > 2 and len(failed) < 3:
+            failed.append(len(tried))
+            raise MemoryError
+        time.sleep(0.001)  # the others arrive meanwhile
+        return step(slots)
+
+    vars(stage.scheduler.batch)["step"] = short_of_memory
+    stage.play()
+    assert stage.problems == []
+    assert [run.outcomes for run in stage.runs] == [[300]] * 4
+    first, second, third = failed
+    assert second - first > 10
+    assert third - second > 10
+    assert 4 in tried[third:]
     stage.close()
 
 
