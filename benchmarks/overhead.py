@@ -18,7 +18,7 @@ from pathlib import Path
 
 import requests
 
-from deployments import checkpoints, local
+from deployments import checkpoints, launch, local
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 STAGES = ("download", "decode", "model_start", "queue")
@@ -26,12 +26,12 @@ STAGES = ("download", "decode", "model_start", "queue")
 
 def measure(count: int) -> list[dict[str, float]]:
     """For each request the milliseconds of overhead in all and by stage; `rest` is HTTP, JSON and Ray."""
-    config, args = local.read_config()
+    config, args = launch.read_config()
     checkpoints.fetch(args.default_model)
     rows = []
     with (
         local.served(RECORDING) as audio,
-        local.running_app(config, args, local.free_port("127.0.0.1")) as url,
+        launch.running_app(config, args, local.free_port("127.0.0.1")) as url,
     ):
         for number in range(count + 1):
             started = time.perf_counter()

@@ -107,7 +107,7 @@ class ModelClient:
             raise self._replica_died() from None
 
     async def stream(
-        self, audio: np.ndarray, request: TranscriptionRequest
+        self, audio: np.ndarray, request: TranscriptionRequest, segments: bool = True
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The replica's events; the result, which comes last, is that of `transcribe`.
 
@@ -116,7 +116,8 @@ class ModelClient:
         budget = _Budget(self._args.request_timeout_s)
         segment_went_out = False
         try:
-            async with aclosing(self._stream_once(audio, request, budget)) as events:
+            attempt = self._stream_once(audio, request, segments, budget)
+            async with aclosing(attempt) as events:
                 async for event in events:
                     segment_went_out |= event["event"] == "segment"
                     yield event
@@ -126,7 +127,8 @@ class ModelClient:
                 raise self._replica_died() from None
             logger.warning("model=%s event=replica_died retry=true", self.model.name)
         try:
-            async with aclosing(self._stream_once(audio, request, budget)) as events:
+            attempt = self._stream_once(audio, request, segments, budget)
+            async with aclosing(attempt) as events:
                 async for event in events:
                     yield event
         except _ReplicaDiedError:
@@ -179,12 +181,16 @@ class ModelClient:
             return answer
 
     async def _stream_once(
-        self, audio: np.ndarray, request: TranscriptionRequest, budget: "_Budget"
+        self,
+        audio: np.ndarray,
+        request: TranscriptionRequest,
+        segments: bool,
+        budget: "_Budget",
     ) -> AsyncGenerator[dict[str, Any], None]:
         with self._ray_errors_translated():
             model_start = await self._start()
             handle = self._handle.options(stream=True)
-            events: Any = handle.stream.remote(audio, request)
+            events: Any = handle.stream.remote(audio, request, segments)
             try:
                 while True:
                     async with budget.spent():

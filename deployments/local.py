@@ -12,7 +12,6 @@ import http.server
 import io
 import json
 import logging
-import os
 import secrets
 import shutil
 import signal
@@ -26,73 +25,16 @@ from typing import Any, TextIO
 
 import ray
 import requests
-import yaml
 from pydantic import ValidationError
-from ray import serve
-from ray.serve.config import HTTPOptions
-from ray.serve.schema import ServeDeploySchema
 
 from deployments import checkpoints
-from deployments.app import build_app
 from deployments.config import AppArgs
 from deployments.errors import CheckpointError, WhisperServeError
+from deployments.launch import CONFIG, RAY_LOGS, read_config, running_app
 from deployments.router import APPLICATION
 from deployments.schema import parse_request, unknown_model
 
-CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
-OBJECT_STORE_BYTES = 1 << 30
-RAY_LOGS = "/tmp/ray/session_latest/logs"
 _PROGRESS_S = 5.0
-
-
-def read_config(path: Path = CONFIG) -> tuple[ServeDeploySchema, AppArgs]:
-    """The Serve configuration, validated by Ray, and the typed arguments of its one application.
-
-    Raises pydantic.ValidationError.
-    """
-    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-    return config, AppArgs.model_validate(config.applications[0].args)
-
-
-@contextlib.contextmanager
-def running_app(
-    config: ServeDeploySchema, args: AppArgs, port: int, *, show_logs: bool = False
-) -> Iterator[str]:
-    """Run the application in a new local Ray; gives its base URL; ends all that it started.
-
-    show_logs: replicas' log lines on stderr, besides Ray's log folder
-
-    Raises RuntimeError if a preloaded model cannot start.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for variable in ("NO_PROXY", "no_proxy"):
-        # Replicas fetch what `served` serves; no proxy can reach it.
-        os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=show_logs,
-        logging_level=logging.WARNING,
-    )
-    try:
-        http_options = config.http_options.model_dump() | {"port": port}
-        serve.start(
-            proxy_location=config.proxy_location,
-            http_options=HTTPOptions(**http_options),
-            logging_config=config.logging_config,
-        )
-        serve.run(
-            build_app(args),
-            name=APPLICATION,
-            route_prefix=config.applications[0].route_prefix,
-            logging_config=config.logging_config,
-        )
-        yield f"http://{config.http_options.host}:{port}"
-    finally:
-        with _uninterrupted():
-            serve.shutdown()
-            ray.shutdown()
 
 
 def main() -> int:
@@ -184,18 +126,6 @@ def _requested_model(request: dict[str, Any], args: AppArgs) -> str:
     if args.find_model(name) is None:
         raise unknown_model(name, args.valid_names())
     return name
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Another Ctrl-C while all is being ended would leave processes behind."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _fetch_weights(name: str, args: AppArgs) -> None:

@@ -101,10 +101,15 @@ class Router:
                 return _complete(answer, audio, event)
 
     async def stream(
-        self, request: dict[str, Any], request_id: str | None = None
+        self,
+        request: dict[str, Any],
+        request_id: str | None = None,
+        segments: bool = True,
     ) -> AsyncIterator[dict[str, Any]]:
         """Events of one transcription: `progress` (seconds done and in total), `segment` (final ones, in
         order), and last `result`, which holds what `transcribe` returns.
+
+        segments: whether they are wanted; without them a request whose replica dies is tried once more
 
         Raises a WhisperServeError, whose text is fit for the caller.
         """
@@ -113,7 +118,9 @@ class Router:
             del request
             async with (
                 self._audio_of(job, event) as audio,
-                aclosing(job.client.stream(audio.samples, job.request)) as items,
+                aclosing(
+                    job.client.stream(audio.samples, job.request, segments)
+                ) as items,
             ):
                 async for item in items:
                     if item["event"] == "result":

@@ -86,9 +86,9 @@ class WhisperModel:
         return await self._transcribe(audio, request)
 
     async def stream(
-        self, audio: np.ndarray, request: TranscriptionRequest
+        self, audio: np.ndarray, request: TranscriptionRequest, segments: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
-        """Events while the work goes on: `progress`, `segment`, and last `result`."""
+        """Events while the work goes on: `progress`, `segment` if wanted, and last `result`."""
         events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -98,12 +98,14 @@ class WhisperModel:
         def on_progress(done: float, total: float) -> None:
             emit({"event": "progress", "done": done, "total": total})
 
-        def on_segments(segments: list[dict[str, Any]]) -> None:
-            for segment in segments_of({"segments": segments}):
+        def on_segments(final: list[dict[str, Any]]) -> None:
+            for segment in segments_of({"segments": final}):
                 emit({"event": "segment", "segment": segment.model_dump()})
 
         work = asyncio.ensure_future(
-            self._transcribe(audio, request, on_progress, on_segments)
+            self._transcribe(
+                audio, request, on_progress, on_segments if segments else None
+            )
         )
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from deployments import checkpoints, local
+from deployments import checkpoints, launch, local
 from deployments.audio import decode_audio
 from deployments.errors import InvalidAudioError
 from tests.end_to_end.conftest import as_official, assert_equals_official, official
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def _compare(folder: Path, model: str) -> dict[str, str]:
-    config, args = local.read_config()
+    config, args = launch.read_config()
     checkpoints.fetch(model)
     files = sorted(
         path
@@ -46,7 +46,7 @@ def _compare(folder: Path, model: str) -> dict[str, str]:
     )
     port = local.free_port(config.http_options.host)
     outcomes = {}
-    with local.running_app(config, args, port) as url:
+    with launch.running_app(config, args, port) as url:
         for number, path in enumerate(files, 1):
             outcome = _outcome(url, path, model)
             outcomes[str(path.relative_to(folder))] = outcome

@@ -26,7 +26,7 @@ from ray import serve
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
-from deployments import catalog, checkpoints, local
+from deployments import catalog, checkpoints, launch, local
 from deployments.app import build_app
 from deployments.audio import decode_audio
 from deployments.config import AppArgs, ModelArgs
@@ -104,7 +104,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     for name in ("base", "tiny.en"):
         path = checkpoints.fetch(name).path
         (folder / path.name).symlink_to(path)
-    config, _ = local.read_config()
+    config, _ = launch.read_config()
     port = local.free_port(config.http_options.host)
     with contextlib.ExitStack() as stack:
         # For Ray's processes, which inherit it now; not for the other tests.
@@ -114,7 +114,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
             environment.setenv("HTTPS_PROXY", DEAD_PROXY)
             environment.setenv("https_proxy", DEAD_PROXY)
             environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"GPU": 1}))
-            url = stack.enter_context(local.running_app(config, args, port))
+            url = stack.enter_context(launch.running_app(config, args, port))
         yield App(url, folder)
 
 

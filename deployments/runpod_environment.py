@@ -1,0 +1,21 @@
+"""What Ray and RunPod's SDK are told by their environment in the worker's processes. What is set already stands."""
+
+import os
+import secrets
+
+
+def prepare() -> None:
+    """Called before either is imported."""
+    # Every port that Ray opens demands this; a new one for each worker.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # At DEBUG, its default, the SDK prints whole results.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    # Its own checks import torch, open a CUDA context in the handler's process and want a route to the internet.
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
+    os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
+
+    import cpuinfo
+
+    # The SDK measures the processor when it is imported, which takes a second, for a debugger that is not used here.
+    cpuinfo.get_cpu_info = lambda: {"brand_raw": "not measured"}

@@ -1,0 +1,249 @@
+"""The RunPod serverless worker: starts Ray and the application in its container, and forwards jobs to the Serve handle.
+
+    python -m deployments.runpod_worker [--test_input JSON]
+
+Without a job API in the environment it does the job of --test_input, or of test_input.json, and ends.
+
+The order of start-up is for speed: first the health port, which needs nothing; then Ray, whose processes take
+seconds to come up, while a thread imports the application and the SDK; torch only in the replicas.
+"""
+
+import asyncio
+import contextlib
+import http.server
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from deployments.config import AppArgs
+    from deployments.runpod_settings import Settings
+
+logger = logging.getLogger("deployments.runpod_worker")
+
+_ALL_INTERFACES = "0.0.0.0"
+_FIRST_ANSWER_S = 60.0
+_WATCH_INTERVAL_S = 1.0
+# The router may be silent for as long: Serve replaces it when it dies, and the machine may be busy.
+_ROUTER_PATIENCE_S = 60.0
+
+
+class StartError(Exception):
+    """The worker cannot start. Its text says what to change."""
+
+
+def main() -> int:
+    """0 after SIGTERM and after a test job that succeeded; 1 where the service could not start, or has died."""
+    # Until the SDK takes it over; the first process of a container would be deaf to it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("deployments").setLevel(logging.INFO)
+    stages = _Stages()
+    try:
+        health = _Health(os.environ.get("PORT_HEALTH", ""))
+        settings = _settings()
+        args, router = _start(settings, stages)
+        slots = _slots(router, args)
+    except StartError as error:
+        logger.error("error: %s", error)
+        return 1
+
+    from deployments import runpod_sdk
+    from deployments.runpod_jobs import JobHandler
+
+    jobs = JobHandler(router, settings)
+    service = _Service(router)
+
+    async def watch() -> None:
+        await service.death()
+        jobs.fail_all()
+
+    stages.done("first_answer")
+    concurrency = settings.max_concurrency or slots
+    logger.info(
+        "event=ready model=%s concurrency=%d %s",
+        *(args.default_model, concurrency, stages),
+    )
+    health.ready = True
+    runpod_sdk.run(jobs.handle, concurrency, watch)
+    return 1 if service.died else 0
+
+
+def _settings() -> "Settings":
+    from deployments.runpod_settings import SettingsError, read_settings
+
+    try:
+        return read_settings(os.environ)
+    except SettingsError as error:
+        raise StartError(error) from None
+
+
+def _start(
+    settings: "Settings", stages: "_Stages"
+) -> "tuple[AppArgs, DeploymentHandle[Any]]":
+    """Ray and the application, with the default model loaded."""
+    from deployments import launch, runpod_environment
+
+    runpod_environment.prepare()
+    imports = ThreadPoolExecutor(1).submit(_import_the_rest)
+    # In this thread, with which Ray's processes end.
+    launch.start_ray(show_logs=True)
+    stages.done("ray")
+    imports.result()
+    stages.done("imports")
+    config, args = launch.read_config()
+    if settings.model is not None:
+        _preload(settings.model, args)
+    _fetch_weights(args)
+    try:
+        router = launch.start_app(
+            config, args, http_host=_ALL_INTERFACES, http_port=settings.http_port
+        )
+    except RuntimeError:
+        raise StartError(
+            f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"
+        ) from None
+    stages.done("application")
+    return args, router
+
+
+def _import_the_rest() -> None:
+    """What takes long to import and is not needed for Ray to come up."""
+    from deployments import app, runpod_jobs, runpod_sdk  # noqa: F401
+
+
+def _preload(name: str, args: "AppArgs") -> None:
+    from deployments.schema import unknown_model
+
+    model = args.find_model(name)
+    if model is None:
+        raise StartError(f"WHISPER_MODEL: {unknown_model(name, args.valid_names())}")
+    args.default_model = model.name
+
+
+def _fetch_weights(args: "AppArgs") -> None:
+    """Before the application starts, for a clear error; nothing is done where they are at hand."""
+    from deployments import checkpoints
+    from deployments.errors import CheckpointError
+
+    model = args.find_model(args.default_model)
+    assert model is not None
+    try:
+        if checkpoints.find(model.name, model.checkpoint) is None:
+            checkpoints.fetch(model.name, model.checkpoint, progress=False)
+    except CheckpointError as error:
+        raise StartError(error) from None
+
+
+def _slots(router: "DeploymentHandle[Any]", args: "AppArgs") -> int:
+    """How many windows the default model's engine decodes together."""
+    try:
+        models = router.models.remote().result(timeout_s=_FIRST_ANSWER_S)
+    except Exception as error:  # noqa: BLE001
+        raise StartError(
+            f"the router does not answer ({type(error).__name__})"
+        ) from None
+    return next(model["slots"] for model in models if model["default"])
+
+
+class _Service:
+    """Watches Ray and the router. What cannot recover counts as dead."""
+
+    def __init__(self, router: "DeploymentHandle[Any]") -> None:
+        import psutil
+
+        self._router = router
+        self._processes = [
+            process
+            for process in psutil.Process().children()
+            if process.name() in ("gcs_server", "raylet")
+        ]
+        self.died = False
+
+    async def death(self) -> None:
+        """Returns when the service is dead."""
+        answered = time.monotonic()
+        while not self.died:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            if gone := [p for p in self._processes if not _runs(p)]:
+                self._die(f"{len(gone)}_of_ray's_processes_ended")
+            elif await self._answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered > _ROUTER_PATIENCE_S:
+                self._die("router_silent")
+
+    async def _answers(self) -> bool:
+        response = self._router.health.remote()
+        try:
+            async with asyncio.timeout(_ROUTER_PATIENCE_S / 4):
+                await response
+        except Exception:  # noqa: BLE001 - however it fails, the next one may succeed
+            response.cancel()  # type: ignore[no-untyped-call]
+            return False
+        return True
+
+    def _die(self, reason: str) -> None:
+        logger.error("event=service_died reason=%s", reason)
+        self.died = True
+
+
+def _runs(process: Any) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class _Health:
+    """`GET /ping` on RunPod's health port: 204 while starting, 200 when ready. No port: no server."""
+
+    def __init__(self, port: str) -> None:
+        self.ready = False
+        if not port:
+            return
+        health = self
+
+        class Ping(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = self.path.partition("?")[0] == "/ping"
+                self.send_response((200 if health.ready else 204) if found else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        try:
+            address = ("", int(port))
+            server = http.server.ThreadingHTTPServer(address, Ping)
+        except (ValueError, OverflowError):
+            raise StartError(f"PORT_HEALTH must be a port, not '{port[:20]}'") from None
+        except OSError as error:
+            raise StartError(f"PORT_HEALTH {port}: {error.strerror}") from None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class _Stages:
+    """What the start took, in seconds from the process's first line of Python."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._stages: list[tuple[str, float]] = []
+
+    def done(self, name: str) -> None:
+        self._stages.append((name, time.monotonic() - self._started))
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={seconds:.2f}" for name, seconds in self._stages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
