@@ -28,6 +28,7 @@ Handler = Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]
 
 # An answer without jobs that comes as quickly as this was no long poll.
 _QUICK_ANSWER_S = 0.25
+_LOOK_AGAIN_S = 1.0
 
 
 def run(
@@ -69,6 +70,7 @@ class _PatientScaler(rp_scale.JobScaler):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._intake_closed = asyncio.Event()
+        self._job_ended = asyncio.Event()
         self._job_take, self._job_stop = Line("job-take"), Line("job-stop")
         self.jobs_fetcher = self._fetch_jobs
         self.stop_signals_fetcher = self._fetch_stop_signals
@@ -78,6 +80,20 @@ class _PatientScaler(rp_scale.JobScaler):
             await super().get_jobs(session)
         finally:
             self._intake_closed.set()
+
+    async def set_scale(self) -> None:
+        """Called before each take."""
+        await super().set_scale()
+        # Without this the SDK looks once a second whether there is room for another job.
+        while self.is_alive() and self.current_occupancy() >= self.current_concurrency:
+            self._job_ended.clear()
+            await self._pause(_LOOK_AGAIN_S, self._job_ended)
+
+    async def handle_job(self, session: ClientSession, job: Job) -> None:
+        try:
+            await super().handle_job(session, job)
+        finally:
+            self._job_ended.set()
 
     async def run_jobs(self, session: ClientSession) -> None:
         await super().run_jobs(session)
@@ -124,10 +140,11 @@ class _PatientScaler(rp_scale.JobScaler):
         line.answered()
         return jobs
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float, end: asyncio.Event | None = None) -> None:
+        """Until the end, or the signal to stop if none is given."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._shutdown_event.wait()
+                await (end or self._shutdown_event).wait()
 
 
 def _is_job(job: Any) -> bool:
