@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
 RAY_LOGS = "/tmp/ray/session_latest/logs"
 _OBJECT_STORE_BYTES = 1 << 30
+_STATUS_INTERVAL_S = 0.05
 
 
 def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
@@ -71,6 +73,7 @@ def start_app(
     Raises RuntimeError if a preloaded model cannot start.
     """
     from ray import serve
+    from ray.serve import RunTarget
     from ray.serve.config import HTTPOptions
 
     from deployments.app import build_app
@@ -84,12 +87,19 @@ def start_app(
         http_options=HTTPOptions(**http),
         logging_config=config.logging_config,
     )
-    return serve.run(
+    target = RunTarget(
         build_app(args),
         name=APPLICATION,
         route_prefix=config.applications[0].route_prefix,
         logging_config=config.logging_config,
     )
+    # Serve itself would look once a second whether the application runs.
+    [router] = serve.run_many([target], wait_for_applications_running=False)
+    while (status := serve.status().applications[APPLICATION].status) != "RUNNING":
+        if status == "DEPLOY_FAILED":
+            raise RuntimeError("the application could not be deployed")
+        time.sleep(_STATUS_INTERVAL_S)
+    return router
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ def prepare() -> None:
     # Every port that Ray opens demands this; a new one for each worker.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # By processes that Ray starts in reserve: it is the first thing that each of them will need.
+    os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
     # At DEBUG, its default, the SDK prints whole results.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     # Its own checks import torch, open a CUDA context in the handler's process and want a route to the internet.

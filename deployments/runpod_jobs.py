@@ -120,12 +120,14 @@ class JobHandler:
         self, job_id: str, request: dict[str, Any], reports: "_Reports"
     ) -> dict[str, Any]:
         events: Any = self._router.stream.remote(request, job_id, reports.streamed)
+        result: dict[str, Any] | None = None
         try:
             async for event in events:
                 if event["event"] == "result":
-                    result: dict[str, Any] = event["result"]
-                    return result
-                reports.add(event)
+                    # To the end: what is left early counts as cancelled.
+                    result = event["result"]
+                else:
+                    reports.add(event)
         except RayTaskError as error:
             # It poses as the service's own error, but its text is a traceback.
             if isinstance(error.cause, WhisperServeError):
@@ -134,7 +136,9 @@ class JobHandler:
         finally:
             # Also when this job is cancelled: nothing else would end the work.
             events.cancel()
-        raise WhisperServeError("The service gave no result")
+        if result is None:
+            raise WhisperServeError("The service gave no result")
+        return result
 
 
 def fitting(result: dict[str, Any], limit: int) -> dict[str, Any]:
@@ -226,12 +230,14 @@ class _Reports:
         if IS_LOCAL_TEST:
             return
         async with AsyncClientSession() as session:
-            while not self._closed:
+            while True:
                 await self._news.wait()
                 self._news.clear()
                 while self._segments:
                     await self._post_segments(session)
-                if not self._closed and self._progress_is_due():
+                if self._closed:
+                    return
+                if self._progress_is_due():
                     await self._post_progress(session)
 
     def _progress_is_due(self) -> bool:

@@ -42,7 +42,7 @@ class JobApi:
     url: str = ""
 
     def __post_init__(self) -> None:
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[Any] = []
         self._stops: list[str] = []
         self._numbers: dict[str, int] = defaultdict(int)
         self._changed = threading.Condition()
@@ -50,14 +50,17 @@ class JobApi:
     def submit(self, *inputs: Any, prefix: str = "job") -> list[str]:
         """Put jobs into the queue; gives their ids."""
         jobs = []
-        with self._changed:
-            for job_input in inputs:
-                self._numbers[prefix] += 1
-                name = f"{prefix}-{self._numbers[prefix]}"
-                jobs.append({"id": name, "input": job_input})
-            self._waiting += jobs
-            self._changed.notify_all()
+        for job_input in inputs:
+            self._numbers[prefix] += 1
+            name = f"{prefix}-{self._numbers[prefix]}"
+            jobs.append({"id": name, "input": job_input})
+        self.put(*jobs)
         return [job["id"] for job in jobs]
+
+    def put(self, *jobs: Any) -> None:
+        """Put jobs into the queue as they are."""
+        with self._changed:
+            self._waiting += jobs
 
     def cancel(self, job: str) -> None:
         """Signal the worker to stop a job."""

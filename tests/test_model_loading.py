@@ -199,3 +199,16 @@ def test_what_is_compiled_may_run_in_several_threads() -> None:
     # numba's parallel code may not.
     assert timing.dtw_cpu.targetoptions.get("parallel")
     assert not dtw.targetoptions.get("parallel")
+
+
+def test_weights_are_not_drawn_at_random_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "mine.pt")
+
+    def drawn(*_: object, **__: object) -> None:
+        raise AssertionError("weights were initialised")
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", drawn)
+    monkeypatch.setattr(torch.Tensor, "normal_", drawn)
+    load_model(tmp_path / "mine.pt", None)

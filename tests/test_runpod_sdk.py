@@ -176,9 +176,7 @@ def test_a_job_that_is_no_longer_wanted_is_given_up(
 
 
 def test_jobs_without_an_id_are_left_alone(api: JobApi, worker: Worker) -> None:
-    broken = ["no object", {"input": {}}, {"id": 5, "input": {}}]
-    with api._changed:
-        api._waiting += broken
+    api.put("no object", {"input": {}}, {"id": 5, "input": {}})
     wait_until(lambda: "event=jobs_without_id" in worker.log)
     api.results(*api.submit({}, prefix="whole"))
 

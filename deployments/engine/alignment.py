@@ -2,6 +2,7 @@
 window and its kernels that are compiled at run time.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,7 +49,12 @@ class Aligner(Protocol):
 
 
 def compile_dtw() -> None:
-    """What numba would do at the first request that wants word timestamps; takes seconds."""
+    """What numba would do at the first request that wants word timestamps; takes a second, and less where its cache
+    on disk has the result.
+    """
+    # There may be no folder that can be written.
+    with contextlib.suppress(RuntimeError):
+        dtw.enable_caching()
     dtw.compile((numba.types.Array(numba.float64, 2, "C"),))
 
 
