@@ -9,6 +9,10 @@ def prepare() -> None:
     # Every port that Ray opens demands this; a new one for each worker.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Its metrics ports demand none, on all interfaces, and nobody can scrape them here: no port, no server.
+    os.environ.setdefault("RAY_enable_metrics_collection", "false")
+    os.environ.setdefault("AUTOSCALER_METRIC_PORT", "-1")
+    os.environ.setdefault("DASHBOARD_METRIC_PORT", "-1")
     # By processes that Ray starts in reserve: it is the first thing that each of them will need.
     os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
     # At DEBUG, its default, the SDK prints whole results.
