@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from deployments.config import AppArgs
+from deployments.logs import Stages
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -35,7 +36,13 @@ def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
     from ray.serve.schema import ServeDeploySchema
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-    return config, AppArgs.model_validate(config.applications[0].args)
+    return config, read_args(path)
+
+
+def read_args(path: Path = CONFIG) -> AppArgs:
+    """The application's typed arguments alone, without importing Serve. Raises pydantic.ValidationError."""
+    [application] = yaml.safe_load(path.read_text())["applications"]
+    return AppArgs.model_validate(application.get("args") or {})
 
 
 def start_ray(*, show_logs: bool) -> None:
@@ -64,11 +71,13 @@ def start_app(
     *,
     http_host: str | None = None,
     http_port: int | None = None,
+    stages: Stages | None = None,
 ) -> "DeploymentHandle[Any]":
     """The application on the Ray that this process has started; gives the router's handle.
 
     http_host: instead of the configured one
     http_port: None: no HTTP
+    stages: told when Serve runs and when the preloaded models do
 
     Raises RuntimeError if a preloaded model cannot start.
     """
@@ -79,6 +88,7 @@ def start_app(
     from deployments.app import build_app
     from deployments.router import APPLICATION
 
+    stages = stages or Stages()
     http = config.http_options.model_dump() | {"port": http_port or 0}
     if http_host is not None:
         http["host"] = http_host
@@ -87,6 +97,7 @@ def start_app(
         http_options=HTTPOptions(**http),
         logging_config=config.logging_config,
     )
+    stages.done("serve")
     target = RunTarget(
         build_app(args),
         name=APPLICATION,
@@ -99,6 +110,7 @@ def start_app(
         if status == "DEPLOY_FAILED":
             raise RuntimeError("the application could not be deployed")
         time.sleep(_STATUS_INTERVAL_S)
+    stages.done("models")
     return router
 
 

