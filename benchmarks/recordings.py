@@ -45,21 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    shortest_s: float = SHORTEST_S,
+    longest_s: float = LONGEST_S,
 ) -> list[Path]:
-    """The recordings that `add_arguments` has asked for."""
+    """The recordings that `add_arguments` has asked for; of a manifest the speech of this length."""
     if arguments.recordings and arguments.manifest:
         parser.error("either recordings or --manifest")
     paths: list[Path] = arguments.recordings or listed_in(
-        arguments.manifest or _IN_THE_REPOSITORY, arguments.seconds
+        arguments.manifest or _IN_THE_REPOSITORY,
+        arguments.seconds,
+        shortest_s,
+        longest_s,
     )
     if not paths:
         parser.error("the manifest lists no fitting speech")
     return paths
 
 
-def listed_in(manifest: Path, seconds: float) -> list[Path]:
-    """Speech of 8 to 70 s in the order of the manifest, up to the first recording with which it would be more than `seconds`.
+def listed_in(
+    manifest: Path,
+    seconds: float,
+    shortest_s: float = SHORTEST_S,
+    longest_s: float = LONGEST_S,
+) -> list[Path]:
+    """Speech of this length in the order of the manifest, up to the first recording with which it would be more than `seconds`.
 
     manifest: a list of objects with `path` or `file` (beside the manifest), `duration_s` or `seconds`, and, where the
         folder holds more than speech, `kind` and `decodes`; or the folder of a manifest.json
@@ -68,7 +79,9 @@ def listed_in(manifest: Path, seconds: float) -> list[Path]:
         manifest /= "manifest.json"
     paths = []
     left = seconds
-    for entry in filter(_is_fitting_speech, json.loads(manifest.read_text())):
+    for entry in json.loads(manifest.read_text()):
+        if not (_is_speech(entry) and shortest_s <= _seconds(entry) <= longest_s):
+            continue
         left -= _seconds(entry)
         if left < 0:
             break
@@ -86,9 +99,8 @@ def _load(path: Path) -> Recording:
     return Recording(path.name, pcm, pcm.astype(np.float32) / np.float32(32768))
 
 
-def _is_fitting_speech(entry: dict[str, Any]) -> bool:
-    speech = entry.get("kind", "speech") == "speech" and entry.get("decodes", True)
-    return speech and SHORTEST_S <= _seconds(entry) <= LONGEST_S
+def _is_speech(entry: dict[str, Any]) -> bool:
+    return entry.get("kind", "speech") == "speech" and entry.get("decodes", True)
 
 
 def _seconds(entry: dict[str, Any]) -> float:

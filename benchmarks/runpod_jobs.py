@@ -1,0 +1,140 @@
+"""Many jobs given to one RunPod worker at once, beside the same jobs one by one and official Whisper.
+
+    python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME] [--json FILE]
+
+Real speech of 3 to 30 s, with the contract's defaults: the language detected, beam 5, the fallback ladder. Official is
+`whisper.transcribe` in a process that has loaded the model; the worker is ready before it is timed, takes its jobs from
+a stand-in of RunPod's job API and fetches the recordings over loopback HTTP. In each round all three do all recordings
+once. The table of medians goes to stdout, progress to stderr.
+"""
+
+import argparse
+import functools
+import http.server
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+import whisper
+
+from benchmarks import recordings
+from benchmarks.recordings import Recording
+from deployments import checkpoints
+from tests.end_to_end.runpod import Worker, running_worker
+
+SHORTEST_S, LONGEST_S = 3.0, 30.0
+_LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+Texts = list[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.runpod_jobs")
+    recordings.add_arguments(parser)
+    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    arguments.seconds = float("inf")
+    paths = recordings.chosen(parser, arguments, SHORTEST_S, LONGEST_S)
+    paths = [paths[number % len(paths)] for number in range(arguments.jobs)]
+    spoken = recordings.load(paths)
+    seconds = sum(recording.seconds for recording in spoken)
+    model = whisper.load_model(str(checkpoints.fetch(arguments.model).path), "cpu")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _served(paths) as urls,
+        running_worker(Path(folder) / "log", WHISPER_MODEL=arguments.model) as worker,
+    ):
+        systems: dict[str, Callable[[], Texts]] = {
+            "whisper.transcribe, one by one": lambda: _official(model, spoken),
+            "worker, one job at a time": lambda: _one_by_one(worker, urls),
+            f"worker, {len(urls)} jobs at once": lambda: _at_once(worker, urls),
+        }
+        times, texts = _measure(systems, arguments.rounds)
+    official, one, many = systems
+    medians = {name: statistics.median(times[name]) for name in systems}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"audio_s": seconds, "seconds": times}))
+    print(
+        f"{arguments.model}, {len(urls)} recordings of {SHORTEST_S:g} to {LONGEST_S:g} s, {seconds:.0f} s of audio,"
+        f" {len(os.sched_getaffinity(0))} cores ({platform.machine()}), medians of {arguments.rounds}\n"
+    )
+    print(
+        "| | seconds | official / this | texts equal to official |\n|---|--:|--:|--:|"
+    )
+    for name in systems:
+        equal = sum(a == b for a, b in zip(texts[name], texts[official], strict=True))
+        ratio = medians[official] / medians[name]
+        print(
+            f"| {name} | {medians[name]:.1f} | {ratio:.2f} | {equal} of {len(urls)} |"
+        )
+    print(f"\none at a time / at once: {medians[one] / medians[many]:.2f}")
+
+
+def _measure(
+    systems: dict[str, Callable[[], Texts]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Texts]]:
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    texts: dict[str, Texts] = {}
+    for number in range(1, rounds + 1):
+        for name, transcribe in systems.items():
+            started = time.monotonic()
+            texts[name] = transcribe()
+            times[name].append(time.monotonic() - started)
+            _say(f"round {number} of {rounds}, {name}: {times[name][-1]:.1f} s")
+    return times, texts
+
+
+def _official(model: whisper.Whisper, spoken: list[Recording]) -> Texts:
+    options = {"beam_size": 5, "best_of": 5, "temperature": _LADDER, "fp16": False}
+    return [model.transcribe(r.wave, **options)["text"].strip() for r in spoken]
+
+
+def _one_by_one(worker: Worker, urls: list[str]) -> Texts:
+    return [text for url in urls for text in _at_once(worker, [url])]
+
+
+def _at_once(worker: Worker, urls: list[str]) -> Texts:
+    jobs = worker.api.submit(*({"audio": url} for url in urls))
+    results = worker.api.results(*jobs, timeout_s=3600)
+    return [result["output"]["transcription"] for result in results]
+
+
+@contextmanager
+def _served(paths: list[Path]) -> Iterator[list[str]]:
+    """The loopback URLs of the files."""
+    folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        yield [
+            f"{base}/{quote(str(path.resolve().relative_to(folder)))}" for path in paths
+        ]
+        server.shutdown()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
