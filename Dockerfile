@@ -23,7 +23,10 @@ ENV PATH=/opt/venv/bin:$PATH
 ARG TORCH_INDEX_URL=""
 WORKDIR /build
 COPY requirements.txt constraints.txt ./
-RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r requirements.txt
+# The CUDA libraries' pins belong to the default build; what is built must be what was asked for.
+RUN if [ -n "$TORCH_INDEX_URL" ]; then sed -i '/^\(cuda-\|nvidia-\|triton\)/d' constraints.txt; fi \
+    && pip install --no-cache-dir ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r requirements.txt \
+    && python -c "import torch, sys; sys.exit('$TORCH_INDEX_URL' != '' and '$TORCH_INDEX_URL'.rstrip('/').rpartition('/')[2] != torch.__version__.partition('+')[2])"
 
 FROM packages AS weights
 ARG MODELS="base medium turbo"

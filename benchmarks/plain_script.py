@@ -33,4 +33,4 @@ stages = {
     "weights": loaded - imported,
     "transcribe": done - loaded,
 }
-print(json.dumps({"stages": stages, "text": result["text"].strip()}))
+print(json.dumps({"stages": stages, "text": result["text"].strip()}), flush=True)

@@ -10,13 +10,14 @@ import sys
 import threading
 from typing import Any
 
-from deployments import runpod_environment
-from deployments.runpod_job_api import Line
-
 
 def send_heartbeats(mirror: Any, test: bool = False) -> None:
     """The target of the SDK's heartbeat process. mirror: where the worker writes the ids of its jobs"""
+    # Its imports are not to slow the first job down.
+    os.nice(10)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from deployments import runpod_environment
+
     runpod_environment.prepare()
     from runpod.serverless.modules import rp_ping
 
@@ -38,6 +39,8 @@ class _HeartbeatLog:
     """In place of the SDK's logger, which would tell every failure, with the address."""
 
     def __init__(self) -> None:
+        from deployments.runpod_job_api import Line
+
         self._line = Line("ping")
 
     def debug(self, message: str) -> None:

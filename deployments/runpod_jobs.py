@@ -19,6 +19,7 @@ from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules import rp_http
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
+from deployments.config import AppArgs
 from deployments.errors import InvalidRequestError, WhisperServeError
 from deployments.logs import place_of
 from deployments.runpod_job_api import Refused, pause_after, post, reason_of
@@ -32,8 +33,8 @@ PROGRESS_INTERVAL_S = 2.0
 # Of one post to a job's stream; the job API takes 1 MB.
 MAX_CHUNK_BYTES = 900_000
 _PROGRESS_TIMEOUT_S = 10.0
-_STREAM_TIMEOUT_S = 30.0
-_STREAM_TRIES = 4
+_STREAM_TIMEOUT_S = 10.0
+_STREAM_TRIES = 3
 
 _SERVICE_DIED = "The worker's service has died during this job: send the job again"
 _WITHOUT_TOKENS = "The segments' tokens are left out: with them the result is larger than the job API takes"
@@ -45,9 +46,12 @@ class JobHandler:
     router: the application's handle
     """
 
-    def __init__(self, router: DeploymentHandle[Any], settings: Settings) -> None:
+    def __init__(
+        self, router: DeploymentHandle[Any], settings: Settings, args: AppArgs
+    ) -> None:
         self._router = router.options(stream=True)
         self._settings = settings
+        self._args = args
         self._in_work: set[asyncio.Task[dict[str, Any]]] = set()
         self._service_died = False
 
@@ -61,6 +65,10 @@ class JobHandler:
             if self._service_died:
                 return {"error": _SERVICE_DIED}
             work.cancel()
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                # Not this job was cancelled, but something that it waited for.
+                return {"error": str(_lost())}
             raise
         finally:
             self._in_work.discard(work)
@@ -95,8 +103,10 @@ class JobHandler:
         job_input = job.get("input")
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
-        request = self._settings.completed(job_input)
-        streamed = request.pop("stream", False)
+        request = self._settings.completed(job_input, self._args)
+        streamed = request.pop("stream", None)
+        if streamed is None:
+            return request, False
         if not isinstance(streamed, bool):
             raise InvalidRequestError("Invalid stream: must be true or false")
         return request, streamed
@@ -190,8 +200,15 @@ async def _reports(job: Job, streamed: bool) -> AsyncIterator["_Reports"]:
         raise
     finally:
         reports.close()
-        with suppress(asyncio.CancelledError):
+        try:
             await posting
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001 - no reason to lose the result
+            logger.error(
+                "event=report_failed job=%s error=%s at=%s",
+                *(job["id"], type(error).__name__, place_of(error)),
+            )
 
 
 class _Reports:
@@ -209,13 +226,16 @@ class _Reports:
         self._total_s = 0.0
         self._told_s = 0.0
         self._told_at = time.monotonic()
+        self._stream_closed = False
         self._closed = False
         self._news = asyncio.Event()
 
     def add(self, event: dict[str, Any]) -> None:
         """Note an event of the service, to be posted soon."""
         if event["event"] == "segment":
-            self._segments.append(event["segment"])
+            self.segments_went_out = True
+            if not self._stream_closed:
+                self._segments.append(event["segment"])
         else:
             self._done_s, self._total_s = event["done"], event["total"]
         self._news.set()
@@ -272,23 +292,27 @@ class _Reports:
             if chunk and size > MAX_CHUNK_BYTES:
                 break
             chunk.append(self._segments.pop(0))
-        self.segments_went_out = True
         data = _json({"output": {"segments": chunk}})
-        for failures in range(1, _STREAM_TRIES + 1):
-            try:
-                url = self._url(rp_http.JOB_STREAM_URL)
-                return await post(session, url, data, _STREAM_TIMEOUT_S)
-            except Refused as refused:
-                reason = reason_of(refused)
-                break
-            except (ClientError, TimeoutError) as error:
-                reason = reason_of(error)
-            await asyncio.sleep(pause_after(failures))
-        # They are in the result as well.
+        try:
+            return await self._post_stubbornly(session, data)
+        except (Refused, ClientError, TimeoutError) as error:
+            reason = reason_of(error)
+        # All of them are in the result as well, which is not to wait for a stream that nobody takes.
         logger.error(
             "event=stream_not_taken job=%s segments=%d error=%s",
-            *(self._job_id, len(chunk), reason),
+            *(self._job_id, len(chunk) + len(self._segments), reason),
         )
+        self._stream_closed = True
+        self._segments.clear()
+
+    async def _post_stubbornly(self, session: ClientSession, data: str) -> None:
+        """Raises Refused, and what the last of several tries raises."""
+        url = self._url(rp_http.JOB_STREAM_URL)
+        for failures in range(1, _STREAM_TRIES):
+            with suppress(ClientError, TimeoutError):
+                return await post(session, url, data, _STREAM_TIMEOUT_S)
+            await asyncio.sleep(pause_after(failures))
+        await post(session, url, data, _STREAM_TIMEOUT_S)
 
     def _url(self, template: str) -> str:
         return f"{template.replace('$ID', self._job_id)}&isStream=false"

@@ -29,6 +29,8 @@ Handler = Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]
 # An answer without jobs that comes as quickly as this was no long poll.
 _QUICK_ANSWER_S = 0.25
 _LOOK_AGAIN_S = 1.0
+_BEGINS_WITHIN_S = 0.02
+_TAKEN_WITHIN_S = 2.0
 
 
 def run(
@@ -70,7 +72,7 @@ class _PatientScaler(rp_scale.JobScaler):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._intake_closed = asyncio.Event()
-        self._job_ended = asyncio.Event()
+        self._room = asyncio.Event()
         self._job_take, self._job_stop = Line("job-take"), Line("job-stop")
         self.jobs_fetcher = self._fetch_jobs
         self.stop_signals_fetcher = self._fetch_stop_signals
@@ -86,24 +88,35 @@ class _PatientScaler(rp_scale.JobScaler):
         await super().set_scale()
         # Without this the SDK looks once a second whether there is room for another job.
         while self.is_alive() and self.current_occupancy() >= self.current_concurrency:
-            self._job_ended.clear()
-            await self._pause(_LOOK_AGAIN_S, self._job_ended)
+            self._room.clear()
+            await self._pause(_LOOK_AGAIN_S, self._room)
 
     async def handle_job(self, session: ClientSession, job: Job) -> None:
+        # While it was in the queue it was counted twice.
+        self._room.set()
         try:
             await super().handle_job(session, job)
         finally:
-            self._job_ended.set()
+            self._room.set()
+
+    async def stop_job(self, job_id: str) -> bool:
+        # It may have been taken and not begun, and a signal comes but once.
+        while job_id not in self.jobs_tasks and self.job_progress.get(job_id):
+            await asyncio.sleep(_BEGINS_WITHIN_S)
+        await asyncio.sleep(_BEGINS_WITHIN_S)
+        stopped: bool = await super().stop_job(job_id)
+        return stopped
 
     async def run_jobs(self, session: ClientSession) -> None:
-        await super().run_jobs(session)
-        # What came in together with the signal to stop may have been queued after the loop's end.
+        until_stopped = asyncio.ensure_future(super().run_jobs(session))
         await self._intake_closed.wait()
-        await super().run_jobs(session)
+        # What came in together with the signal to stop may have been queued after the loop's end.
+        await asyncio.gather(until_stopped, super().run_jobs(session))
 
     async def _fetch_jobs(self, session: ClientSession, count: int) -> list[Job]:
         started = time.monotonic()
-        jobs = await self._answer_to(rp_scale.get_job(session, count), self._job_take)
+        take = rp_scale.get_job(session, count)
+        jobs = await self._answer_to(take, self._job_take, _TAKEN_WITHIN_S)
         if not jobs:
             if time.monotonic() - started < _QUICK_ANSWER_S:
                 await self._pause(_QUICK_ANSWER_S)
@@ -119,13 +132,21 @@ class _PatientScaler(rp_scale.JobScaler):
         return await self._answer_to(poll, self._job_stop) or []
 
     async def _answer_to(
-        self, poll: Coroutine[Any, Any, list[Any] | None], line: Line
+        self,
+        poll: Coroutine[Any, Any, list[Any] | None],
+        line: Line,
+        grace_s: float = 0.0,
     ) -> list[Any] | None:
-        """None when the worker is to stop, and after a pause when there was no answer."""
+        """None when the worker is to stop, and after a pause when there was no answer.
+
+        grace_s: for an answer that may be on its way when the worker is to stop
+        """
         answer = asyncio.ensure_future(poll)
         stop = asyncio.ensure_future(self._shutdown_event.wait())
         try:
             await asyncio.wait({answer, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                await asyncio.wait({answer}, timeout=grace_s)
             if not answer.done():
                 return None
             jobs = answer.result()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.catalog import MODELS
+from deployments.config import AppArgs, ModelArgs
 from deployments.errors import InvalidRequestError
-from deployments.schema import parse_request
+from deployments.schema import check_fits_model, parse_request
 
 
 class SettingsError(Exception):
@@ -34,16 +34,40 @@ class Settings:
     max_result_bytes: int
     http_port: int | None
 
-    def completed(self, job_input: dict[str, Any]) -> dict[str, Any]:
+    def completed(self, job_input: dict[str, Any], args: AppArgs) -> dict[str, Any]:
         """A job's input with the defaults for what it leaves out.
 
         The default language stands back where the job's model knows English only.
         """
         defaults = self.job_defaults
-        model = MODELS.get(str(job_input.get("model") or self.model))
-        if model is not None and not model.multilingual:
+        model = args.find_model(str(job_input.get("model") or args.default_model))
+        if model and model.official and not model.official.multilingual:
             defaults = {k: v for k, v in defaults.items() if k != "language"}
-        return defaults | job_input
+        given = {
+            key: value
+            for key, value in job_input.items()
+            # To the contract null is absent but where Whisper gives it a meaning.
+            if value is not None or key not in defaults or key in _NULLABLE
+        }
+        return defaults | given
+
+    def check_language(self, model: ModelArgs) -> None:
+        """Raises SettingsError if the default language is unknown to a model that knows more than English."""
+        language = self.job_defaults.get("language")
+        official = model.official
+        if language is None or official is None or not official.multilingual:
+            return
+        try:
+            check_fits_model(
+                parse_request({"audio": _ANY_URL, "language": language}),
+                model=model.name,
+                multilingual=True,
+                num_languages=official.num_languages,
+                n_vocab=official.n_vocab,
+            )
+        except InvalidRequestError as error:
+            rule = str(error).removeprefix("Invalid language: ")
+            raise SettingsError(f"WHISPER_LANGUAGE: {rule}") from None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -100,6 +124,8 @@ def _boolean(variable: str, text: str) -> bool:
         raise SettingsError(f"{variable} must be true or false") from None
 
 
+_ANY_URL = "https://example.com/"
+_NULLABLE = {"language", "beam_size"}
 _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "language": ("WHISPER_LANGUAGE", _text),
     "temperature": ("WHISPER_TEMPERATURE", _number),
@@ -111,7 +137,7 @@ _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 def _checked(field: str, variable: str, value: Any) -> Any:
     """By the contract's own rules."""
     try:
-        parse_request({"audio": "https://example.com/", field: value})
+        parse_request({"audio": _ANY_URL, field: value})
     except InvalidRequestError as error:
         rule = (
             str(error)

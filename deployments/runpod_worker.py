@@ -32,6 +32,7 @@ logger = logging.getLogger("deployments.runpod_worker")
 
 _ALL_INTERFACES = "0.0.0.0"
 _FIRST_ANSWER_S = 60.0
+_ASK_AGAIN_S = 0.2
 _WATCH_INTERVAL_S = 1.0
 # The router may be silent for as long: Serve replaces it when it dies, and the machine may be busy.
 _ROUTER_PATIENCE_S = 60.0
@@ -44,7 +45,7 @@ class StartError(Exception):
 def main() -> int:
     """0 after SIGTERM and after a test job that succeeded; 1 where the service could not start, or has died."""
     # Until the SDK takes it over; the first process of a container would be deaf to it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _exit)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("deployments").setLevel(logging.INFO)
     stages = Stages()
@@ -60,7 +61,7 @@ def main() -> int:
     from deployments import runpod_sdk
     from deployments.runpod_jobs import JobHandler
 
-    jobs = JobHandler(router, settings)
+    jobs = JobHandler(router, settings, args)
     service = _Service(router)
 
     async def watch() -> None:
@@ -79,6 +80,10 @@ def main() -> int:
         # Ray's own farewell would wait for what is gone.
         _end_all()
     return 0
+
+
+def _exit(*_: object) -> None:
+    sys.exit(0)
 
 
 def _end_all() -> None:
@@ -108,14 +113,15 @@ def _start(
     from deployments import launch, runpod_environment
 
     args = launch.read_args()
-    if settings.model is not None:
-        _preload(settings.model, args)
+    _preload(settings, args)
     _fetch_weights(args)
     runpod_environment.prepare()
     stages.done("settings")
     imports = ThreadPoolExecutor(1).submit(_import_the_rest)
     # In this thread, with which Ray's processes end.
     launch.start_ray(show_logs=True)
+    # Ray has put its own in its place.
+    signal.signal(signal.SIGTERM, _exit)
     stages.done("ray")
     imports.result()
     stages.done("imports")
@@ -142,13 +148,21 @@ def _import_the_rest() -> None:
     from deployments import app, runpod_jobs, runpod_sdk  # noqa: F401
 
 
-def _preload(name: str, args: "AppArgs") -> None:
+def _preload(settings: "Settings", args: "AppArgs") -> None:
+    """Make the environment's model the default one, which is loaded at start."""
+    from deployments.runpod_settings import SettingsError
     from deployments.schema import unknown_model
 
+    name = settings.model or args.default_model
     model = args.find_model(name)
     if model is None:
         raise StartError(f"WHISPER_MODEL: {unknown_model(name, args.valid_names())}")
     args.default_model = model.name
+    model.min_replicas = max(1, args.min_replicas(model))
+    try:
+        settings.check_language(model)
+    except SettingsError as error:
+        raise StartError(error) from None
 
 
 def _fetch_weights(args: "AppArgs") -> None:
@@ -166,14 +180,19 @@ def _fetch_weights(args: "AppArgs") -> None:
 
 
 def _slots(router: "DeploymentHandle[Any]", args: "AppArgs") -> int:
-    """How many windows the default model's engine decodes together."""
-    try:
-        models = router.models.remote().result(timeout_s=_FIRST_ANSWER_S)
-    except Exception as error:  # noqa: BLE001
-        raise StartError(
-            f"the router does not answer ({type(error).__name__})"
-        ) from None
-    return next(model["slots"] for model in models if model["default"])
+    """How many windows the default model's engine decodes together; waits until it tells.
+
+    A busy replica may leave the router without an answer at first.
+    """
+    end = time.monotonic() + _FIRST_ANSWER_S
+    while time.monotonic() < end:
+        with contextlib.suppress(Exception):
+            models = router.models.remote().result(timeout_s=_FIRST_ANSWER_S)
+            for model in models:
+                if model["default"] and model["slots"]:
+                    return int(model["slots"])
+        time.sleep(_ASK_AGAIN_S)
+    raise StartError(f"model '{args.default_model}' does not answer")
 
 
 class _Service:
@@ -183,11 +202,11 @@ class _Service:
         import psutil
 
         self._router = router
-        self._processes = [
-            process
+        self._processes = {
+            process.name(): process
             for process in psutil.Process().children()
             if process.name() in ("gcs_server", "raylet")
-        ]
+        }
         self.died = False
 
     async def death(self) -> None:
@@ -195,22 +214,20 @@ class _Service:
         answered = time.monotonic()
         while not self.died:
             await asyncio.sleep(_WATCH_INTERVAL_S)
-            if gone := [p for p in self._processes if not _runs(p)]:
-                self._die(f"{len(gone)}_of_ray's_processes_ended")
+            if gone := [name for name, p in self._processes.items() if not _runs(p)]:
+                self._die(f"{gone[0]}_ended")
             elif await self._answers():
                 answered = time.monotonic()
             elif time.monotonic() - answered > _ROUTER_PATIENCE_S:
                 self._die("router_silent")
 
     async def _answers(self) -> bool:
-        response = self._router.health.remote()
-        try:
+        # However it fails, the next one may succeed.
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(_ROUTER_PATIENCE_S / 4):
-                await response
-        except Exception:  # noqa: BLE001 - however it fails, the next one may succeed
-            response.cancel()  # type: ignore[no-untyped-call]
-            return False
-        return True
+                await self._router.health.remote()
+                return True
+        return False
 
     def _die(self, reason: str) -> None:
         logger.error("event=service_died reason=%s", reason)
@@ -245,7 +262,8 @@ class _Health:
                 pass
 
         try:
-            address = ("", int(port))
+            # The console writes numbers as it likes.
+            address = ("", int(float(port)))
             server = http.server.ThreadingHTTPServer(address, Ping)
         except (ValueError, OverflowError):
             raise StartError(f"PORT_HEALTH must be a port, not '{port[:20]}'") from None

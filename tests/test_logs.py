@@ -1,10 +1,12 @@
 import logging
+import re
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from deployments.errors import ModelUnavailableError
-from deployments.logs import log_through_serve
+from deployments.logs import Stages, log_through_serve
 
 
 class Lines(logging.Handler):
@@ -98,3 +100,12 @@ def test_a_handler_that_serve_adds_later_gets_the_lines_too(serve_log: Lines) ->
     logging.getLogger("ray.serve").addHandler(later)
     logging.getLogger("deployments.router").info("event=started")
     assert later.lines == ["event=started"]
+
+
+def test_stages_tell_how_long_each_part_took_and_all_together() -> None:
+    stages = Stages()
+    stages.done("import")
+    time.sleep(0.05)
+    stages.done("read")
+    assert re.fullmatch(r"import=0\.00 read=0\.0[5-9]", str(stages))
+    assert 0.05 <= stages.seconds < 0.1

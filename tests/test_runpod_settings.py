@@ -1,5 +1,6 @@
 import pytest
 
+from deployments.config import AppArgs, ModelArgs
 from deployments.runpod_settings import Settings, SettingsError, read_settings
 
 
@@ -69,19 +70,40 @@ def test_what_cannot_be_used_is_refused_by_name(
 
 
 def test_a_job_is_completed_with_what_it_leaves_out() -> None:
-    settings = read_settings({"WHISPER_LANGUAGE": "pt", "WHISPER_BEAM_SIZE": "3"})
-    assert settings.completed({"audio": "x", "beam_size": None}) == {
+    settings = read_settings(
+        {
+            "WHISPER_LANGUAGE": "pt",
+            "WHISPER_BEAM_SIZE": "3",
+            "WHISPER_WORD_TIMESTAMPS": "true",
+            "WHISPER_TEMPERATURE": "0.2",
+        }
+    )
+    job = {"audio": "x", "beam_size": None, "word_timestamps": None, "task": None}
+    assert settings.completed(job, AppArgs()) == {
         "audio": "x",
-        "beam_size": None,
+        "task": None,
         "language": "pt",
+        # Whisper gives this null a meaning; elsewhere null is absent.
+        "beam_size": None,
+        "word_timestamps": True,
+        "temperature": 0.2,
     }
 
 
-@pytest.mark.parametrize("default", ["", "tiny.en"])
+@pytest.mark.parametrize("default", ["base", "tiny.en"])
 def test_a_default_language_stands_back_where_the_model_knows_english_only(
     default: str,
 ) -> None:
-    settings = read_settings({"WHISPER_LANGUAGE": "pt", "WHISPER_MODEL": default})
-    request = {} if default else {"model": "base.en"}
-    assert settings.completed(request) == request
-    assert settings.completed({"model": "base"})["language"] == "pt"
+    settings = read_settings({"WHISPER_LANGUAGE": "pt"})
+    args = AppArgs(default_model=default)
+    request = {} if default == "tiny.en" else {"model": "base.en"}
+    assert settings.completed(request, args) == request
+    assert settings.completed({"model": "base"}, args)["language"] == "pt"
+
+
+def test_a_default_language_that_the_default_model_does_not_know_is_refused() -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": "yue"})
+    settings.check_language(ModelArgs(name="large-v3"))
+    settings.check_language(ModelArgs(name="tiny.en"))
+    with pytest.raises(SettingsError, match="WHISPER_LANGUAGE: model 'base' does not"):
+        settings.check_language(ModelArgs(name="base"))

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import threading
 import time
 import weakref
@@ -137,7 +138,8 @@ async def test_the_log_tells_what_a_loaded_model_takes(
     line = caplog.messages[-1]
     assert line.startswith("model=own event=loaded device=cpu converted=False")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
-    assert line.endswith(f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f}")
+    assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
+    assert re.search(r"import=\S+ read=\S+ prepare=\S+ warm_up=\S+$", line)
 
 
 async def test_a_replica_takes_its_share_of_the_gpus_memory(
@@ -281,6 +283,23 @@ async def test_word_timestamps_are_present_exactly_when_asked_for(
     assert "word_timestamps" not in without
     with_words = await replica.transcribe(NOISE, _request(word_timestamps=True))
     assert isinstance(with_words["word_timestamps"], list)
+
+
+async def test_segments_are_told_only_if_they_are_wanted(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> None:
+        wanted.append(options["on_segments"] is not None)
+        raise TranscriptionCancelled
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    for segments in (True, False):
+        with pytest.raises(RequestCancelledError):
+            async for _ in replica.stream(NOISE, _request(), segments):
+                pass
+    assert wanted == [True, False]
 
 
 async def test_leaving_a_stream_ends_its_work(

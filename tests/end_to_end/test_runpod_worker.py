@@ -17,6 +17,7 @@ import requests
 from deployments import checkpoints, local
 from tests.end_to_end.conftest import DEAD_PROXY, assert_equals_official, official
 from tests.end_to_end.runpod import ROOT, Worker, running_worker
+from tests.job_api import JobApi
 
 # Between ten minutes with their tokens and without.
 RESULT_LIMIT = 42_000
@@ -192,6 +193,27 @@ def test_the_health_port_tells_that_it_is_ready(
     worker: Worker, health_port: int
 ) -> None:
     assert ping(health_port) == 200
+
+
+def test_the_health_port_is_up_before_anything_else_and_sigterm_ends_the_start(
+    tmp_path: Path,
+) -> None:
+    port = local.free_port("127.0.0.1")
+    with JobApi() as api:
+        worker = Worker(api, tmp_path / "log", PORT_HEALTH=str(port))
+        try:
+            worker.wait_until(lambda: ping(port) == 204, 10)
+            assert not worker.pids("gcs_server")
+            # The replica is about to load the model, and ray.init has put its own handler in.
+            worker.wait_until(lambda: worker.pids("^ray::ServeReplica"))
+            assert ping(port) == 204
+            worker.process.terminate()
+            assert worker.process.wait(30) == 0, worker.log
+            worker.wait_until(lambda: not worker.pids(), 20)
+            assert not api.calls
+        finally:
+            worker.process.kill()
+            worker.process.wait()
 
 
 # One call of each of Ray's services that a stranger might try.

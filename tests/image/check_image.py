@@ -32,8 +32,10 @@ def buildah(*arguments: str) -> str:
     return done.stdout
 
 
-def run(container: str, *command: str, **environment: str) -> list[str]:
+def run(container: str, *command: str, user: str = "", **environment: str) -> list[str]:
     variables = [f"--env={name}={value}" for name, value in environment.items()]
+    if user:
+        variables.append(f"--user={user}")
     return [
         "buildah",
         "run",
@@ -46,8 +48,8 @@ def run(container: str, *command: str, **environment: str) -> list[str]:
     ]
 
 
-def output(container: str, *command: str) -> str:
-    return buildah(*run(container, *command)[1:])
+def output(container: str, *command: str, user: str = "") -> str:
+    return buildah(*run(container, *command, user=user)[1:])
 
 
 def test_the_image_runs_the_worker() -> None:
@@ -69,6 +71,7 @@ def test_no_build_tools_and_no_caches_are_left(container: str) -> None:
         *("sh", "-c"),
         "command -v gcc make git pip pip3; ls /root/.cache /home/whisper/.cache /var/lib/apt/lists/*"
         " 2>/dev/null; ls -d /build 2>/dev/null; true",
+        user="root",
     )
     assert found == ""
 

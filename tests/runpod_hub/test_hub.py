@@ -88,11 +88,6 @@ def test_the_allowed_cuda_versions_begin_with_pytorchs_own() -> None:
         assert config["allowedCudaVersions"][0] == pinned[1]
 
 
-def test_the_disk_holds_what_is_downloaded_beside_the_image() -> None:
-    largest_gb = 3.1
-    assert HUB["config"]["containerDiskInGb"] > 2 * largest_gb
-
-
 def test_the_models_in_the_image_are_served() -> None:
     _, args = read_config()
     assert all(args.find_model(name) for name in models_in_the_image())
