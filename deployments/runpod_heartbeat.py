@@ -1,6 +1,6 @@
 """The heartbeat's process: the SDK's own loop, which ends with the worker, however that ends, and logs little.
 
-Importing this module is cheap: the process imports it before it can do anything else.
+Importing this module is cheap.
 """
 
 import logging
@@ -8,17 +8,24 @@ import multiprocessing
 import os
 import sys
 import threading
+from multiprocessing import forkserver
 from typing import Any
+
+_PRELOAD = "deployments.runpod_preload"
+
+
+def prepare() -> None:
+    """Start the server that the heartbeat's process will be forked from: called early, before there is a Ray, whose
+    threads and handlers a fork of this process would inherit; its imports go on meanwhile.
+    """
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload([_PRELOAD])
+    forkserver.ensure_running()
 
 
 def send_heartbeats(mirror: Any, test: bool = False) -> None:
     """The target of the SDK's heartbeat process. mirror: where the worker writes the ids of its jobs"""
-    # Its imports are not to slow the first job down.
-    os.nice(10)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from deployments import runpod_environment
-
-    runpod_environment.prepare()
     from runpod.serverless.modules import rp_ping
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)

@@ -7,7 +7,6 @@ that arrives together with SIGTERM, and waits for its long polls, up to 90 s, be
 
 import asyncio
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,7 +17,7 @@ from aiohttp import ClientSession
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_ping, rp_scale
 
-from deployments.runpod_heartbeat import send_heartbeats
+from deployments import runpod_heartbeat
 from deployments.runpod_job_api import Line, deliver_result, reason_of
 
 logger = logging.getLogger(__name__)
@@ -58,9 +57,8 @@ def run(
     # The places that the SDK looks these up in.
     rp_scale.JobScaler = Scaler
     rp_http._transmit = deliver_result
-    rp_ping.Heartbeat.process_loop = staticmethod(send_heartbeats)
-    # A fork would inherit Ray's handlers.
-    multiprocessing.set_start_method("spawn", force=True)
+    rp_ping.Heartbeat.process_loop = staticmethod(runpod_heartbeat.send_heartbeats)
+    runpod_heartbeat.prepare()
     runpod.serverless.start(
         {"handler": handler, "concurrency_modifier": lambda _: concurrency}
     )

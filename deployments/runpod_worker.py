@@ -110,12 +110,13 @@ def _start(
     settings: "Settings", stages: Stages
 ) -> "tuple[AppArgs, DeploymentHandle[Any]]":
     """Ray and the application, with the default model loaded."""
-    from deployments import launch, runpod_environment
+    from deployments import launch, runpod_environment, runpod_heartbeat
 
     args = launch.read_args()
     _preload(settings, args)
     _fetch_weights(args)
     runpod_environment.prepare()
+    runpod_heartbeat.prepare()
     stages.done("settings")
     imports = ThreadPoolExecutor(1).submit(_import_the_rest)
     # In this thread, with which Ray's processes end.
