@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import recordings
 from deployments import local
 from deployments.audio import SAMPLE_RATE
-from tests.end_to_end.runpod import running_worker
+from tests.runpod_process import running_worker
 
 
 def main() -> None:

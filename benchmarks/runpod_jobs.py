@@ -9,28 +9,24 @@ once. The table of medians goes to stdout, progress to stderr.
 """
 
 import argparse
-import functools
-import http.server
 import json
 import os
 import platform
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 import whisper
 
 from benchmarks import recordings
 from benchmarks.recordings import Recording
-from deployments import checkpoints
-from tests.end_to_end.runpod import Worker, running_worker
+from deployments import checkpoints, local
+from tests.runpod_process import Worker, running_worker
 
 SHORTEST_S, LONGEST_S = 3.0, 30.0
 _LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -53,11 +49,12 @@ def main() -> None:
     seconds = sum(recording.seconds for recording in spoken)
     model = whisper.load_model(str(checkpoints.fetch(arguments.model).path), "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _served(paths) as urls,
-        running_worker(Path(folder) / "log", WHISPER_MODEL=arguments.model) as worker,
-    ):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        urls = [stack.enter_context(local.served(path)) for path in paths]
+        worker = stack.enter_context(
+            running_worker(folder / "log", WHISPER_MODEL=arguments.model)
+        )
         systems: dict[str, Callable[[], Texts]] = {
             "whisper.transcribe, one by one": lambda: _official(model, spoken),
             "worker, one job at a time": lambda: _one_by_one(worker, urls),
@@ -111,25 +108,6 @@ def _at_once(worker: Worker, urls: list[str]) -> Texts:
     jobs = worker.api.submit(*({"audio": url} for url in urls))
     results = worker.api.results(*jobs, timeout_s=3600)
     return [result["output"]["transcription"] for result in results]
-
-
-@contextmanager
-def _served(paths: list[Path]) -> Iterator[list[str]]:
-    """The loopback URLs of the files."""
-    folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        yield [
-            f"{base}/{quote(str(path.resolve().relative_to(folder)))}" for path in paths
-        ]
-        server.shutdown()
 
 
 def _say(text: str) -> None:

@@ -36,7 +36,7 @@ def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
     from ray.serve.schema import ServeDeploySchema
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-    return config, read_args(path)
+    return config, AppArgs.model_validate(config.applications[0].args)
 
 
 def read_args(path: Path = CONFIG) -> AppArgs:

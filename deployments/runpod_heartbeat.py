@@ -28,7 +28,8 @@ def send_heartbeats(mirror: Any, test: bool = False) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from runpod.serverless.modules import rp_ping
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    # The SDK has set up a format of its own.
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     # It tells each of its tries, with the address.
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)
     rp_ping.log = _HeartbeatLog()
@@ -55,4 +56,4 @@ class _HeartbeatLog:
             self._line.answered()
 
     def error(self, message: str) -> None:
-        self._line.failed(message.partition(":")[0])
+        self._line.failed(message.partition(":")[0].replace(" ", "_"))

@@ -1,11 +1,6 @@
 """The real SDK's loop, in a process of its own, against a stand-in of RunPod's job API."""
 
 import asyncio
-import contextlib
-import os
-import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,39 +10,13 @@ import pytest
 
 from tests import job_api
 from tests.job_api import JobApi, Post
+from tests.runpod_process import Worker
 
-ROOT = Path(__file__).parent.parent
 CONCURRENCY = 8
 
 
-class Worker:
-    """A running tests.echo_worker. log: what it has written so far"""
-
-    def __init__(
-        self, api: JobApi, folder: Path, concurrency: int = CONCURRENCY
-    ) -> None:
-        self.mark = secrets.token_hex(8)
-        self._log = folder / f"{self.mark}.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.echo_worker", str(concurrency)],
-                env=os.environ | api.environment() | {"TEST_MARK": self.mark},
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def processes(self) -> int:
-        """How many of them there are; each has the mark in its environment."""
-        count = 0
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                count += self.mark.encode() in (folder / "environ").read_bytes()
-        return count
+def start_worker(api: JobApi, folder: Path) -> Worker:
+    return Worker(api, folder / "log", "tests.echo_worker", str(CONCURRENCY))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +33,7 @@ def taking_everything(api: JobApi) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def worker(api: JobApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(api, tmp_path_factory.mktemp("worker"))
+    worker = start_worker(api, tmp_path_factory.mktemp("worker"))
     yield worker
     worker.process.terminate()
     assert worker.process.wait(30) == 0, worker.log
@@ -79,20 +48,13 @@ def started(tmp_path: Path) -> Iterator[Callable[[JobApi], Worker]]:
     workers: list[Worker] = []
 
     def start(api: JobApi) -> Worker:
-        workers.append(Worker(api, tmp_path))
+        workers.append(start_worker(api, tmp_path))
         return workers[-1]
 
     yield start
     for worker in workers:
         worker.process.kill()
         worker.process.wait()
-
-
-def wait_until(holds: Callable[[], Any], timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_jobs_are_taken_in_batches_and_done_at_the_same_time(
@@ -116,9 +78,9 @@ def test_a_cancelled_job_is_stopped_and_the_others_are_not(
     api: JobApi, worker: Worker
 ) -> None:
     long, other = api.submit({"sleep": 60}, {"sleep": 2}, prefix="cancel")
-    wait_until(lambda: long in api.taken)
+    worker.wait_until(lambda: long in api.taken)
     api.cancel(long)
-    wait_until(lambda: f"cancelled {long}" in worker.log)
+    worker.wait_until(lambda: f"cancelled {long}" in worker.log)
     assert api.results(other)[0]["output"]["echo"] == "x"
     assert not api.of(long)
 
@@ -169,7 +131,7 @@ def test_a_job_that_is_no_longer_wanted_is_given_up(
 ) -> None:
     api.refuse = lambda post: (404, "gone")
     [job] = api.submit({}, prefix="gone")
-    wait_until(lambda: len(api.of(job)) == 2)
+    worker.wait_until(lambda: len(api.of(job)) == 2)
     api.refuse = lambda post: None
     api.results(*api.submit({}, prefix="after"))
     assert len(api.of(job)) == 2
@@ -177,13 +139,13 @@ def test_a_job_that_is_no_longer_wanted_is_given_up(
 
 def test_jobs_without_an_id_are_left_alone(api: JobApi, worker: Worker) -> None:
     api.put("no object", {"input": {}}, {"id": 5, "input": {}})
-    wait_until(lambda: "event=jobs_without_id" in worker.log)
+    worker.wait_until(lambda: "event=jobs_without_id" in worker.log)
     api.results(*api.submit({}, prefix="whole"))
 
 
 def test_heartbeats_tell_the_jobs_in_work(api: JobApi, worker: Worker) -> None:
     [job] = api.submit({"sleep": 5}, prefix="ping")
-    wait_until(lambda: any(job in ping.get("job_id", "") for ping in api.pings))
+    worker.wait_until(lambda: any(job in ping.get("job_id", "") for ping in api.pings))
 
 
 def test_after_sigterm_jobs_in_work_are_finished_and_posted(
@@ -194,11 +156,12 @@ def test_after_sigterm_jobs_in_work_are_finished_and_posted(
     with JobApi() as api:
         worker = started(api)
         jobs = api.submit(*[{"sleep": 3}] * 4)
-        wait_until(lambda: len(api.taken) == 4)
+        worker.wait_until(lambda: len(api.taken) == 4)
+        assert len(worker.pids()) > 1
         worker.process.terminate()
         assert worker.process.wait(20) == 0, worker.log
         assert len(api.results(*jobs, timeout_s=0)) == 4
-        wait_until(lambda: worker.processes() == 0)
+        worker.wait_until(lambda: not worker.pids())
 
 
 def test_a_worker_whose_service_has_died_posts_its_jobs_and_fails(
@@ -216,10 +179,10 @@ def test_the_heartbeat_ends_with_a_worker_that_is_killed(
 ) -> None:
     with JobApi() as api:
         worker = started(api)
-        wait_until(lambda: api.pings)
-        assert worker.processes() > 1
+        worker.wait_until(lambda: api.pings)
+        assert len(worker.pids()) > 1
         worker.process.kill()
-        wait_until(lambda: worker.processes() == 0, 5)
+        worker.wait_until(lambda: not worker.pids(), 5)
 
 
 def test_a_job_api_that_cannot_be_reached_is_waited_for_in_silence(
@@ -228,7 +191,7 @@ def test_a_job_api_that_cannot_be_reached_is_waited_for_in_silence(
     with JobApi() as gone:
         pass
     worker = started(gone)
-    wait_until(lambda: "event=job_api_unreachable call=job-take" in worker.log)
+    worker.wait_until(lambda: "event=job_api_unreachable call=job-take" in worker.log)
     time.sleep(6)
     lines = worker.log.splitlines()
     told = [line for line in lines if "event=job_api_unreachable" in line]

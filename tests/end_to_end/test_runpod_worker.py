@@ -16,8 +16,8 @@ import requests
 
 from deployments import checkpoints, local
 from tests.end_to_end.conftest import DEAD_PROXY, assert_equals_official, official
-from tests.end_to_end.runpod import ROOT, Worker, running_worker
 from tests.job_api import JobApi
+from tests.runpod_process import ROOT, Worker, running_worker
 
 # Between ten minutes with their tokens and without.
 RESULT_LIMIT = 42_000
@@ -265,13 +265,18 @@ def demands_token(host: str, port: int) -> bool:
     return grpc.StatusCode.UNAUTHENTICATED in answers and answers <= known
 
 
+def four_in_work(worker: Worker, request: dict[str, Any]) -> list[str]:
+    jobs = worker.api.submit(*[request] * 4)
+    worker.wait_until_taken(jobs)
+    time.sleep(0.5)
+    return jobs
+
+
 def test_after_the_models_death_every_job_ends_and_the_next_one_works(
     worker: Worker, audio_url: Callable[[str], str]
 ) -> None:
     request = {"audio": audio_url("gettysburg.wav")}
-    jobs = worker.api.submit(*[request] * 4)
-    worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
-    time.sleep(0.5)
+    jobs = four_in_work(worker, request)
     # While it works, Ray shows what follows the name's last dot.
     worker.kill(r"^ray::(ServeReplica:whisper:whisper-tiny\.)?en")
     results = worker.api.results(*jobs)
@@ -285,9 +290,7 @@ def test_after_the_routers_death_every_job_ends_and_the_next_one_works(
     worker: Worker, audio_url: Callable[[str], str]
 ) -> None:
     request = {"audio": audio_url("gettysburg.wav")}
-    jobs = worker.api.submit(*[request] * 4)
-    worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
-    time.sleep(0.5)
+    jobs = four_in_work(worker, request)
     worker.kill("ray::ServeReplica:whisper:Router")
     assert len(worker.api.results(*jobs)) == 4
     assert output(worker, worker.api.submit(request)[0])["transcription"]
@@ -298,7 +301,7 @@ def test_after_sigterm_jobs_in_work_are_finished_and_nothing_is_left_running(
 ) -> None:
     with running_worker(tmp_path / "log") as worker:
         jobs = worker.api.submit(*[{"audio": audio_url("gettysburg.wav")}] * 4)
-        worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+        worker.wait_until_taken(jobs)
         assert worker.pids()
         worker.process.terminate()
         assert worker.process.wait(60) == 0, worker.log
@@ -313,7 +316,7 @@ def test_when_ray_dies_jobs_in_work_fail_clearly_and_so_does_the_worker(
 ) -> None:
     with running_worker(tmp_path / "log") as worker:
         jobs = worker.api.submit(*[{"audio": long_recording}] * 2)
-        worker.wait_until(lambda: all(job in worker.api.taken for job in jobs))
+        worker.wait_until_taken(jobs)
         time.sleep(2)
         worker.kill(process)
         results = worker.api.results(*jobs, timeout_s=30)

@@ -1,4 +1,4 @@
-"""A running RunPod worker of a test's own: the real one, in processes of its own, with a Ray of its own."""
+"""A running RunPod worker of a test's own: the real one, with a Ray of its own, or the SDK's loop alone."""
 
 import contextlib
 import os
@@ -16,20 +16,29 @@ import psutil
 from deployments import checkpoints
 from tests.job_api import JobApi
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 START_S = 120
 
 
 class Worker:
-    """A worker that forwards the jobs of `api`. It serves tiny.en unless the environment says otherwise."""
+    """A worker that forwards the jobs of `api`. It serves tiny.en unless the environment says otherwise.
 
-    def __init__(self, api: JobApi, log: Path, **environment: str) -> None:
+    module: what is run, with its arguments
+    """
+
+    def __init__(
+        self,
+        api: JobApi,
+        log: Path,
+        *module: str,
+        **environment: str,
+    ) -> None:
         self.api = api
         self._processes: set[psutil.Process] = set()
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.runpod_worker"],
+                [sys.executable, "-m", *(module or ["deployments.runpod_worker"])],
                 env=os.environ
                 | {"WHISPER_MODEL": "tiny.en"}
                 | api.environment()
@@ -48,6 +57,9 @@ class Worker:
         while not holds():
             assert time.monotonic() < end, self.log
             time.sleep(0.05)
+
+    def wait_until_taken(self, jobs: list[str]) -> None:
+        self.wait_until(lambda: all(job in self.api.taken for job in jobs))
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:
