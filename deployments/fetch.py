@@ -30,8 +30,10 @@ from urllib3 import exceptions as ux
 from deployments.errors import AudioHostError, AudioUrlError, RequestCancelledError
 
 logger = logging.getLogger(__name__)
-# urllib3 writes whole URLs, signatures included, into debug lines and into its warning about malformed headers.
-logging.getLogger("urllib3").setLevel(logging.ERROR)
+# urllib3 writes whole URLs, signatures included, into debug lines and into its warning about malformed headers. The
+# level of its loggers' parent is not ours alone: RunPod's SDK sets it when it is imported.
+for _module in ("connection", "connectionpool", "poolmanager", "util.retry"):
+    logging.getLogger(f"urllib3.{_module}").setLevel(logging.ERROR)
 
 _BACK_OFFS_S = (0.5, 1.0)
 _LONGEST_RETRY_AFTER_S = 10

@@ -554,6 +554,8 @@ def test_an_answer_that_is_not_http_is_told(
 def test_malformed_headers_do_not_bring_the_url_into_the_log(
     server: MisbehavingServer, log: pytest.LogCaptureFixture
 ) -> None:
+    # As RunPod's SDK does when it is imported.
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nno colon SECRET\r\n\r\n"
     server.answer(raw(head + b"x"))
     download(server.url(SECRET))
