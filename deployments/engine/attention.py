@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.engine.layers import packs_weights
+from deployments.engine.layers import has_avx512, packs_weights
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def cross_attention(
     dtype: torch.dtype,
 ) -> CrossAttention:
     fits = (state // heads) % _PackedCrossAttention.BLOCK == 0
-    if packs_weights(device, dtype) and fits:
+    # Without AVX-512 oneDNN's layout depends on the number of queries: with the others it would lay keys and values
+    # out anew in each call, which takes a hundred times as long as the call.
+    if packs_weights(device, dtype) and has_avx512() and fits:
         return _PackedCrossAttention(layers, slots, heads, context, state)
     return _PlainCrossAttention(layers, slots, heads, context, state, device, dtype)
 
@@ -140,7 +142,9 @@ class _PackedCrossAttention:
     """
 
     BLOCK = 16  # oneDNN's blocked layouts want whole blocks of channels in a group
-    _QUERIES = 8  # a beam search's, about; layouts for it serve any number
+    _QUERIES = (
+        8  # a beam search's, about; with AVX-512 the layout for it serves any number
+    )
 
     def __init__(
         self, layers: int, slots: int, heads: int, context: int, state: int

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deployments.engine import attention
 from deployments.engine.attention import (
     CrossAttention,
     SelfAttention,
@@ -104,13 +105,19 @@ def test_a_slot_hears_the_audio_that_was_written_last() -> None:
     ("heads", "dtype", "packed"),
     [(4, torch.float32, True), (8, torch.float32, False), (4, torch.float16, False)],
 )
+@pytest.mark.parametrize("avx512", [True, False])
 def test_what_cannot_be_packed_is_left_plain(
-    heads: int, dtype: torch.dtype, packed: bool
+    monkeypatch: pytest.MonkeyPatch,
+    heads: int,
+    dtype: torch.dtype,
+    packed: bool,
+    avx512: bool,
 ) -> None:
+    monkeypatch.setattr(attention, "has_avx512", lambda: avx512)
     made = cross_attention(
         layers=1, slots=1, heads=heads, context=20, state=STATE, device=CPU, dtype=dtype
     )
-    kind = _PackedCrossAttention if packed else _PlainCrossAttention
+    kind = _PackedCrossAttention if packed and avx512 else _PlainCrossAttention
     assert isinstance(made, kind)
 
 

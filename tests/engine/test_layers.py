@@ -31,13 +31,20 @@ def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
+@pytest.mark.parametrize("avx512", [True, False])
 @pytest.mark.parametrize("laid_out_for", [1, 40, 1500])
 @pytest.mark.parametrize("shape", [(1,), (3,), (40,), (2, 5), (2, 100), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_a_linear_layer_is_torchs_whatever_its_layout(
-    packing: str, bias: bool, shape: tuple[int, ...], laid_out_for: int
+    monkeypatch: pytest.MonkeyPatch,
+    packing: str,
+    bias: bool,
+    shape: tuple[int, ...],
+    laid_out_for: int,
+    avx512: bool,
 ) -> None:
+    monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
     module = nn.Linear(48, 96, bias=bias)
     ours = linear(module.weight, module.bias, torch.float32, laid_out_for)
     x, residual = torch.randn(*shape, 48), torch.randn(*shape, 96)
