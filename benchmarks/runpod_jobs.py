@@ -1,15 +1,15 @@
 """Many jobs given to one RunPod worker at once, beside the same jobs one by one and official Whisper.
 
-    python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME] [--json FILE]
+    python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME] [--name-languages]
 
-Real speech of 3 to 30 s, with the contract's defaults: the language detected, beam 5, the fallback ladder. Official is
+Real speech of 3 to 30 s, with the contract's defaults: the language detected (unless every job is to name its own, as
+official has detected it before), beam 5, the fallback ladder. Official is
 `whisper.transcribe` in a process that has loaded the model; the worker is ready before it is timed, takes its jobs from
 a stand-in of RunPod's job API and fetches the recordings over loopback HTTP. In each round all three do all recordings
 once. The table of medians goes to stdout, progress to stderr.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import whisper
+from whisper.audio import N_FRAMES, N_SAMPLES
 
 from benchmarks import recordings
 from benchmarks.recordings import Recording
@@ -32,6 +33,7 @@ SHORTEST_S, LONGEST_S = 3.0, 30.0
 _LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 Texts = list[str]
+Job = dict[str, str | None]
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="base")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--name-languages", action="store_true")
     arguments = parser.parse_args()
     arguments.seconds = float("inf")
     paths = recordings.chosen(parser, arguments, SHORTEST_S, LONGEST_S)
@@ -49,25 +51,32 @@ def main() -> None:
     seconds = sum(recording.seconds for recording in spoken)
     model = whisper.load_model(str(checkpoints.fetch(arguments.model).path), "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    named = arguments.name_languages
+    languages = [_language(model, one) if named else None for one in spoken]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         urls = [stack.enter_context(local.served(path)) for path in paths]
+        jobs = [
+            {"audio": url, "language": language}
+            for url, language in zip(urls, languages, strict=True)
+        ]
         worker = stack.enter_context(
             running_worker(folder / "log", WHISPER_MODEL=arguments.model)
         )
         systems: dict[str, Callable[[], Texts]] = {
-            "whisper.transcribe, one by one": lambda: _official(model, spoken),
-            "worker, one job at a time": lambda: _one_by_one(worker, urls),
-            f"worker, {len(urls)} jobs at once": lambda: _at_once(worker, urls),
+            "whisper.transcribe, one by one": lambda: _official(
+                model, spoken, languages
+            ),
+            "worker, one job at a time": lambda: _one_by_one(worker, jobs),
+            f"worker, {len(jobs)} jobs at once": lambda: _at_once(worker, jobs),
         }
         times, texts = _measure(systems, arguments.rounds)
     official, one, many = systems
     medians = {name: statistics.median(times[name]) for name in systems}
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"audio_s": seconds, "seconds": times}))
     print(
-        f"{arguments.model}, {len(urls)} recordings of {SHORTEST_S:g} to {LONGEST_S:g} s, {seconds:.0f} s of audio,"
-        f" {len(os.sched_getaffinity(0))} cores ({platform.machine()}), medians of {arguments.rounds}\n"
+        f"{arguments.model}, {len(jobs)} recordings of {SHORTEST_S:g} to {LONGEST_S:g} s, {seconds:.0f} s of audio,"
+        f" languages {'named' if named else 'detected'}, {len(os.sched_getaffinity(0))} cores"
+        f" ({platform.machine()}), medians of {arguments.rounds}\n"
     )
     print(
         "| | seconds | official / this | texts equal to official |\n|---|--:|--:|--:|"
@@ -76,7 +85,7 @@ def main() -> None:
         equal = sum(a == b for a, b in zip(texts[name], texts[official], strict=True))
         ratio = medians[official] / medians[name]
         print(
-            f"| {name} | {medians[name]:.1f} | {ratio:.2f} | {equal} of {len(urls)} |"
+            f"| {name} | {medians[name]:.1f} | {ratio:.2f} | {equal} of {len(jobs)} |"
         )
     print(f"\none at a time / at once: {medians[one] / medians[many]:.2f}")
 
@@ -95,18 +104,29 @@ def _measure(
     return times, texts
 
 
-def _official(model: whisper.Whisper, spoken: list[Recording]) -> Texts:
+def _language(model: whisper.Whisper, spoken: Recording) -> str:
+    mel = whisper.log_mel_spectrogram(spoken.wave, padding=N_SAMPLES)
+    _, probabilities = model.detect_language(whisper.pad_or_trim(mel, N_FRAMES))
+    return max(probabilities, key=probabilities.__getitem__)
+
+
+def _official(
+    model: whisper.Whisper, spoken: list[Recording], languages: list[str | None]
+) -> Texts:
     options = {"beam_size": 5, "best_of": 5, "temperature": _LADDER, "fp16": False}
-    return [model.transcribe(r.wave, **options)["text"].strip() for r in spoken]
+    return [
+        model.transcribe(one.wave, language=language, **options)["text"].strip()
+        for one, language in zip(spoken, languages, strict=True)
+    ]
 
 
-def _one_by_one(worker: Worker, urls: list[str]) -> Texts:
-    return [text for url in urls for text in _at_once(worker, [url])]
+def _one_by_one(worker: Worker, jobs: list[Job]) -> Texts:
+    return [text for job in jobs for text in _at_once(worker, [job])]
 
 
-def _at_once(worker: Worker, urls: list[str]) -> Texts:
-    jobs = worker.api.submit(*({"audio": url} for url in urls))
-    results = worker.api.results(*jobs, timeout_s=3600)
+def _at_once(worker: Worker, jobs: list[Job]) -> Texts:
+    submitted = worker.api.submit(*jobs)
+    results = worker.api.results(*submitted, timeout_s=3600)
     return [result["output"]["transcription"] for result in results]
 
 

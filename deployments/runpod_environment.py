@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 
 
 def prepare() -> None:
@@ -22,6 +23,10 @@ def prepare() -> None:
     # Its own checks import torch, open a CUDA context in the handler's process and want a route to the internet.
     os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
+
+    # Ray looks for its dashboard's packages by importing this. Where they are missing, its agent opens no port for HTTP,
+    # and half a second of imports is not waited for; `ray[serve]` always brings them along.
+    sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
 
     import cpuinfo
 

@@ -6,6 +6,7 @@ model, so that a replica can say that it found its place long before it can tran
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import threading
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 # More than are ever in work; a caller who has left keeps his thread until the engine has noticed.
 _MAX_CALLERS = 1000
+# On a CPU a decode takes longer than what the first request would gain by it, and a start is for a request that waits.
+_WARMED_UP = ("cuda",)
 # For the engine's thread to end, which may be in the middle of a step.
 _PATIENCE_S = 60
 
@@ -207,7 +210,8 @@ class WhisperModel:
             self._empty_gpu_cache()
             stages.done("prepare")
             try:
-                model_loading.warm_up(engine)
+                if self._device in _WARMED_UP:
+                    model_loading.warm_up(engine)
                 stages.done("warm_up")
             except BaseException:
                 engine.close()
@@ -339,7 +343,12 @@ class WhisperModel:
 
 
 def _import_engine() -> None:
-    from deployments import model_loading  # noqa: F401
+    # Modules are not garbage: looking for it takes a tenth of the time.
+    gc.disable()
+    try:
+        from deployments import model_loading  # noqa: F401
+    finally:
+        gc.enable()
 
 
 class _LoadAttempt:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from whisper.model import Whisper
 
-from deployments import model_loading
+from deployments import model_loading, whisper_model
 from deployments.config import ModelArgs
 from deployments.engine import (
     Engine,
@@ -112,6 +112,7 @@ async def test_a_failed_load_leaves_nothing_in_memory(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(model_loading, "warm_up", fail)
+    monkeypatch.setattr(whisper_model, "_WARMED_UP", ("cpu",))
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint)
     gc.collect()

@@ -110,8 +110,8 @@ class _PlainCrossAttention:
     ) -> None:
         self._heads = heads
         shape = (layers, slots, heads, context, state // heads)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        self._keys = _lazy_zeros(shape, device, dtype)
+        self._values = _lazy_zeros(shape, device, dtype)
         self.rows = context
         self.bytes_per_slot = 2 * self._keys.nbytes // slots
 
