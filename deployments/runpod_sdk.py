@@ -89,6 +89,10 @@ class _PatientScaler(rp_scale.JobScaler):
             self._room.clear()
             await self._pause(_LOOK_AGAIN_S, self._room)
 
+    def kill_worker(self) -> None:
+        super().kill_worker()
+        self._room.set()
+
     async def handle_job(self, session: ClientSession, job: Job) -> None:
         # While it was in the queue it was counted twice.
         self._room.set()
@@ -112,6 +116,9 @@ class _PatientScaler(rp_scale.JobScaler):
         await asyncio.gather(until_stopped, super().run_jobs(session))
 
     async def _fetch_jobs(self, session: ClientSession, count: int) -> list[Job]:
+        # There may have been no room until now, and in between the signal to stop.
+        if not self.is_alive():
+            return []
         started = time.monotonic()
         take = rp_scale.get_job(session, count)
         jobs = await self._answer_to(take, self._job_take, _TAKEN_WITHIN_S)

@@ -164,6 +164,24 @@ def test_after_sigterm_jobs_in_work_are_finished_and_posted(
         worker.wait_until(lambda: not worker.pids())
 
 
+@pytest.mark.parametrize("service_dies", [False, True])
+def test_a_full_worker_that_is_to_stop_takes_no_more_jobs(
+    started: Callable[[JobApi], Worker], service_dies: bool
+) -> None:
+    with JobApi() as api:
+        worker = started(api)
+        first = [{"sleep": 1, "die": service_dies}]
+        in_work = api.submit(*first, *[{"sleep": 1.5}] * (CONCURRENCY - 1))
+        worker.wait_until_taken(in_work)
+        waiting = api.submit(*[{}] * 3, prefix="waiting")
+        if not service_dies:
+            worker.process.terminate()
+        assert worker.process.wait(30) == int(service_dies), worker.log
+        assert len(api.results(*in_work, timeout_s=0)) == CONCURRENCY
+        # The first one's place was free while the worker still ran.
+        assert not [job for job in waiting if job in api.taken]
+
+
 def test_a_worker_whose_service_has_died_posts_its_jobs_and_fails(
     started: Callable[[JobApi], Worker],
 ) -> None:
