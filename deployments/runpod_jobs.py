@@ -101,6 +101,8 @@ class JobHandler:
     def _request_of(self, job: Job) -> tuple[dict[str, Any], bool]:
         """The contract's request, and whether its segments are to be streamed."""
         job_input = job.get("input")
+        if isinstance(job_input, dict) and set(job_input) == {"input"}:
+            job_input = job_input["input"]
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.completed(job_input, self._args)
@@ -166,7 +168,7 @@ def fitting(result: dict[str, Any], limit: int) -> dict[str, Any]:
     size = _size(shortened)
     if size <= limit:
         return shortened
-    words = " without word_timestamps" if "word_timestamps" in result else ""
+    words = " without word_timestamps, or" if "word_timestamps" in result else ""
     raise InvalidRequestError(
         f"The result takes {size / 1e6:.1f} MB, more than the {limit / 1e6:g} MB that can be sent:"
         f" transcribe the recording{words} in parts (clip_timestamps)"
@@ -203,7 +205,9 @@ async def _reports(job: Job, streamed: bool) -> AsyncIterator["_Reports"]:
         try:
             await posting
         except asyncio.CancelledError:
-            pass
+            # Either the posting was cancelled, above, or the job is now.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
         except Exception as error:  # noqa: BLE001 - no reason to lose the result
             logger.error(
                 "event=report_failed job=%s error=%s at=%s",

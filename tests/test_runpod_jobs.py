@@ -1,16 +1,21 @@
-"""What a job's result and its reports look like when they are posted; the whole way is in tests/end_to_end."""
+"""What a job's result and its reports look like when they are posted, and what becomes of a job when the service fails,
+on a router that answers as told; the whole way is in tests/end_to_end.
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 from runpod.serverless.modules import rp_http
 
 from deployments import runpod_jobs
-from deployments.errors import InvalidRequestError
-from deployments.runpod_jobs import MAX_CHUNK_BYTES, fitting
+from deployments.config import AppArgs
+from deployments.errors import InvalidRequestError, ModelUnavailableError
+from deployments.runpod_jobs import MAX_CHUNK_BYTES, JobHandler, fitting
+from deployments.runpod_settings import read_settings
 from tests.job_api import JobApi
 
 
@@ -52,7 +57,7 @@ def test_a_result_that_is_too_large_without_tokens_is_an_error_that_says_what_to
         fitting(answer, 1_000_000)
     assert str(caught.value) == (
         "The result takes 1.3 MB, more than the 1 MB that can be sent: transcribe the"
-        " recording without word_timestamps in parts (clip_timestamps)"
+        " recording without word_timestamps, or in parts (clip_timestamps)"
     )
 
 
@@ -149,3 +154,147 @@ async def test_a_stream_that_is_refused_does_not_hold_up_the_job(
     async with runpod_jobs._reports({"id": "job"}, True) as reports:
         reports.add(segment(0))
     assert "event=stream_not_taken job=job segments=1 error=HTTP_400" in caplog.text
+
+
+class Router:
+    """A handle whose streams give events, raise what is no event, and wait for ever at `...`."""
+
+    def __init__(self, *streams: list[Any]) -> None:
+        self.streams = list(streams)
+        self.requests: list[dict[str, Any]] = []
+        self.cancelled = 0
+
+    @property
+    def stream(self) -> "Router":
+        return self
+
+    def options(self, **_: Any) -> "Router":
+        return self
+
+    def remote(self, request: dict[str, Any], *_: Any) -> "Stream":
+        self.requests.append(request)
+        return Stream(self, self.streams.pop(0))
+
+
+class Stream:
+    def __init__(self, router: Router, items: list[Any]) -> None:
+        self._router, self._items = router, iter(items)
+
+    def cancel(self) -> None:
+        self._router.cancelled += 1
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        item = next(self._items, None)
+        if item is None:
+            raise StopAsyncIteration
+        if item is ...:
+            await asyncio.sleep(1000)
+        if isinstance(item, BaseException):
+            raise item
+        return cast(dict[str, Any], item)
+
+
+DONE = {"event": "result", "result": result(1)}
+DIED = ActorDiedError()
+LOST = "The service lost this job while it restarted: send it again"
+
+
+def handler(router: Router, **environment: str) -> JobHandler:
+    return JobHandler(cast(Any, router), read_settings(environment), AppArgs())
+
+
+async def answer_of(router: Router, **job_input: Any) -> dict[str, Any]:
+    job = {"id": "job", "input": {"audio": "x"} | job_input}
+    return await handler(router).handle(job)
+
+
+async def test_a_job_is_tried_once_more_when_the_router_dies() -> None:
+    router = Router([progress(10), DIED], [DONE])
+    assert await answer_of(router) == DONE["result"]
+    assert router.cancelled == 2
+
+
+async def test_a_job_whose_router_dies_twice_is_told_to_be_sent_again() -> None:
+    assert await answer_of(Router([DIED], [DIED])) == {"error": LOST}
+
+
+async def test_a_job_whose_segments_have_gone_out_is_not_tried_again(
+    api: JobApi,
+) -> None:
+    router = Router([segment(0), DIED], [DONE])
+    assert await answer_of(router, stream=True) == {"error": LOST}
+    assert len(router.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (
+            RayTaskError(
+                "stream", "traceback", ModelUnavailableError("base", "no room")
+            ).as_instanceof_cause(),
+            "Model 'base' is not available: no room",
+        ),
+        (ValueError("of a transcript"), "Internal error; the worker's log names it"),
+        (asyncio.CancelledError(), LOST),
+    ],
+)
+async def test_whatever_goes_wrong_becomes_a_short_text(
+    raised: BaseException, text: str
+) -> None:
+    router = Router([raised])
+    assert await answer_of(router) == {"error": text}
+    assert router.cancelled == 1
+
+
+async def test_no_result_at_all_is_an_error() -> None:
+    answer = await answer_of(Router([progress(10)]))
+    assert answer == {"error": "The service gave no result"}
+
+
+async def test_cancelling_a_job_stops_its_work() -> None:
+    router = Router([progress(10), ...])
+    job = asyncio.ensure_future(answer_of(router))
+    await asyncio.sleep(0.05)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert router.cancelled == 1
+
+
+async def test_a_job_that_is_cancelled_while_its_last_segments_go_out_gives_no_result(
+    api: JobApi,
+) -> None:
+    api.refuse = lambda post: (500, "later")
+    job = asyncio.ensure_future(answer_of(Router([segment(0), DONE]), stream=True))
+    await asyncio.sleep(0.2)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_when_the_service_dies_jobs_in_work_and_jobs_to_come_are_told() -> None:
+    router = Router([progress(10), ...])
+    jobs = handler(router)
+    job = {"id": "job", "input": {"audio": "x"}}
+    in_work = asyncio.ensure_future(jobs.handle(job))
+    await asyncio.sleep(0.05)
+    jobs.fail_all()
+    died = {
+        "error": "The worker's service has died during this job: send the job again"
+    }
+    assert await in_work == died
+    assert await jobs.handle(job) == died
+    assert len(router.requests) == 1
+
+
+async def test_the_environments_defaults_reach_a_request_that_is_wrapped_twice() -> (
+    None
+):
+    router = Router([DONE])
+    jobs = handler(router, WHISPER_LANGUAGE="pt")
+    await jobs.handle({"id": "job", "input": {"input": {"audio": "x"}}})
+    assert router.requests == [{"audio": "x", "language": "pt"}]

@@ -143,6 +143,10 @@ def test_a_long_job_tells_its_progress_and_loses_tokens_before_it_fails(
     answer = output(worker, short_enough, 300)
     assert "tokens" in answer["note"]
     assert not any("tokens" in segment for segment in answer["segments"])
+    # Time enough for a report that came too late.
+    [too_long] = worker.api.submit(request | {"word_timestamps": True})
+    [result] = worker.api.results(too_long, timeout_s=300)
+    assert "transcribe the recording without word_timestamps" in result["error"]
     posts = worker.api.of(short_enough)
     assert [post.kind for post in posts][-1] == "result"
     progress = [post.body["output"] for post in posts[:-1]]
@@ -153,9 +157,6 @@ def test_a_long_job_tells_its_progress_and_loses_tokens_before_it_fails(
         assert report["audio_seconds"] == 605
         percent = 100 * report["audio_seconds_done"] / 605
         assert report["progress_percent"] == pytest.approx(percent, abs=0.1)
-    [too_long] = worker.api.submit(request | {"word_timestamps": True})
-    [result] = worker.api.results(too_long, timeout_s=300)
-    assert "transcribe the recording without word_timestamps" in result["error"]
 
 
 def test_a_cancelled_job_frees_its_slot_and_posts_nothing_more(
@@ -272,6 +273,14 @@ def four_in_work(worker: Worker, request: dict[str, Any]) -> list[str]:
     return jobs
 
 
+def assert_done_or_told(results: list[dict[str, Any]], error: str) -> None:
+    """They are tried once more, which the last of them may not live to see."""
+    done = ["output" in result for result in results]
+    assert any(done), results
+    for result in results:
+        assert "output" in result or result["error"].startswith(error)
+
+
 def test_after_the_models_death_every_job_ends_and_the_next_one_works(
     worker: Worker, audio_url: Callable[[str], str]
 ) -> None:
@@ -279,10 +288,7 @@ def test_after_the_models_death_every_job_ends_and_the_next_one_works(
     jobs = four_in_work(worker, request)
     # While it works, Ray shows what follows the name's last dot.
     worker.kill(r"^ray::(ServeReplica:whisper:whisper-tiny\.)?en")
-    results = worker.api.results(*jobs)
-    for result in results:
-        text = result.get("error", "Model 'tiny.en' is not available: ")
-        assert text.startswith("Model 'tiny.en' is not available: ")
+    assert_done_or_told(worker.api.results(*jobs), "Model 'tiny.en' is not available: ")
     assert output(worker, worker.api.submit(request)[0])["transcription"]
 
 
@@ -292,7 +298,7 @@ def test_after_the_routers_death_every_job_ends_and_the_next_one_works(
     request = {"audio": audio_url("gettysburg.wav")}
     jobs = four_in_work(worker, request)
     worker.kill("ray::ServeReplica:whisper:Router")
-    assert len(worker.api.results(*jobs)) == 4
+    assert_done_or_told(worker.api.results(*jobs), "The service lost this job while")
     assert output(worker, worker.api.submit(request)[0])["transcription"]
 
 
