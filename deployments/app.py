@@ -98,6 +98,17 @@ def _card_memory_gb() -> float | None:
 
 
 def _card_memory() -> int:
-    from deployments.model_loading import card_memory
+    try:
+        return _memory_by_driver(int(ray.get_gpu_ids()[0]))
+    except Exception:  # noqa: BLE001 - PyTorch may know; importing it takes seconds of the start
+        from deployments.model_loading import card_memory
 
-    return card_memory()
+        return card_memory()
+
+
+def _memory_by_driver(index: int) -> int:
+    import pynvml
+
+    pynvml.nvmlInit()
+    card = pynvml.nvmlDeviceGetHandleByIndex(index)
+    return int(pynvml.nvmlDeviceGetMemoryInfo(card).total)

@@ -1,13 +1,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import ray
 from ray.serve import Application, Deployment
 
-from deployments import app, catalog
+from deployments import app, catalog, model_loading
 from deployments.app import build_app
 from deployments.config import AppArgs
 from deployments.router import Router
@@ -248,6 +250,25 @@ def test_the_card_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert shares(device="cuda", models=[{"name": "base"}]) == {"base": 0.1}
 
 
+def test_the_driver_is_asked_before_pytorch_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [1])
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    sizes = [None, SimpleNamespace(total=24_000_000_000)]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", sizes.__getitem__)
+    assert app._card_memory() == 24_000_000_000
+
+
+def test_pytorch_is_asked_where_the_driver_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["GPU-of-no-number"])
+    monkeypatch.setattr(model_loading, "card_memory", lambda: 8_000_000_000)
+    assert app._card_memory() == 8_000_000_000
+
+
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError(), OSError("driver")])
 def test_a_card_that_does_not_tell_its_memory_is_not_shared(
     monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -260,13 +281,44 @@ def test_a_card_that_does_not_tell_its_memory_is_not_shared(
     assert shares(device="cuda") == dict.fromkeys(OFFICIAL, 1.0)
 
 
-def test_building_the_application_imports_no_torch() -> None:
-    program = (
-        "import sys, deployments.router, deployments.whisper_model;"
-        "from deployments.app import build_app;"
-        "from deployments.config import AppArgs;"
-        "build_app(AppArgs(device='cuda', gpu_memory_gb=24));"
-        "sys.exit(bool({'torch', 'whisper', 'numba'} & set(sys.modules)))"
-    )
+HEAVY = {"torch", "whisper", "numba"}
+
+
+@pytest.mark.parametrize(
+    ("program", "left_out"),
+    [
+        (
+            (
+                "import deployments.router, deployments.whisper_model\n"
+                "from deployments.app import build_app\n"
+                "from deployments.config import AppArgs\n"
+                "build_app(AppArgs(device='cuda', gpu_memory_gb=24))"
+            ),
+            HEAVY,
+        ),
+        (
+            (
+                "from deployments import runpod_environment, runpod_worker\n"
+                "runpod_environment.prepare()\n"
+                "runpod_worker._import_the_rest()"
+            ),
+            HEAVY,
+        ),
+        # The health port is up before any of them is imported.
+        ("import deployments.runpod_worker", HEAVY | {"ray", "runpod", "pydantic"}),
+    ],
+    ids=["application", "worker", "health port"],
+)
+def test_what_takes_long_to_import_is_left_to_the_replicas(
+    program: str, left_out: set[str]
+) -> None:
+    check = f"import sys\n{program}\nsys.exit(str({left_out} & set(sys.modules)))"
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "set()"
