@@ -172,17 +172,21 @@ def _preload(settings: "Settings", args: "AppArgs") -> None:
 
 
 def _fetch_weights(args: "AppArgs") -> None:
-    """Before the application starts, for a clear error; nothing is done where they are at hand."""
+    """Before the application starts, for a clear error; where they are at hand they are read ahead."""
     from deployments import checkpoints
     from deployments.errors import CheckpointError
 
     model = args.find_model(args.default_model)
     assert model is not None
     try:
-        if checkpoints.find(model.name, model.checkpoint) is None:
-            checkpoints.fetch(model.name, model.checkpoint, progress=False)
+        found = checkpoints.find(model.name, model.checkpoint) or checkpoints.fetch(
+            model.name, model.checkpoint, progress=False
+        )
     except CheckpointError as error:
         raise StartError(error) from None
+    # The disk reads while Ray comes up; a file that cannot be read is the replica's to tell.
+    with contextlib.suppress(OSError), found.path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _slots(args: "AppArgs") -> int:

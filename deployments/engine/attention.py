@@ -142,9 +142,8 @@ class _PackedCrossAttention:
     """
 
     BLOCK = 16  # oneDNN's blocked layouts want whole blocks of channels in a group
-    _QUERIES = (
-        8  # a beam search's, about; with AVX-512 the layout for it serves any number
-    )
+    # A beam search's, about; with AVX-512 the layout for it serves any number.
+    _QUERIES = 8
 
     def __init__(
         self, layers: int, slots: int, heads: int, context: int, state: int
