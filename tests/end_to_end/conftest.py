@@ -41,6 +41,15 @@ ROUNDING = 1e-4
 DEAD_PROXY = "http://127.0.0.1:9"
 
 
+# Five minutes of the long recording, with few steps of decoding.
+LONG_AND_LIGHT = {
+    "clip_timestamps": "0,300",
+    "beam_size": None,
+    "temperature_increment_on_fallback": None,
+    "condition_on_previous_text": False,
+}
+
+
 @dataclass(frozen=True)
 class App:
     """A running application. checkpoints: where its replicas look for weights; base and tiny.en are there."""

@@ -15,12 +15,17 @@ import pytest
 import requests
 
 from deployments import checkpoints, local
-from tests.end_to_end.conftest import DEAD_PROXY, assert_equals_official, official
+from tests.end_to_end.conftest import (
+    DEAD_PROXY,
+    LONG_AND_LIGHT,
+    assert_equals_official,
+    official,
+)
 from tests.job_api import JobApi
 from tests.runpod_process import ROOT, Worker, running_worker
 
-# Between ten minutes with their tokens and without.
-RESULT_LIMIT = 42_000
+# Between five minutes with their tokens and without.
+RESULT_LIMIT = 21_000
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +138,7 @@ def test_segments_are_streamed_before_the_whole_result(
 def test_a_long_job_tells_its_progress_and_loses_tokens_before_it_fails(
     worker: Worker, long_recording: str
 ) -> None:
-    request = {
-        "audio": long_recording,
-        "beam_size": None,
-        "word_timestamps": False,
-        "temperature_increment_on_fallback": None,
-    }
+    request = LONG_AND_LIGHT | {"audio": long_recording, "word_timestamps": False}
     [short_enough] = worker.api.submit(request)
     answer = output(worker, short_enough, 300)
     assert "tokens" in answer["note"]
