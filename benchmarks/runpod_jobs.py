@@ -3,10 +3,10 @@
     python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME] [--name-languages]
 
 Real speech of 3 to 30 s, with the contract's defaults: the language detected (unless every job is to name its own, as
-official has detected it before), beam 5, the fallback ladder. Official is
-`whisper.transcribe` in a process that has loaded the model; the worker is ready before it is timed, takes its jobs from
-a stand-in of RunPod's job API and fetches the recordings over loopback HTTP. In each round all three do all recordings
-once. The table of medians goes to stdout, progress to stderr.
+official has detected it before), beam 5, the fallback ladder. Official is `whisper.transcribe` in a process that has
+loaded the model; the worker is ready before it is timed, takes its jobs from a stand-in of RunPod's job API and fetches
+the recordings over loopback HTTP. In each round all three do all recordings once. The table of medians goes to stdout,
+progress to stderr.
 """
 
 import argparse
@@ -105,7 +105,10 @@ def _measure(
 
 
 def _language(model: whisper.Whisper, spoken: Recording) -> str:
-    mel = whisper.log_mel_spectrogram(spoken.wave, padding=N_SAMPLES)
+    if not model.is_multilingual:
+        return "en"
+    n_mels = model.dims.n_mels
+    mel = whisper.log_mel_spectrogram(spoken.wave, n_mels, padding=N_SAMPLES)
     _, probabilities = model.detect_language(whisper.pad_or_trim(mel, N_FRAMES))
     return max(probabilities, key=probabilities.__getitem__)
 

@@ -99,16 +99,19 @@ def _card_memory_gb() -> float | None:
 
 def _card_memory() -> int:
     try:
-        return _memory_by_driver(int(ray.get_gpu_ids()[0]))
+        return _memory_by_driver()
     except Exception:  # noqa: BLE001 - PyTorch may know; importing it takes seconds of the start
         from deployments.model_loading import card_memory
 
         return card_memory()
 
 
-def _memory_by_driver(index: int) -> int:
+def _memory_by_driver() -> int:
+    """Bytes of this machine's only card. Raises where there are several, which CUDA may count in another order."""
     import pynvml
 
     pynvml.nvmlInit()
-    card = pynvml.nvmlDeviceGetHandleByIndex(index)
+    if pynvml.nvmlDeviceGetCount() != 1:
+        raise LookupError("which card is meant is PyTorch's to tell")
+    card = pynvml.nvmlDeviceGetHandleByIndex(0)
     return int(pynvml.nvmlDeviceGetMemoryInfo(card).total)

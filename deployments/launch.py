@@ -122,6 +122,7 @@ def _wait_for(answer: Any) -> None:
     """
     from ray import serve
     from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     from deployments.router import APPLICATION
 
@@ -132,7 +133,7 @@ def _wait_for(answer: Any) -> None:
         except TimeoutError:
             status = serve.status().applications[APPLICATION].status
             failed = status == "DEPLOY_FAILED"
-        except RayError:
+        except (RayError, RayServeException):
             failed = True
         if failed:
             raise RuntimeError("the application could not be deployed") from None

@@ -10,7 +10,6 @@ seconds to come up, while a thread imports the application and the SDK; torch on
 
 import asyncio
 import contextlib
-import gc
 import http.server
 import logging
 import os
@@ -19,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.logs import Stages
@@ -146,12 +146,7 @@ def _import_the_rest() -> None:
     """What takes long to import and is not needed for Ray to come up."""
     # This thread alone: Ray's processes, whose start is waited for, come first.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    # Modules are not garbage: looking for it takes a sixth of the time.
-    gc.disable()
-    try:
-        from deployments import app, runpod_jobs, runpod_sdk  # noqa: F401
-    finally:
-        gc.enable()
+    from deployments import app, runpod_jobs, runpod_sdk  # noqa: F401
 
 
 def _preload(settings: "Settings", args: "AppArgs") -> None:
@@ -184,9 +179,15 @@ def _fetch_weights(args: "AppArgs") -> None:
         )
     except CheckpointError as error:
         raise StartError(error) from None
-    # The disk reads while Ray comes up; a file that cannot be read is the replica's to tell.
-    with contextlib.suppress(OSError), found.path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    threading.Thread(target=_read_ahead, args=(found.path,), daemon=True).start()
+
+
+def _read_ahead(path: Path) -> None:
+    """Into the page cache, while Ray comes up; a file that cannot be read is the replica's to tell."""
+    buffer = bytearray(1 << 20)
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 def _slots(args: "AppArgs") -> int:
@@ -199,10 +200,11 @@ def _slots(args: "AppArgs") -> int:
     assert model is not None
     replica = serve.get_deployment_handle(model.deployment, APPLICATION)
     try:
-        slots = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
-        return int(slots["slots"])
-    except Exception:  # noqa: BLE001 - whatever it was, there is no worker without it
-        raise StartError(f"model '{model.name}' does not answer") from None
+        answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
+        return int(answer["slots"])
+    except Exception as error:  # noqa: BLE001 - whatever it was, there is no worker without it
+        reason = type(error).__name__
+        raise StartError(f"model '{model.name}' does not answer ({reason})") from None
 
 
 class _Service:

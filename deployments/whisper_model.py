@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 # More than are ever in work; a caller who has left keeps his thread until the engine has noticed.
 _MAX_CALLERS = 1000
-# On a CPU a decode takes longer than what the first request would gain by it, and a start is for a request that waits.
-_WARMED_UP = ("cuda",)
+# Warming up is one decode. On a CPU that takes longer than it would save the first request, which a start is for.
+_WARMED_UP_DEVICES = ("cuda",)
 # For the engine's thread to end, which may be in the middle of a step.
 _PATIENCE_S = 60
 
@@ -210,9 +210,9 @@ class WhisperModel:
             self._empty_gpu_cache()
             stages.done("prepare")
             try:
-                if self._device in _WARMED_UP:
+                if self._device in _WARMED_UP_DEVICES:
                     model_loading.warm_up(engine)
-                stages.done("warm_up")
+                    stages.done("warm_up")
             except BaseException:
                 engine.close()
                 # Its thread holds weights and slots.

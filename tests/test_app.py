@@ -250,21 +250,29 @@ def test_the_card_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert shares(device="cuda", models=[{"name": "base"}]) == {"base": 0.1}
 
 
+def driver(monkeypatch: pytest.MonkeyPatch, cards: int) -> None:
+    memory = SimpleNamespace(total=24_000_000_000)
+    for name, answer in {
+        "nvmlInit": None,
+        "nvmlDeviceGetCount": cards,
+        "nvmlDeviceGetHandleByIndex": object(),
+        "nvmlDeviceGetMemoryInfo": memory,
+    }.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+
+
 def test_the_driver_is_asked_before_pytorch_is_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [1])
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
-    sizes = [None, SimpleNamespace(total=24_000_000_000)]
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", sizes.__getitem__)
+    driver(monkeypatch, cards=1)
     assert app._card_memory() == 24_000_000_000
 
 
-def test_pytorch_is_asked_where_the_driver_does_not_tell(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("cards", [0, 2])
+def test_pytorch_is_asked_where_the_driver_cannot_know_which_card_is_meant(
+    monkeypatch: pytest.MonkeyPatch, cards: int
 ) -> None:
-    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["GPU-of-no-number"])
+    driver(monkeypatch, cards)
     monkeypatch.setattr(model_loading, "card_memory", lambda: 8_000_000_000)
     assert app._card_memory() == 8_000_000_000
 
@@ -321,4 +329,4 @@ def test_what_takes_long_to_import_is_left_to_the_replicas(
         text=True,
         check=False,
     )
-    assert done.stderr.splitlines()[-1] == "set()"
+    assert done.stderr.endswith("set()\n"), done.stderr

@@ -112,7 +112,7 @@ async def test_a_failed_load_leaves_nothing_in_memory(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(model_loading, "warm_up", fail)
-    monkeypatch.setattr(whisper_model, "_WARMED_UP", ("cpu",))
+    monkeypatch.setattr(whisper_model, "_WARMED_UP_DEVICES", ("cpu",))
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint)
     gc.collect()
@@ -140,7 +140,7 @@ async def test_the_log_tells_what_a_loaded_model_takes(
     assert line.startswith("model=own event=loaded device=cpu converted=False")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
     assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
-    assert re.search(r"import=\S+ read=\S+ prepare=\S+ warm_up=\S+$", line)
+    assert re.search(r"import=\S+ read=\S+ prepare=\S+$", line)
 
 
 async def test_a_replica_takes_its_share_of_the_gpus_memory(

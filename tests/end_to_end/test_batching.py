@@ -94,7 +94,7 @@ def test_slots_in_use_are_shown_and_a_caller_who_leaves_frees_his(
         wait_for(lambda: in_use(loaded) == 1)
         with calling(loaded, audio=long_recording, model=MODEL):
             wait_for(lambda: in_use(loaded) == 2)
-        # What it would still take is a minute.
+        # The one who left had ten minutes of audio: it did not end by itself.
         wait_for(lambda: in_use(loaded) == 1, timeout_s=5)
         assert not answer.done()
         assert answer.result()["segments"][-1]["end"] > 290

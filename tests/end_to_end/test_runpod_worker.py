@@ -143,7 +143,7 @@ def test_a_long_job_tells_its_progress_and_loses_tokens_before_it_fails(
     answer = output(worker, short_enough, 300)
     assert "tokens" in answer["note"]
     assert not any("tokens" in segment for segment in answer["segments"])
-    # Time enough for a report that came too late.
+    # While this one runs, a late report of the first would show.
     [too_long] = worker.api.submit(request | {"word_timestamps": True})
     [result] = worker.api.results(too_long, timeout_s=300)
     assert "transcribe the recording without word_timestamps" in result["error"]
@@ -274,7 +274,7 @@ def four_in_work(worker: Worker, request: dict[str, Any]) -> list[str]:
 
 
 def assert_done_or_told(results: list[dict[str, Any]], error: str) -> None:
-    """They are tried once more, which the last of them may not live to see."""
+    """Each is tried once more, and one whose second try fails as well is told so. At least one succeeds."""
     done = ["output" in result for result in results]
     assert any(done), results
     for result in results:
@@ -379,6 +379,16 @@ def test_a_wrong_environment_ends_the_worker_at_once(
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_preloaded_model_that_cannot_be_loaded_ends_the_worker(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.pt").write_bytes(b"PK\x03\x04 not a checkpoint" * 1000)
+    done = run_worker(WHISPER_MODEL="tiny", WHISPER_CHECKPOINT_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "tiny.pt is corrupt" in done.stderr
+    assert "error: the application did not start" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
