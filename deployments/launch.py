@@ -52,6 +52,8 @@ def start_ray(*, show_logs: bool) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Serve by itself gives an HTTP proxy up whose imports take 15 s, as on a busy machine from a cold disk.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     for variable in ("NO_PROXY", "no_proxy"):
         # No proxy can reach this machine's own servers, which replicas may be told to fetch from.
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
@@ -78,9 +80,10 @@ def start_app(
     http_port: None: no HTTP
     stages: told when Serve runs and when the preloaded models do
 
-    Raises RuntimeError if a preloaded model cannot start.
+    Raises RuntimeError if Serve or a preloaded model cannot start.
     """
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve import RunTarget
     from ray.serve.config import HTTPOptions
 
@@ -91,11 +94,14 @@ def start_app(
     http = config.http_options.model_dump() | {"port": http_port or 0}
     if http_host is not None:
         http["host"] = http_host
-    serve.start(
-        proxy_location="Disabled" if http_port is None else config.proxy_location,
-        http_options=HTTPOptions(**http),
-        logging_config=config.logging_config,
-    )
+    try:
+        serve.start(
+            proxy_location="Disabled" if http_port is None else config.proxy_location,
+            http_options=HTTPOptions(**http),
+            logging_config=config.logging_config,
+        )
+    except RayError:
+        raise RuntimeError("Serve did not start") from None
     stages.done("serve")
     target = RunTarget(
         build_app(args),
