@@ -24,6 +24,7 @@ from deployments.errors import InvalidRequestError, WhisperServeError
 from deployments.logs import place_of
 from deployments.runpod_job_api import Refused, pause_after, post, reason_of
 from deployments.runpod_settings import Settings
+from deployments.schema import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,7 @@ class JobHandler:
 
     def _request_of(self, job: Job) -> tuple[dict[str, Any], bool]:
         """The contract's request, and whether its segments are to be streamed."""
-        job_input = job.get("input")
-        if isinstance(job_input, dict) and set(job_input) == {"input"}:
-            job_input = job_input["input"]
+        job_input = unwrapped(job.get("input"))
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.completed(job_input, self._args)

@@ -243,13 +243,18 @@ def _rule(field: str) -> str:
     return TranscriptionRequest.model_fields[field].description or ""
 
 
+def unwrapped(payload: Any) -> Any:
+    """What is inside `{"input": ...}`, or the payload itself."""
+    wrapped = isinstance(payload, dict) and set(payload) == {"input"}
+    return payload["input"] if wrapped else payload
+
+
 def parse_request(payload: Any) -> TranscriptionRequest:
     """Validate a request as it came through a door, bare or inside `{"input": ...}`.
 
     Raises InvalidRequestError with a text that names the field and its rule.
     """
-    if isinstance(payload, dict) and set(payload) == {"input"}:
-        payload = payload["input"]
+    payload = unwrapped(payload)
     if not isinstance(payload, dict):
         raise InvalidRequestError("The request must be a JSON object")
     fields = TranscriptionRequest.model_fields

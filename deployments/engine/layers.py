@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
+# An encoding has 1,500 rows; a step, or a prompt, has fewer than these.
 _MANY_ROWS = 512
 
 
