@@ -6,10 +6,11 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.engine.layers import has_avx512, packs_weights
+from deployments.engine.sdpa import attend
+from deployments.engine.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Slots:
 
     @classmethod
     def on(cls, device: torch.device, numbers: Sequence[int]) -> Self:
-        index = torch.tensor(numbers, device=device)
+        index = to_device(numbers, device)
         first, end = min(numbers), max(numbers) + 1
         if end - first > _WIDEST_SPAN * len(numbers):
             return cls([*numbers], index, None, None)
@@ -53,6 +54,8 @@ class Slots:
         return x if self.places is None else x[self.places]
 
 
+# Of a mask's rows, in elements: what the memory-efficient kernel of a GPU demands.
+_MASK_ALIGNMENT = 16
 # Slots in the span for each window.
 _WIDEST_SPAN = 1.5
 
@@ -121,9 +124,7 @@ class _PlainCrossAttention:
 
     def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
         q = _split_heads(slots.spread(queries), self._heads)
-        a = F.scaled_dot_product_attention(
-            q, slots.of(self._keys[layer]), slots.of(self._values[layer])
-        )
+        a = attend(q, slots.of(self._keys[layer]), slots.of(self._values[layer]))
         return slots.gathered(a.transpose(1, 2).flatten(2))
 
     def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
@@ -230,6 +231,7 @@ class SelfAttention:
         dtype: torch.dtype,
     ) -> None:
         self._heads = heads
+        columns = -(-columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
         shape = (layers, slots, heads, columns, state // heads)
         # Zeros, because what is masked still takes part: a NaN there would spread.
         self._keys = _lazy_zeros(shape, device, dtype)
@@ -279,11 +281,11 @@ class SelfAttention:
     def attend(self, layer: int, queries: Tensor, slots: Slots, mask: Tensor) -> Tensor:
         """Output of shape (windows, beams, state) for queries of that shape, a window for each slot."""
         columns = mask.shape[-1]
-        a = F.scaled_dot_product_attention(
+        a = attend(
             _split_heads(slots.spread(queries), self._heads),
             slots.of(self._keys[layer][:, :, :columns]),
             slots.of(self._values[layer][:, :, :columns]),
-            attn_mask=mask,
+            mask,
         )
         return slots.gathered(a.transpose(1, 2).flatten(2))
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from deployments.engine.decoder import Decoder, Rows
-from deployments.engine.group import Group
+from deployments.engine.group import Group, TokenLists
 from deployments.engine.plan import Outcome, Plan
 from deployments.engine.rules import Distribution, History, Vocabulary, distribution
 from deployments.engine.search import Selection, Trace, select_beams, select_rows
+from deployments.engine.transfer import to_device, wait_for
 
 
 @dataclass(eq=False)
@@ -34,7 +35,7 @@ class Batch:
 
     width, steps: the most beams, or samples, of a window, and the most tokens
 
-    While the same windows go on together, a step waits for the device once, at its end, to learn which are done.
+    A step waits for the device once, at its end, to learn which windows are done.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Batch:
         self._device = device
         self._windows: dict[int, _Window] = {}
         self._group: Group | None = None
+        self._token_lists = TokenLists(device)
 
         def grid(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
@@ -99,21 +101,21 @@ class Batch:
         hidden = self._decoder.prefill(slots, [plan.prompt for plan in plans])
         windows = torch.arange(len(slots), device=self._device)
         starts = self._tensor([plan.sot_index for plan in plans])
-        ends = self._tensor([len(plan.prompt) - 1 for plan in plans])
-        hidden = torch.cat([hidden[windows, starts], hidden[windows, ends]])
+        lengths = self._tensor([len(plan.prompt) for plan in plans])
+        hidden = torch.cat([hidden[windows, starts], hidden[windows, lengths - 1]])
         at_start, logits = self._decoder.logits(hidden).chunk(2)
-        for row, (slot, plan) in enumerate(zip(slots, plans, strict=True)):
+        for slot, plan, number in zip(slots, plans, numbers, strict=True):
             self._windows[slot] = _Window(plan)
-            self._score[slot] = 0
-            if plan.finished_needed is not None:
-                # All beams are still the same: only the first one counts.
-                self._score[slot, 1:] = -math.inf
             if plan.samples:
-                draws = plan.uniforms(numbers[row]).to(self._device)
+                draws = plan.uniforms(number).to(self._device, non_blocking=True)
                 self._uniforms[slot, : plan.steps, : plan.width] = draws
-        group = Group(slots, plans, self._vocabulary, self._device, first=True)
+        group = Group(slots, plans, self._vocabulary, self._token_lists, first=True)
         index = group.slots.index
-        self._prompt[index] = self._tensor([len(plan.prompt) for plan in plans])
+        # At first all beams of a search are the same: only the first one counts.
+        beam = torch.arange(self._score.shape[1], device=self._device)
+        same = group.competes[:, None] & (beam > 0)
+        self._score[index] = torch.where(same, -math.inf, 0.0)
+        self._prompt[index] = lengths
         self._step[index] = 0
         self._finished[index] = 0
         self._ended[index] = False
@@ -132,7 +134,9 @@ class Batch:
         group = self._group
         if group is None or group.slots.numbers != [*slots]:
             plans = [self._windows[slot].plan for slot in slots]
-            group = Group(slots, plans, self._vocabulary, self._device, first=False)
+            group = Group(
+                slots, plans, self._vocabulary, self._token_lists, first=False
+            )
             self._group = group
         sampled = self._step[group.row_slot] - 1  # the number of the token that is read
         prompt = self._prompt[group.row_slot]
@@ -211,7 +215,7 @@ class Batch:
         return self._commit(group, selection, chances.normalizer.isnan())
 
     def _draw(self, group: Group, chances: Distribution) -> tuple[Tensor, Tensor]:
-        assert group.sampling is not None
+        assert group.sampling is not None and group.temperatures is not None
         slot, beam = group.row_slot[group.sampling], group.row_beam[group.sampling]
         uniform = self._uniforms[slot, self._step[slot], beam]
         return chances.rows(group.sampling).sample(group.temperatures, uniform)
@@ -259,7 +263,7 @@ class Batch:
             self._windows[slot].sampled += 1
 
         slots = group.slots.numbers
-        complete, bad = flags.tolist()
+        complete, bad = wait_for(flags)
         return Progress(
             done=[
                 s
@@ -283,4 +287,4 @@ class Batch:
         return logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return to_device(values, self._device)

@@ -1,6 +1,6 @@
 """Whisper's text decoder (`whisper.model.TextDecoder`), for many windows and their beams at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from whisper.model import ModelDimensions, ResidualAttentionBlock, TextDecoder
 from deployments.engine.attention import SelfAttention, Slots, cross_attention
 from deployments.engine.group import Group
 from deployments.engine.layers import LayerNorm, linear, on_device, stacked
+from deployments.engine.sdpa import attend
+from deployments.engine.transfer import to_device
 
 _STEP_ROWS = (
     40  # eight windows of five beams; prepacked layouts for it serve any number
@@ -110,7 +112,7 @@ class Decoder:
         Gives the hidden state of every token, shape (windows, longest prompt, state); what stands behind
         a shorter prompt has no meaning.
         """
-        hidden, _ = self._read(slots, prompts, keep=True, scored=())
+        hidden, _ = self._read(slots, prompts, keep=True, scored={})
         for slot, prompt in zip(slots, prompts, strict=True):
             self._self.begin(slot, len(prompt))
         return hidden
@@ -119,10 +121,12 @@ class Decoder:
         self,
         slots: Sequence[int],
         texts: Sequence[Sequence[int]],
-        scored: Sequence[tuple[int, int]],
+        scored: Mapping[int, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The hidden states of these tokens, and what the heads `scored`, (layer, head) each, attend to
-        before the softmax, shape (windows, heads, longest text, audio context). Changes no slot.
+        """The hidden states of these tokens, and what the heads `scored` attend to before the softmax, shape
+        (windows, heads, longest text, audio context). Changes no slot.
+
+        scored: heads of each layer, by its number, on the model's device
         """
         return self._read(slots, texts, keep=False, scored=scored)
 
@@ -174,12 +178,12 @@ class Decoder:
         slots: Sequence[int],
         texts: Sequence[Sequence[int]],
         keep: bool,
-        scored: Sequence[tuple[int, int]],
+        scored: Mapping[int, Tensor],
     ) -> tuple[Tensor, Tensor]:
         longest = max(map(len, texts))
         padded = [[*text, *[0] * (longest - len(text))] for text in texts]
         device = self._embedding.device
-        tokens = torch.tensor(padded, device=device)
+        tokens = to_device(padded, device)
         heard = Slots.on(device, slots)
         x = self._embed(tokens, torch.arange(longest, device=device))
         scores: list[Tensor] = []
@@ -191,12 +195,14 @@ class Decoder:
                     length = len(text)
                     self._self.write_prompt(index, slot, k[i, :length], v[i, :length])
             q, k, v = qkv.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            a = attend(q, k, v, causal=True)
             x = layer.attn_out(a.transpose(1, 2).flatten(2), residual=x)
             q = layer.cross_query(layer.cross_ln(x))
-            heads = [head for scored_layer, head in scored if scored_layer == index]
-            if heads:
-                scores.append(self._cross.scores(index, q, heard)[:, heads])
+            if index in scored:
+                heads = scored[index]
+                scores.append(
+                    self._cross.scores(index, q, heard).index_select(1, heads)
+                )
             x = layer.cross_out(self._cross.attend(index, q, heard), residual=x)
             x = layer.mlp(x)
         return x, torch.cat(scores, 1) if scores else x.new_empty(0)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
@@ -16,10 +17,12 @@ from deployments.engine.batch import Batch
 from deployments.engine.decoder import Decoder
 from deployments.engine.encoder import Encoder
 from deployments.engine.long_form import OnProgress, OnSegments, transcribe
+from deployments.engine.mel import Spectrograms
 from deployments.engine.plan import ModelFacts
 from deployments.engine.rules import Vocabulary
 from deployments.engine.scheduler import Scheduler
 from deployments.engine.session import Cancelled, Session, Usage
+from deployments.engine.transfer import to_device
 
 # The most beams, or samples, of a window.
 MAX_WIDTH = 10
@@ -28,6 +31,8 @@ _MAX_WINDOWS = {"cpu": 8, "cuda": 32}
 # Encoding several windows in one call gains nothing on a CPU and would hold up the others.
 _ENCODED_TOGETHER = {"cpu": 1, "cuda": 8}
 _GPU_WORKSPACE = 1 << 30
+# Of the workspace: two hours of audio for a model of 80 mels, 75 minutes for one of 128.
+_SPECTROGRAM_BYTES = 230 << 20
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,15 @@ class EngineStats:
 class Engine:
     """Transcribes waveforms with one model; any number of threads may call.
 
-    model: The engine keeps weights in its own layout, fp32 on a CPU and fp16 on a GPU, and shares the rest
-        with the model, which may be dropped but must not change afterwards.
+    model: The engine keeps weights in its own layout, and shares the rest with the model, which may be
+        dropped but must not change afterwards.
     max_windows: at most this many windows are decoded together, the rest wait in order; None: as many as
         the memory allows, at most 8 on a CPU and 32 on a GPU
     memory_bytes: what weights and slots may take on a GPU; None: what is free there
     device: to run on; None: where the model is. On a GPU, a model that is still on the CPU needs no room
         there beside the engine's own copy.
+    dtype: of weights and activations, fp32 or fp16; None: fp32 on a CPU and fp16 on a GPU. Products in fp32
+        are exact ones: asking for it on a GPU switches TF32 off in the whole process.
     """
 
     def __init__(
@@ -66,16 +73,22 @@ class Engine:
         max_windows: int | None = None,
         memory_bytes: int | None = None,
         device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if max_windows is not None and max_windows < 1:
             raise ValueError("max_windows: must be at least 1")
+        if dtype not in (None, torch.float32, torch.float16):
+            raise ValueError(f"dtype: must be float32 or float16, not {dtype}")
         # As tensors tell it: "cuda" becomes "cuda:0".
         place = torch.empty(0, device=device or model.device).device
         self.facts = ModelFacts(
             model.dims, place, model.is_multilingual, model.num_languages
         )
         kind = place.type
-        dtype = torch.float32 if kind == "cpu" else torch.float16
+        if dtype is None:
+            dtype = torch.float32 if kind == "cpu" else torch.float16
+        if dtype == torch.float32 and kind != "cpu":
+            torch.set_float32_matmul_precision("highest")
         slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
         self._weight_bytes = _bytes_of_weights(model, dtype)
         slots = max_windows or min(
@@ -83,7 +96,7 @@ class Engine:
         )
 
         @torch.inference_mode()
-        def build() -> tuple[Encoder, Decoder, Batch]:
+        def build() -> tuple[Encoder, Decoder, Batch, dict[int, Tensor]]:
             encoder = Encoder(model.encoder, place, dtype)
             decoder = Decoder(
                 model.decoder, model.dims, place, dtype, slots=slots, width=MAX_WIDTH
@@ -96,26 +109,24 @@ class Engine:
                 steps=model.dims.n_text_ctx // 2,
                 device=place,
             )
-            return encoder, decoder, batch
+            return encoder, decoder, batch, _alignment_heads(model, place)
 
         # OpenMP keeps worker threads for each thread that has used it, and where there are more of them than
         # cores, those of the engine's thread sleep between operations: a third of its speed. This one's end.
         with ThreadPoolExecutor(1) as thread:
-            encoder, decoder, batch = thread.submit(build).result()
+            encoder, decoder, batch, heads = thread.submit(build).result()
         self._slot_bytes = decoder.bytes_per_slot + batch.bytes_per_slot
         self._audio_seconds_done = 0.0
         self._lock = threading.Lock()
         self._scheduler = Scheduler(
             self.facts,
+            Spectrograms(model.dims.n_mels, place, _SPECTROGRAM_BYTES),
             encoder,
             decoder,
             batch,
             slots=slots,
             encoded_together=_ENCODED_TOGETHER.get(kind, 1),
-            alignment_heads=[
-                (layer, head)
-                for layer, head in model.alignment_heads.indices().T.tolist()
-            ],
+            alignment_heads=heads,
         )
 
     def __enter__(self) -> Self:
@@ -151,7 +162,7 @@ class Engine:
 
         An exception in a callback fails this call and no other.
 
-        `fp16` is no option here: it follows from the device.
+        `fp16` is no option here: the precision is the engine's.
 
         Raises TranscriptionCancelled if `cancelled()` was true, EngineClosedError if the engine is or
         gets closed, and whatever `whisper.transcribe` raises.
@@ -163,7 +174,7 @@ class Engine:
                 audio,
                 on_progress=on_progress,
                 on_segments=on_segments,
-                fp16=self.facts.device.type != "cpu",
+                fp16=False,  # which would round the spectrogram; the encoder does that
                 **options,
             )
         finally:
@@ -205,8 +216,17 @@ class Engine:
 
 def _free_on(gpu: torch.device) -> int:
     """Bytes, with what PyTorch holds and does not use."""
-    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-    return torch.cuda.mem_get_info(gpu)[0] + unused
+    module = torch.get_device_module(gpu)
+    unused = module.memory_reserved(gpu) - module.memory_allocated(gpu)
+    return int(module.mem_get_info(gpu)[0] + unused)
+
+
+def _alignment_heads(model: Whisper, device: torch.device) -> dict[int, Tensor]:
+    """The heads that tell when a word was spoken, by their layer."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in model.alignment_heads.indices().T.tolist():
+        by_layer.setdefault(layer, []).append(head)
+    return {layer: to_device(heads, device) for layer, heads in by_layer.items()}
 
 
 def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:

@@ -1,8 +1,10 @@
 """Which windows take a step together, and how their beams are laid out as the rows of one batch."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import astuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +12,19 @@ from deployments.engine.attention import Slots
 from deployments.engine.plan import Plan
 from deployments.engine.rules import Vocabulary
 from deployments.engine.search import Selection
+from deployments.engine.transfer import to_device
+
+# Nearly all requests suppress the same tokens.
+_KNOWN_TOKEN_LISTS = 64
+
+
+class TokenLists:
+    """Lists of tokens on a device, each copied there once while it is in use."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        copied = functools.partial(to_device, device=device)
+        self.tensor = functools.lru_cache(_KNOWN_TOKEN_LISTS)(copied)
 
 
 class Group:
@@ -31,49 +46,72 @@ class Group:
         slots: Sequence[int],
         plans: Sequence[Plan],
         vocabulary: Vocabulary,
-        device: torch.device,
+        token_lists: TokenLists,
         *,
         first: bool,
     ) -> None:
-        def tensor(values: Sequence[float], dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
+        device = token_lists.device
+        widths = np.array([plan.width for plan in plans])
+        row_window = np.repeat(np.arange(len(plans)), widths)
+        row_beam = np.concatenate([np.arange(width) for width in widths])
+        finished_needed = np.array([plan.finished_needed or 0 for plan in plans])
+        # Where the rules for timestamps do not hold: -1.
+        initial = np.array([_or(plan.initial_timestamps, -1) for plan in plans])
+        drawn = np.array([plan.samples for plan in plans])
+        drawn_rows = np.flatnonzero(drawn[row_window])
 
-        rows = [(window, b) for window, p in enumerate(plans) for b in range(p.width)]
-        by_row = [plans[window] for window, _ in rows]
+        windows_by_list: dict[tuple[int, ...], list[int]] = {}
+        for window, plan in enumerate(plans):
+            windows_by_list.setdefault(plan.never(first=first), []).append(window)
+        rows_by_list = [
+            np.flatnonzero(np.isin(row_window, windows))
+            for windows in windows_by_list.values()
+        ]
+
         self.slots = Slots.on(device, slots)
-        self.width = max(plan.width for plan in plans)
-        self.widths = tensor([plan.width for plan in plans])
-        self.row_window = tensor([window for window, _ in rows])
+        self.width = int(widths.max())
+        # One copy for all that the host knows: each costs more than its size.
+        (
+            self.widths,
+            self.finished_needed,
+            self.row_window,
+            self.row_beam,
+            self.row_width,
+            initial_timestamps,
+            sampling,
+            *list_rows,
+        ) = _together(
+            device,
+            widths,
+            finished_needed,
+            row_window,
+            row_beam,
+            widths[row_window],
+            initial[row_window],
+            drawn_rows,
+            *rows_by_list,
+        )
         self.row_slot = self.slots.index[self.row_window]
-        self.row_beam = tensor([beam for _, beam in rows])
-        self.row_width = self.widths[self.row_window]
-        whole = len(rows) == len(plans) * self.width
+        whole = len(row_window) == len(plans) * self.width
         self.grid = None if whole else self.row_window * self.width + self.row_beam
         self.real = torch.arange(self.width, device=device) < self.widths[:, None]
 
-        competing = [plan.finished_needed is not None for plan in plans]
-        self.any_beams, self.any_rows = any(competing), not all(competing)
-        self.competes = tensor(competing, torch.bool)
-        self.finished_needed = tensor([plan.finished_needed or 0 for plan in plans])
-        drawn = [row for row, plan in enumerate(by_row) if plan.samples]
-        self.sampling = tensor(drawn) if drawn else None
-        self.temperatures = tensor(
-            [by_row[row].temperature for row in drawn], torch.float32
-        )
+        competing = finished_needed > 0
+        self.any_beams, self.any_rows = competing.any(), not competing.all()
+        self.competes = self.finished_needed > 0
+        self.sampling: Tensor | None = None
+        self.temperatures: Tensor | None = None
+        if len(drawn_rows):
+            temperatures = [plans[w].temperature for w in row_window[drawn_rows]]
+            self.sampling = sampling
+            self.temperatures = to_device(temperatures, device, torch.float32)
 
-        self.timestamps = tensor(
-            [plan.initial_timestamps is not None for plan in by_row], torch.bool
-        )
-        self.initial_timestamps = None
-        if first:
-            self.initial_timestamps = tensor(
-                [p.initial_timestamps or 0 for p in by_row]
-            )
-        self.suppressed = tensor(
+        self.timestamps = initial_timestamps >= 0
+        self.initial_timestamps = initial_timestamps.clamp(min=0) if first else None
+        self.suppressed = torch.cat(
             [
-                row * vocabulary.size + token
-                for row, plan in enumerate(by_row)
-                for token in plan.suppressed + (plan.suppressed_first if first else [])
+                (rows[:, None] * vocabulary.size + token_lists.tensor(tokens)).flatten()
+                for rows, tokens in zip(list_rows, windows_by_list, strict=True)
             ]
         )
 
@@ -97,3 +135,13 @@ class Group:
             for of_beams, of_rows in zip(astuple(beams), astuple(rows), strict=True)
         )
         return Selection(*chosen)
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _together(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """Each array of integers as a tensor on the device."""
+    whole = to_device(np.concatenate(arrays), device)
+    return [*whole.split([len(array) for array in arrays])]

@@ -7,12 +7,11 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 
 from deployments.engine.alignment import find_alignment
+from deployments.engine.mel import Mel
 from deployments.engine.session import Session
 
 OnProgress = Callable[[float, float], None]
@@ -28,25 +27,15 @@ def _private(name: str) -> ModuleType:
     return module
 
 
-def _pad_or_trim(mel: Tensor, length: int) -> Tensor:
-    """`whisper.audio.pad_or_trim` of a mel on the CPU.
-
-    Without PyTorch, which would start worker threads for each thread that copies something large; `Engine`
-    says why there must be no more of them.
-    """
-    padded = np.zeros((mel.shape[0], length), dtype=np.float32)
-    frames = min(mel.shape[1], length)
-    padded[:, :frames] = mel[:, :frames].numpy()
-    return torch.from_numpy(padded)
-
-
 _timing = _private("whisper.timing")
 vars(_timing)["find_alignment"] = find_alignment
 _official = _private("whisper.transcribe")
 vars(_official)["add_word_timestamps"] = _timing.add_word_timestamps
-# It is given the spectrogram instead of the waveform.
+# It is given the spectrogram instead of the waveform, as something that is no tensor: no thread but the engine's
+# computes or copies anything. Else PyTorch would start worker threads for each of them (`Engine` says why there must
+# be no more of those), and they would issue work to a GPU behind the engine's back.
 vars(_official)["log_mel_spectrogram"] = lambda mel, n_mels, padding: mel
-vars(_official)["pad_or_trim"] = _pad_or_trim
+vars(_official)["pad_or_trim"] = Mel.padded
 _TRANSCRIBE_CODE: CodeType = _official.transcribe.__code__
 
 
@@ -134,10 +123,10 @@ class _StandIn:
         self.num_languages = session.facts.num_languages
         self.attended_frames = session.attended_frames
 
-    def detect_language(self, mel: Tensor) -> tuple[None, dict[str, float]]:
+    def detect_language(self, mel: Mel) -> tuple[None, dict[str, float]]:
         return None, self._session.detect_language(mel)
 
-    def decode(self, mel: Tensor, options: DecodingOptions) -> DecodingResult:
+    def decode(self, mel: Mel, options: DecodingOptions) -> DecodingResult:
         window = self._session.window
         if window is not mel:
             if window is not None:

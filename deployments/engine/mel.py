@@ -1,8 +1,15 @@
-"""The log-mel spectrogram of `whisper.audio`, computed in pieces, so that its memory no longer grows with a
-complex spectrum of the whole recording (an hour: 1.9 GB at once, four hours: 8 GB).
+"""The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device and kept there.
+
+In pieces, so that its memory does not grow with a complex spectrum of the whole recording (an hour: 1.9 GB at once,
+four hours: 8 GB). What is kept are the logarithms; Whisper's normalisation, which needs the maximum of the whole
+recording, is applied to each window when it is encoded. It gives the same values there, and no pass over a
+recording of hours holds up the other recordings.
 """
 
+import weakref
 from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,62 +21,145 @@ PIECE_FRAMES = 30_000  # five minutes; the complex spectrum of a piece takes 48 
 _MARGIN = N_FFT // 2
 
 
-def log_mel_spectrogram(
-    audio: np.ndarray, n_mels: int = 80, padding: int = 0
-) -> Tensor:
-    """The result of `whisper.audio.log_mel_spectrogram`, of shape (n_mels, frames).
+@dataclass(frozen=True, eq=False)
+class Spectrogram:
+    """The log-mel spectrogram of a whole recording, not yet normalised.
 
-    audio: waveform at 16 kHz, float32 or int16, shape (samples,)
-    padding: zero samples to add on the right; at least half an FFT window, so that the end of the
-        signal reflects nothing but zeros (`whisper.transcribe` always adds 30 s)
+    logarithms: of the energies, to base 10, in fp32; shape (mels, frames). On the model's device, or on the host
+    floor: what Whisper raises smaller ones to, the recording's maximum less 8; shape (), on the model's device.
+        It is there once all pieces are.
     """
-    pieces = in_pieces(audio, n_mels, padding, torch.device("cpu"))
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return end.value
+
+    logarithms: Tensor
+    floor: Tensor
+
+    def normalized(self, start: int, stop: int) -> Tensor:
+        """What `whisper.audio.log_mel_spectrogram` gives for these frames, on the model's device."""
+        part = self.logarithms[:, start:stop].to(self.floor.device, non_blocking=True)
+        return part.clamp(min=self.floor).add_(4.0).div_(4.0)
 
 
-def in_pieces(
-    audio: np.ndarray, n_mels: int, padding: int, device: torch.device
-) -> Generator[None, None, Tensor]:
-    """`log_mel_spectrogram`, computed on `device`; yields after each piece and returns the result, on the CPU.
+@dataclass(frozen=True)
+class Mel:
+    """Frames `start` to `stop` of a spectrogram, with silence behind them up to `length` frames.
 
-    Only the clamp to the maximum of the whole recording needs every frame at once.
+    OpenAI's `transcribe` has this for a tensor in the caller's thread, which slices it, pads it and moves it to the
+    device; nothing is computed or copied before the engine's thread asks for `tensor()`.
     """
-    if padding < _MARGIN:
-        raise ValueError(f"padding must be at least {_MARGIN} samples")
-    window = torch.hann_window(N_FFT, device=device)
-    filters = mel_filters(device, n_mels)
-    frames = (audio.shape[-1] + padding) // HOP_LENGTH
-    log_spec = torch.empty(n_mels, frames)
-    for start in range(0, frames, PIECE_FRAMES):
-        end = min(start + PIECE_FRAMES, frames)
-        samples = _samples_for_frames(audio, start, end).to(device)
-        stft = torch.stft(
-            samples, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True
+
+    spectrogram: Spectrogram
+    start: int
+    stop: int
+    length: int
+
+    @classmethod
+    def of(cls, spectrogram: Spectrogram) -> Self:
+        """All of it."""
+        frames = spectrogram.logarithms.shape[1]
+        return cls(spectrogram, 0, frames, frames)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.spectrogram.logarithms), self.length
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Self:
+        """`mel[:, start:stop]`"""
+        mels, frames = index
+        start, stop, step = frames.indices(self.stop - self.start)
+        if mels != slice(None) or step != 1:
+            raise IndexError(f"only frames next to each other, not {index}")
+        first = self.start + start
+        stop = max(start, stop)
+        return type(self)(self.spectrogram, first, self.start + stop, stop - start)
+
+    def padded(self, length: int) -> Self:
+        """`whisper.audio.pad_or_trim`"""
+        stop = min(self.stop, self.start + length)
+        return type(self)(self.spectrogram, self.start, stop, length)
+
+    def to(self, _: torch.device | torch.dtype) -> Self:
+        """Itself: device and precision are the engine's affair."""
+        return self
+
+    def tensor(self) -> Tensor:
+        """Shape (mels, length), in fp32 on the model's device."""
+        frames = self.spectrogram.normalized(self.start, self.stop)
+        return F.pad(frames, (0, self.length - frames.shape[1]))
+
+
+class Spectrograms:
+    """Computes spectrograms with `n_mels` channels on `device`.
+
+    device_bytes: what those in use may take of the device together; any beyond that are kept on the host
+    """
+
+    def __init__(self, n_mels: int, device: torch.device, device_bytes: int) -> None:
+        self._n_mels = n_mels
+        self._device = device
+        self._device_bytes = device_bytes
+        self._on_device: weakref.WeakSet[Spectrogram] = weakref.WeakSet()
+
+    def in_pieces(
+        self, audio: np.ndarray, padding: int
+    ) -> Generator[None, None, Spectrogram]:
+        """Yields after each piece, and returns the spectrogram of `audio` and of `padding` zeros behind it.
+
+        audio: waveform at 16 kHz, float32 or int16, shape (samples,)
+        padding: at least half an FFT window, so that the end of the signal reflects nothing but zeros
+            (`whisper.transcribe` always adds 30 s)
+        """
+        if padding < _MARGIN:
+            raise ValueError(f"padding must be at least {_MARGIN} samples")
+        device = self._device
+        window = torch.hann_window(N_FFT, device=device)
+        filters = mel_filters(device, self._n_mels)
+        frames = (audio.shape[-1] + padding) // HOP_LENGTH
+        spectrogram = self._room_for(frames)
+        maximum = torch.full((), -torch.inf, device=device)
+        for start in range(0, frames, PIECE_FRAMES):
+            end = min(start + PIECE_FRAMES, frames)
+            samples = _samples_for_frames(audio, start, end, device)
+            stft = torch.stft(
+                *(samples, N_FFT, HOP_LENGTH),
+                window=window,
+                center=False,
+                return_complex=True,
+            )
+            magnitudes = stft.abs() ** 2
+            piece = torch.clamp(filters @ magnitudes, min=1e-10).log10()
+            maximum = torch.maximum(maximum, piece.max())
+            spectrogram.logarithms[:, start:end] = piece
+            yield
+        spectrogram.floor.copy_(maximum - 8.0)
+        return spectrogram
+
+    def _room_for(self, frames: int) -> Spectrogram:
+        """A spectrogram that is still to be computed."""
+        taken = sum(other.logarithms.nbytes for other in [*self._on_device])
+        fits = taken + 4 * self._n_mels * frames <= self._device_bytes
+        place = self._device if fits else torch.device("cpu")
+        spectrogram = Spectrogram(
+            torch.empty(self._n_mels, frames, device=place),
+            torch.empty((), device=self._device),
         )
-        magnitudes = stft.abs() ** 2
-        log_spec[:, start:end] = torch.clamp(filters @ magnitudes, min=1e-10).log10()
-        yield
-    log_spec.clamp_(min=log_spec.max() - 8.0)
-    return log_spec.add_(4.0).div_(4.0)
+        if fits:
+            self._on_device.add(spectrogram)
+        return spectrogram
 
 
-def _samples_for_frames(audio: np.ndarray, start: int, end: int) -> Tensor:
+def _samples_for_frames(
+    audio: np.ndarray, start: int, end: int, device: torch.device
+) -> Tensor:
     """What `torch.stft(center=True)` would read for frames `start` to `end`: frame i is centred at i hops."""
     first = start * HOP_LENGTH - _MARGIN
     last = (end - 1) * HOP_LENGTH + _MARGIN
-    samples = torch.from_numpy(_as_float32(audio[max(first, 0) : last]))
+    # A copy: PyTorch warns of an array that must not be written to.
+    samples = torch.from_numpy(np.array(audio[max(first, 0) : last])).to(device)
+    if samples.dtype == torch.int16:
+        # As in `whisper.audio.load_audio`. Until here, such recordings stay at half the size.
+        samples = samples.float().div_(32768.0)
+    samples = samples.float()
     samples = F.pad(samples, (0, last - max(first, 0) - samples.shape[-1]))
     if first < 0:
         samples = F.pad(samples[None], (-first, 0), mode="reflect")[0]
     return samples
-
-
-def _as_float32(samples: np.ndarray) -> np.ndarray:
-    """Scaled as in `whisper.audio.load_audio`. A piece at a time, int16 recordings stay at half the size."""
-    if samples.dtype == np.int16:
-        return samples.astype(np.float32) / 32768.0
-    return samples.astype(np.float32)

@@ -21,6 +21,7 @@ from whisper.tokenizer import Tokenizer
 from whisper.utils import compression_ratio
 
 from deployments.engine.search import Trace
+from deployments.engine.transfer import to_device
 
 # Draws at temperature > 0 come from generators seeded by this constant, one for each decoding of a request.
 SEED = 0
@@ -55,7 +56,6 @@ class Plan:
     prompt: the tokens that are given
     steps: tokens that may be sampled at most
     finished_needed: sequences that end a beam search; None if the rows do not compete
-    suppressed, suppressed_first: tokens that never come, and those that do not come first
     initial_timestamps: how many timestamps may come first; None if rules for timestamps do not hold
     """
 
@@ -75,22 +75,22 @@ class Plan:
         self.finished_needed: int | None = None
         if isinstance(decoder, BeamSearchDecoder):
             self.finished_needed = decoder.max_candidates
-        self.suppressed: list[int] = []
-        self.suppressed_first: list[int] = []
+        self._suppressed: tuple[int, ...] = ()
+        self._suppressed_first: tuple[int, ...] = ()
         self.initial_timestamps: int | None = None
         timestamps = model.dims.n_vocab - self.tokenizer.timestamp_begin
         for rule in task.logit_filters:
             if isinstance(rule, SuppressBlank):
-                self.suppressed_first = [
+                self._suppressed_first = (
                     *self.tokenizer.encode(" "),
                     self.tokenizer.eot,
-                ]
+                )
             elif isinstance(rule, SuppressTokens):
                 # Upstream indexes with them: negative ones count from the end.
                 size = model.dims.n_vocab
                 for token in rule.suppress_tokens:
                     _check(token, range(-size, size))
-                self.suppressed = [token % size for token in rule.suppress_tokens]
+                self._suppressed = tuple(t % size for t in rule.suppress_tokens)
             elif isinstance(rule, ApplyTimestampRules):
                 last = rule.max_initial_timestamp_index
                 self.initial_timestamps = timestamps if last is None else last + 1
@@ -100,6 +100,10 @@ class Plan:
     @property
     def samples(self) -> bool:
         return self.temperature > 0
+
+    def never(self, *, first: bool) -> tuple[int, ...]:
+        """Tokens that must not come; first: as the first one that is sampled."""
+        return self._suppressed + self._suppressed_first if first else self._suppressed
 
     def uniforms(self, number: int) -> Tensor:
         """The draws of the request's decoding `number`, shape (steps, width), in fp64 on the CPU."""
@@ -139,6 +143,6 @@ def _check(token: int, valid: range) -> None:
 
 def language_probabilities(logits: Tensor, tokenizer: Tokenizer) -> dict[str, float]:
     """Of each language's code, from logits of shape (vocabulary,); see `whisper.decoding.detect_language`."""
-    tokens = torch.tensor(tokenizer.all_language_tokens, device=logits.device)
+    tokens = to_device(tokenizer.all_language_tokens, logits.device)
     probabilities: np.ndarray = logits[tokens].softmax(-1).cpu().numpy()
     return dict(zip(tokenizer.all_language_codes, probabilities.tolist(), strict=True))

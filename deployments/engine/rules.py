@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deployments.engine import float_order
+
 _BLOCK = 128
 
 
@@ -179,10 +181,7 @@ def _best(values: Tensor, count: int) -> Tensor:
 
     `topk` leaves the order of equals open, and with it which of them are among the best.
     """
-    bits = (values + 0.0).view(torch.int32)  # + 0.0: there is a negative zero
-    ordered = bits ^ (
-        (bits >> 31) & 0x7FFFFFFF
-    )  # as integers, in the order of the floats
+    ordered = float_order.to_integers(values + 0.0)  # + 0.0: there is a negative zero
     place = torch.arange(values.shape[1], device=values.device)
     return ((ordered.long() << 32) - place).topk(count).indices
 

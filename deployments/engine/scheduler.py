@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from deployments.engine.alignment import AttendedFrames, attention_matrix
 from deployments.engine.batch import Batch, Progress
 from deployments.engine.decoder import Decoder
 from deployments.engine.encoder import Encoder
+from deployments.engine.mel import Mel, Spectrograms
 from deployments.engine.plan import ModelFacts, language_probabilities
 from deployments.engine.session import (
     AlignTask,
@@ -32,6 +33,7 @@ from deployments.engine.session import (
     Task,
     TranscriptionCancelled,
 )
+from deployments.engine.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +53,23 @@ class Scheduler:
     """Owns the model's thread.
 
     encoded_together: windows that the encoder, or the decoder over a whole text, takes at once
+    alignment_heads: see `Decoder.read`
     """
 
     def __init__(
         self,
         facts: ModelFacts,
+        spectrograms: Spectrograms,
         encoder: Encoder,
         decoder: Decoder,
         batch: Batch,
         *,
         slots: int,
         encoded_together: int,
-        alignment_heads: Sequence[tuple[int, int]],
+        alignment_heads: Mapping[int, Tensor],
     ) -> None:
         self.facts = facts
+        self.spectrograms = spectrograms
         self.batch = batch
         self.slots = slots
         self.windows_done = 0
@@ -277,7 +282,7 @@ class Scheduler:
                     self._ready.append(task)
 
     def _detect(self, tasks: list[DetectTask]) -> None:
-        features = self._encoder(self._stacked(task.mel for task in tasks))
+        features = self._encoder(_stacked(task.mel for task in tasks))
         logits = self._decoder.hear_one(features, self.tokenizer.sot)
         for task, heard, row in zip(tasks, features, logits, strict=True):
             probabilities = language_probabilities(row, self.tokenizer)
@@ -293,7 +298,7 @@ class Scheduler:
         for task, states, attention in zip(tasks, hidden, scores, strict=True):
             end = task.start + len(task.text)
             logits = self._decoder.logits(states[task.start : end])
-            text = torch.tensor(task.text, device=logits.device)
+            text = to_device(task.text, logits.device)
             spoken = logits[:, : self.tokenizer.eot].softmax(-1)
             probabilities = spoken.gather(1, text[:, None])
             matrix = attention_matrix(attention[:, : len(task.tokens), : task.frames])
@@ -323,7 +328,7 @@ class Scheduler:
         known = {id(task): _detected_features(task) for task in tasks}
         unknown = [task for task in tasks if known[id(task)] is None]
         if unknown:
-            encoded = self._encoder(self._stacked(task.mel for task in unknown))
+            encoded = self._encoder(_stacked(task.mel for task in unknown))
             known.update(zip(map(id, unknown), encoded, strict=True))
         return [features for task in tasks if (features := known[id(task)]) is not None]
 
@@ -385,8 +390,10 @@ class Scheduler:
         # Last: where the device has failed for good, this raises and ends the loop.
         self.batch.clear(slot)
 
-    def _stacked(self, mels: Any) -> Tensor:
-        return torch.stack([mel.to(self.facts.device) for mel in mels])
+
+def _stacked(mels: Iterable[Mel]) -> Tensor:
+    """Shape (windows, mels, frames)."""
+    return torch.stack([mel.tensor() for mel in mels])
 
 
 def _log_failure(error: Exception, windows: int, retry: int) -> None:
@@ -413,7 +420,7 @@ def _detected_features(task: DecodeTask) -> Tensor | None:
     if task.session.detected is None:
         return None
     mel, features = task.session.detected
-    return features if torch.equal(mel, task.mel) else None
+    return features if mel == task.mel else None
 
 
 def _of(kind: type[_Kind], tasks: Sequence[Task]) -> list[_Kind]:

@@ -12,9 +12,9 @@ from whisper.audio import N_SAMPLES
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import Tokenizer
 
-from deployments.engine import mel as mel_module
 from deployments.engine.alignment import AttendedFrames
 from deployments.engine.batch import Batch
+from deployments.engine.mel import Mel, Spectrogram, Spectrograms
 from deployments.engine.plan import ModelFacts, Outcome, Plan
 
 Cancelled = Callable[[], bool]
@@ -54,18 +54,18 @@ class Task:
 
 @dataclass(eq=False)
 class MelTask(Task):
-    pieces: Generator[None, None, Tensor]
+    pieces: Generator[None, None, Spectrogram]
     needs_slot = False
 
 
 @dataclass(eq=False)
 class DetectTask(Task):
-    mel: Tensor  # (mels, frames)
+    mel: Mel
 
 
 @dataclass(eq=False)
 class DecodeTask(Task):
-    mel: Tensor  # (mels, frames)
+    mel: Mel
     plan: Plan
     number: int
 
@@ -83,6 +83,7 @@ class Loop(Protocol):
 
     facts: ModelFacts
     tokenizer: Tokenizer
+    spectrograms: Spectrograms
     batch: Batch
 
     def do(self, task: Task) -> Any: ...
@@ -101,8 +102,8 @@ class Session:
         self.cancelled = cancelled
         self.slot: int | None = None
         # The window that the slot has heard; of one that only its language is known of, the features.
-        self.window: Tensor | None = None
-        self.detected: tuple[Tensor, Tensor] | None = None
+        self.window: Mel | None = None
+        self.detected: tuple[Mel, Tensor] | None = None
         self.queue_s = 0.0
         self.windows = 0
         self.window_counted = False
@@ -115,20 +116,19 @@ class Session:
         occupancy = self.windows_in_steps / self.steps if self.steps else 0.0
         return Usage(self.queue_s, self.windows, occupancy)
 
-    def mel(self, audio: np.ndarray) -> Tensor:
-        """Of a whole recording with 30 s of silence behind it, shape (mels, frames)."""
-        facts = self.facts
-        pieces = mel_module.in_pieces(audio, facts.dims.n_mels, N_SAMPLES, facts.device)
-        mel: Tensor = self._loop.do(MelTask(self, pieces))
-        return mel
+    def mel(self, audio: np.ndarray) -> Mel:
+        """Of a whole recording with 30 s of silence behind it."""
+        pieces = self._loop.spectrograms.in_pieces(audio, N_SAMPLES)
+        spectrogram: Spectrogram = self._loop.do(MelTask(self, pieces))
+        return Mel.of(spectrogram)
 
-    def detect_language(self, mel: Tensor) -> dict[str, float]:
-        """The probability of each language's code; mel: shape (mels, frames)."""
+    def detect_language(self, mel: Mel) -> dict[str, float]:
+        """The probability of each language's code."""
         probabilities: dict[str, float] = self._loop.do(DetectTask(self, mel))
         return probabilities
 
-    def decode(self, mel: Tensor, options: DecodingOptions) -> DecodingResult:
-        """`whisper.decode`; mel: shape (mels, frames)."""
+    def decode(self, mel: Mel, options: DecodingOptions) -> DecodingResult:
+        """`whisper.decode`"""
         plan = Plan(self.facts, options)
         self._loop.batch.check_fits(plan)
         task = DecodeTask(self, mel, plan, self._decodes)
@@ -138,7 +138,7 @@ class Session:
 
     def attended_frames(
         self,
-        mel: Tensor,
+        mel: Mel,
         sot_sequence: Sequence[int],
         no_timestamps: int,
         text: Sequence[int],

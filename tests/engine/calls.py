@@ -15,6 +15,8 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine
 from deployments.engine.batch import Progress
+from deployments.engine.mel import Mel
+from tests.engine import devices
 from tests.engine.tiny_whisper import as_float, recording
 
 BRIEF: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 4}
@@ -24,6 +26,11 @@ QUIET = np.zeros(16_000, dtype=np.int16)  # `is_quiet` tells its window from the
 Result = dict[str, Any]
 
 
+def exact_engine(model: Whisper, max_windows: int | None = None) -> Engine:
+    """In fp32 on every device, so that its tokens can be compared with official ones."""
+    return Engine(model, max_windows, dtype=torch.float32)
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
@@ -31,8 +38,10 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def is_quiet(mel: Tensor) -> bool:
-    heard = mel[:, :50]  # silence is appended to every recording
+def is_quiet(mel: Tensor | Mel) -> bool:
+    heard = (mel.tensor() if isinstance(mel, Mel) else mel)[
+        :, :50
+    ]  # silence is appended to every recording
     return bool((heard == heard[0, 0]).all())
 
 
@@ -117,7 +126,9 @@ def succeeds(future: Future[Result]) -> bool:
 
 def official(model: Whisper, audio: np.ndarray, **options: Any) -> Result:
     torch.manual_seed(0)
-    result: Result = whisper.transcribe(model, as_float(audio), fp16=False, **options)
+    result: Result = whisper.transcribe(
+        devices.official(model), as_float(audio), fp16=False, **options
+    )
     return result
 
 

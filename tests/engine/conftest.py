@@ -7,8 +7,13 @@ import torch
 from whisper.model import Whisper
 
 from deployments.engine import Engine
-from tests.engine.calls import PATIENCE_S, Calls, Gate, StuckEncoder
+from tests.engine import devices
+from tests.engine.calls import PATIENCE_S, Calls, Gate, StuckEncoder, exact_engine
 from tests.engine.tiny_whisper import tiny_whisper
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    devices.choose(config.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,7 +40,7 @@ def slots() -> int | None:
 
 @pytest.fixture
 def engine(tiny_model: Whisper, slots: int | None) -> Iterator[Engine]:
-    with Engine(tiny_model, slots) as engine:
+    with exact_engine(tiny_model, slots) as engine:
         yield engine
     engine._scheduler.join(PATIENCE_S)
     assert not engine._scheduler._thread.is_alive()

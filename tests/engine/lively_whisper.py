@@ -14,8 +14,10 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 from deployments.engine.batch import Batch, Progress
 from deployments.engine.decoder import Decoder
 from deployments.engine.encoder import Encoder
+from deployments.engine.mel import Mel, Spectrogram
 from deployments.engine.plan import ModelFacts, Outcome, Plan
 from deployments.engine.rules import Vocabulary
+from tests.engine import devices
 from tests.engine.tiny_whisper import DIMENSIONS
 
 SLOTS = 6
@@ -46,18 +48,26 @@ def lively_whisper(seed: int = 0, end: float = 7.5, **dimensions: int) -> Whispe
     decoder.ln.bias[-2:] = 1
     tokens[names.eot, -2] = end
     tokens[names.no_speech, -1] = end
-    return model
+    return devices.placed(model)
 
 
 def tokenizer(model: Whisper) -> Tokenizer:
     return get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
 
 
-def noise_mel(model: Whisper, seed: int = 0) -> Tensor:
-    """Shape (mels, frames)."""
+def noise(model: Whisper, seed: int = 0) -> Mel:
+    """A window of noise."""
     generator = torch.Generator().manual_seed(seed)
     shape = model.dims.n_mels, 2 * model.dims.n_audio_ctx
-    return torch.randn(shape, generator=generator)
+    # Normalised, these are of a deviation of 1 around 0.
+    logarithms = torch.randn(shape, generator=generator) * 4 - 4
+    floor = torch.tensor(-torch.inf, device=model.device)
+    return Mel.of(Spectrogram(logarithms.to(model.device), floor))
+
+
+def noise_mel(model: Whisper, seed: int = 0) -> Tensor:
+    """The same as official code is given it: shape (mels, frames)."""
+    return noise(model, seed).tensor()
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,8 @@ def job(model: Whisper, seed: int = 0, number: int = 0, **options: Any) -> Job:
 
 
 def official(model: Whisper, job: Job) -> DecodingResult:
-    result: DecodingResult = model.decode(job.mel, job.options)
+    model = devices.official(model)
+    result: DecodingResult = model.decode(job.mel.to(model.device), job.options)
     return result
 
 
@@ -87,16 +98,20 @@ class Slots:
     """
 
     def __init__(
-        self, model: Whisper, seed: int | None = None, count: int = SLOTS
+        self,
+        model: Whisper,
+        seed: int | None = None,
+        count: int = SLOTS,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         dims = model.dims
         self.model = model
-        self.encoder = Encoder(model.encoder, model.device, torch.float32)
+        self.encoder = Encoder(model.encoder, model.device, dtype)
         self.decoder = Decoder(
             model.decoder,
             dims,
             model.device,
-            torch.float32,
+            dtype,
             slots=count,
             width=WIDTH,
         )

@@ -12,6 +12,7 @@ from whisper.decoding import ApplyTimestampRules, SuppressBlank, SuppressTokens
 from whisper.tokenizer import get_tokenizer
 
 from deployments.engine.rules import Distribution, History, Vocabulary, distribution
+from tests.engine import devices
 
 PROMPT = [7]  # whatever it is: rules are about sampled tokens
 SECOND = 50  # timestamps
@@ -69,6 +70,10 @@ WHISPERS = pytest.mark.parametrize(
 )
 
 
+def on_device(values: Any, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=devices.chosen())
+
+
 def officially_filtered(
     language: Language, rows: Sequence[Row], logits: Tensor
 ) -> Tensor:
@@ -106,8 +111,8 @@ def ours(language: Language, rows: Sequence[Row], logits: Tensor) -> Distributio
         logits.clone(),
         language.vocabulary,
         history(language, rows),
-        suppressed=torch.tensor(suppressed, dtype=torch.long),
-        initial_timestamps=torch.tensor(initial) if first else None,
+        suppressed=on_device(suppressed, torch.long),
+        initial_timestamps=on_device(initial) if first else None,
     )
 
 
@@ -115,12 +120,12 @@ def history(language: Language, rows: Sequence[Row]) -> History:
     begin = language.begin
     stamps = [[t - begin for t in row.sampled if t >= begin] for row in rows]
     return History(
-        applies=torch.tensor([row.timestamps for row in rows]),
-        last=torch.tensor([bool(r.sampled) and r.sampled[-1] >= begin for r in rows]),
-        penultimate=torch.tensor(
+        applies=on_device([row.timestamps for row in rows]),
+        last=on_device([bool(r.sampled) and r.sampled[-1] >= begin for r in rows]),
+        penultimate=on_device(
             [len(r.sampled) < 2 or r.sampled[-2] >= begin for r in rows]
         ),
-        latest=torch.tensor([found[-1] if found else -1 for found in stamps]),
+        latest=on_device([found[-1] if found else -1 for found in stamps]),
     )
 
 
@@ -168,25 +173,25 @@ class Cases:
         logits = torch.randn(rows, language.size, generator=self.random) * 4
         shift = torch.rand(rows, 1, generator=self.random) * 20 - 15
         logits[:, language.begin :] += shift
-        return logits
+        return logits.to(devices.chosen())
 
     def ties(self, rows: int) -> Tensor:
         logits = torch.randint(-1, 2, (rows, self.language.size), generator=self.random)
         logits = logits.float()
         logits[:, self.language.begin :] -= self.below(7)
-        return logits
+        return logits.to(devices.chosen())
 
     def sparse(self, rows: int) -> Tensor:
         """Nearly all -inf, but for one word."""
         logits = self.plain(rows)
         kept = torch.rand(logits.shape, generator=self.random) < 0.02
         kept[:, self.below(200)] = True
-        return logits.masked_fill(~kept, -torch.inf)
+        return logits.masked_fill(~kept.to(logits.device), -torch.inf)
 
     def peaked(self, rows: int) -> Tensor:
         logits = self.plain(rows)
         token = torch.randint(self.language.size, (rows, 1), generator=self.random)
-        return logits.scatter(1, token, 10.0 ** (1 + self.below(4)))
+        return logits.scatter(1, token.to(logits.device), 10.0 ** (1 + self.below(4)))
 
     def below(self, bound: int) -> int:
         return int(torch.randint(bound, (), generator=self.random))

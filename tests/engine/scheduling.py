@@ -101,7 +101,7 @@ class Run:
         try:
             do(MelTask(self.session, self._pieces()))
             for number, window in enumerate(self.recording.windows):
-                mel = torch.tensor([[float(self.number), float(number)]])
+                mel = cast(Any, NumberedWindow(self.number, number))
                 if number == 0 and self.recording.language_is_detected:
                     do(DetectTask(self.session, mel))
                 for attempt in range(len(window.tries)):
@@ -113,11 +113,22 @@ class Run:
         finally:
             self.session.leave_window()
 
-    def _pieces(self) -> Generator[None, None, Tensor]:
+    def _pieces(self) -> Generator[None, None, Any]:
         for _ in range(self.recording.pieces):
             self.stage.events.append(self.piece)
             yield
-        return torch.zeros(1)
+        return None
+
+
+@dataclass(frozen=True)
+class NumberedWindow:
+    """What stands for a window's spectrogram: its own number and its recording's."""
+
+    recording: int
+    number: int
+
+    def tensor(self) -> Tensor:
+        return torch.tensor([[float(self.recording), float(self.number)]])
 
 
 @dataclass(eq=False)
@@ -150,7 +161,7 @@ class WatchedScheduler(Scheduler):
         self.overtaken: dict[Task, Counter[Session]] = {}
         facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
         super().__init__(
-            facts, model, model, model, **options, alignment_heads=[(0, 0)]
+            facts, model, model, model, model, **options, alignment_heads={}
         )
 
     def runs(self) -> list[Run]:
@@ -178,7 +189,7 @@ class WatchedScheduler(Scheduler):
 
 
 class ScriptedModel:
-    """Encoder, decoder and batch of a scheduler."""
+    """Spectrograms, encoder, decoder and batch of a scheduler."""
 
     def __init__(self, stage: "Stage") -> None:
         self.stage = stage

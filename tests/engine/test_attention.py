@@ -13,8 +13,9 @@ from deployments.engine.attention import (
     cross_attention,
 )
 from deployments.engine.layers import packs_weights
+from tests.engine import devices
+from tests.engine.devices import CPU
 
-CPU = torch.device("cpu")
 LAYERS, SLOTS, STATE = 2, 4, 64
 TOLERANCE = 1e-5
 
@@ -129,28 +130,29 @@ def self_attention(width: int = 3, columns: int = 30) -> SelfAttention:
         columns=columns,
         heads=2,
         state=STATE,
-        device=CPU,
+        device=devices.chosen(),
         dtype=torch.float32,
     )
 
 
 def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
     attention, slot, prompt, width = self_attention(), 2, 4, 3
-    keys, values = torch.randn(2, prompt, STATE)
+    device = devices.chosen()
+    keys, values = torch.randn(2, prompt, STATE).to(device)
     attention.write_prompt(1, slot, keys, values)
     attention.begin(slot, prompt)
     histories = [list(zip(keys, values, strict=True)) for _ in range(width)]
-    alone = Slots.on(CPU, [slot])
-    slots, beams = alone.index.repeat(width), torch.arange(width)
+    alone = Slots.on(device, [slot])
+    slots, beams = alone.index.repeat(width), torch.arange(width, device=device)
     for step, parents in enumerate([[0, 0, 0], [2, 0, 2], [1, 1, 0], [0, 1, 2]]):
         columns = prompt + step * width + beams
         end = prompt + (step + 1) * width
         attention.see(slots, beams, columns)
-        k, v = torch.randn(2, width, STATE)
+        k, v = torch.randn(2, width, STATE).to(device)
         attention.write(1, slots, columns, k, v)
         for beam in range(width):
             histories[beam].append((k[beam], v[beam]))
-        queries = torch.randn(1, width, STATE)
+        queries = torch.randn(1, width, STATE).to(device)
         mask = attention.mask(alone, width, end)
         given = attention.attend(1, queries, alone, mask)
         for beam in range(width):
@@ -158,7 +160,7 @@ def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
             q, k, v = (split(x, 2) for x in (queries[0, beam : beam + 1], *seen))
             expected = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten()
             torch.testing.assert_close(given[0, beam], expected, rtol=0, atol=TOLERANCE)
-        attention.reorder(alone.index, torch.tensor([parents]), end)
+        attention.reorder(alone.index, torch.tensor([parents]).to(device), end)
         histories = [list(histories[parent]) for parent in parents]
 
 
@@ -166,10 +168,12 @@ def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
     "numbers", [[0], [0, 1, 2], [1], [2, 0], [3, 1, 2], [0, 2, 3], [0, 3], [1, 2]]
 )
 def test_each_window_meets_its_slot(numbers: list[int]) -> None:
-    store, queries = torch.randn(SLOTS, 5), torch.randn(len(numbers), 5)
-    slots = Slots.on(CPU, numbers)
+    device = devices.chosen()
+    store = torch.randn(SLOTS, 5).to(device)
+    queries = torch.randn(len(numbers), 5).to(device)
+    slots = Slots.on(device, numbers)
     met = slots.gathered(slots.spread(queries) * slots.of(store))
-    assert torch.equal(met, queries * store[torch.tensor(numbers)])
+    assert torch.equal(met, queries * store[slots.index])
 
 
 @pytest.mark.parametrize("numbers", [[0, 1], [1, 2, 3], [1, 0], [0, 2, 3]])

@@ -7,6 +7,7 @@ import torch
 from whisper.decoding import DecodingResult, DecodingTask
 from whisper.model import Whisper
 
+from tests.engine import devices
 from tests.engine.lively_whisper import Job, Slots, job, lively_whisper, official
 from tests.engine.window_cases import EOT, TOLERANCE, WORDS, assert_all_same, case
 
@@ -83,8 +84,10 @@ def official_score(model: Whisper, one: Job, tokens: list[int]) -> float:
     text = [*task.initial_tokens, *tokens]
     if len(tokens) < task.sample_len:
         text.append(EOT)
-    read = torch.tensor([text])
-    all_logits = model.logits(read, model.encoder(one.mel[None]))
+    model = devices.official(model)
+    read = torch.tensor([text], device=model.device)
+    mel = one.mel[None].to(model.device)
+    all_logits = model.logits(read, model.encoder(mel))
     total = 0.0
     for place in range(task.sample_begin, len(text)):
         logits = all_logits[:, place - 1].clone()

@@ -12,12 +12,14 @@ from whisper.model import MultiHeadAttention, Whisper
 from deployments.engine import Engine
 from deployments.engine import engine as engine_module
 from deployments.schema import parse_request
+from tests.engine import devices
 from tests.engine.calls import (
     BRIEF,
     PATIENCE_S,
     Result,
     assert_same,
     assert_same_segments,
+    exact_engine,
     official,
 )
 from tests.engine.lively_whisper import lively_whisper
@@ -37,7 +39,7 @@ def model() -> Whisper:
 @pytest.fixture(scope="module")
 def whispers(model: Whisper) -> Iterator[Engine]:
     """The engine behind the comparisons."""
-    with Engine(model) as engine:
+    with exact_engine(model) as engine:
         yield engine
 
 
@@ -101,7 +103,7 @@ def test_models_with_other_vocabularies_give_the_result_of_whisper_transcribe(
         {"beam_size": 5, "word_timestamps": True},
         {"initial_prompt": "Names: Ada, Grace."},
     ]
-    with Engine(model) as engine:
+    with exact_engine(model) as engine:
         for options in mixed:
             ours = engine.transcribe(audio, **GREEDY | options)
             assert_same(ours, official(model, audio, **GREEDY | options))
@@ -160,7 +162,7 @@ def test_samples_depend_on_nothing_that_ran_before(
     first = whispers.transcribe(audio, **options)
     whispers.transcribe(sounds(12, seed=7), **options)
     assert_same(whispers.transcribe(audio, **options), first)
-    with Engine(model, max_windows=1) as other:
+    with exact_engine(model, max_windows=1) as other:
         assert_same(other.transcribe(audio, **options), first)
 
 
@@ -216,8 +218,10 @@ def test_calls_from_many_threads_get_the_results_of_calls_one_by_one(
     encoded_together: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(engine_module._ENCODED_TOGETHER, "cpu", encoded_together)
-    with Engine(model, max_windows=6) as engine:
+    monkeypatch.setitem(
+        engine_module._ENCODED_TOGETHER, devices.chosen().type, encoded_together
+    )
+    with exact_engine(model, max_windows=6) as engine:
         futures = [
             threads.submit(engine.transcribe, audio, **GREEDY | options)
             for audio, (_, options) in zip(recordings, MIXED, strict=True)

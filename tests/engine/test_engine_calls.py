@@ -27,6 +27,7 @@ from tests.engine.calls import (
     Calls,
     Gate,
     StuckEncoder,
+    exact_engine,
     succeeds,
     until,
 )
@@ -269,7 +270,7 @@ def test_closing_ends_the_thread_after_its_window(
 
 
 def test_a_closed_engine_takes_no_calls(tiny_model: Whisper) -> None:
-    with Engine(tiny_model) as engine:
+    with exact_engine(tiny_model) as engine:
         assert engine.alive
     assert not engine.alive
     engine.close()
@@ -328,7 +329,7 @@ def test_stats_tell_what_the_engine_does_and_has_done(
 def test_every_slot_takes_memory(tiny_model: Whisper) -> None:
     stats = []
     for slots in (1, 3):
-        with Engine(tiny_model, slots) as engine:
+        with exact_engine(tiny_model, slots) as engine:
             stats.append(engine.stats())
     one, three = stats
     assert one.slot_bytes == three.slot_bytes
@@ -342,7 +343,7 @@ def test_a_slot_takes_what_is_said(
     monkeypatch.setattr(attention, "packs_weights", lambda device, dtype: False)
     held = []
     for slots in (1, 3):
-        with Engine(tiny_model, slots) as engine:
+        with exact_engine(tiny_model, slots) as engine:
             held.append(_bytes_of_tensors())
             slot_bytes = engine.stats().slot_bytes
     assert (held[1] - held[0]) / 2 == pytest.approx(slot_bytes, rel=0.01)
@@ -379,4 +380,4 @@ def test_an_engine_for_no_window_at_all_is_refused(
     tiny_model: Whisper, max_windows: int
 ) -> None:
     with pytest.raises(ValueError, match="max_windows"):
-        Engine(tiny_model, max_windows)
+        exact_engine(tiny_model, max_windows)

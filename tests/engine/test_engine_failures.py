@@ -15,6 +15,7 @@ from deployments.engine.batch import Progress
 from deployments.engine.plan import Outcome
 from deployments.engine.scheduler import NotANumberError
 from deployments.engine.session import Session, Task
+from tests.engine import devices
 from tests.engine.calls import (
     BRIEF,
     PATIENCE_S,
@@ -23,6 +24,7 @@ from tests.engine.calls import (
     Gate,
     Result,
     assert_same,
+    exact_engine,
     is_quiet,
     slots_of_quiet,
     succeeds,
@@ -45,7 +47,7 @@ class BadWindow(Exception):
 @pytest.fixture(scope="module")
 def alone(tiny_model: Whisper) -> list[Result]:
     """What the others get without any company."""
-    with Engine(tiny_model) as engine:
+    with exact_engine(tiny_model) as engine:
         return [
             engine.transcribe(_recording(number), **BRIEF | options)
             for number, options in enumerate(OTHERS)
@@ -58,8 +60,10 @@ def engine(
     monkeypatch: pytest.MonkeyPatch,
     tiny_model: Whisper,
 ) -> Iterator[Engine]:
-    monkeypatch.setitem(engine_module._ENCODED_TOGETHER, "cpu", request.param)
-    with Engine(tiny_model) as engine:
+    monkeypatch.setitem(
+        engine_module._ENCODED_TOGETHER, devices.chosen().type, request.param
+    )
+    with exact_engine(tiny_model) as engine:
         yield engine
     engine._scheduler.join(PATIENCE_S)
 
@@ -239,7 +243,7 @@ def test_recordings_that_hold_no_numbers_fail_their_calls_and_no_other(
 
 @pytest.fixture
 def one_slot(tiny_model: Whisper) -> Iterator[Engine]:
-    with Engine(tiny_model, max_windows=1) as engine:
+    with exact_engine(tiny_model, max_windows=1) as engine:
         yield engine
 
 

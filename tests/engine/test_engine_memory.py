@@ -15,7 +15,7 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine, TranscriptionCancelled
 from deployments.engine.scheduler import NotANumberError
-from tests.engine.calls import BRIEF, PATIENCE_S
+from tests.engine.calls import BRIEF, PATIENCE_S, exact_engine
 from tests.engine.tiny_whisper import as_float, recording, tiny_whisper
 
 GROWTH_BYTES = 40_000_000
@@ -105,7 +105,7 @@ def test_a_call_that_fails_while_it_decodes_leaves_no_recording(
 def test_the_model_may_be_dropped(no_collector: None) -> None:
     model = tiny_whisper()
     parts = [weakref.ref(model), weakref.ref(model.encoder), weakref.ref(model.decoder)]
-    with Engine(model) as engine:
+    with exact_engine(model) as engine:
         before = engine.transcribe(recording(1), **BRIEF)
         del model
         gc.collect()
@@ -114,7 +114,7 @@ def test_the_model_may_be_dropped(no_collector: None) -> None:
 
 
 def test_a_closed_engine_leaves_nothing(tiny_model: Whisper) -> None:
-    engine = Engine(tiny_model)
+    engine = exact_engine(tiny_model)
     engine.transcribe(recording(1), **BRIEF)
     scheduler = engine._scheduler
     held = [weakref.ref(part) for part in (scheduler, scheduler.batch, engine)]
@@ -133,7 +133,7 @@ def test_memory_does_not_grow_with_the_number_of_calls(tiny_model: Whisper) -> N
         {"cancelled": on_the_engines_thread, "sample_len": 200},
         {"language": None},
     ]
-    with Engine(tiny_model, max_windows=2) as engine:
+    with exact_engine(tiny_model, max_windows=2) as engine:
 
         def calls(count: int) -> int:
             for number in range(count):

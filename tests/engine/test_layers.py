@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from whisper.model import LayerNorm as OfficialLayerNorm
 
 from deployments.engine import layers
@@ -12,9 +12,14 @@ from deployments.engine.layers import (
     packs_weights,
     stacked,
 )
+from tests.engine import devices
+from tests.engine.devices import CPU
 
-CPU = torch.device("cpu")
 TOLERANCE = 1e-5
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape).to(devices.chosen())
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +31,8 @@ def seed() -> None:
 def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
         monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
-    elif not packs_weights(CPU, torch.float32):
-        pytest.skip("oneDNN's operators are missing")
+    elif not packs_weights(devices.chosen(), torch.float32):
+        pytest.skip("nothing is packed but on a CPU, by oneDNN's operators")
     return str(request.param)
 
 
@@ -45,9 +50,9 @@ def test_a_linear_layer_is_torchs_whatever_its_layout(
     avx512: bool,
 ) -> None:
     monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
-    module = nn.Linear(48, 96, bias=bias)
+    module = nn.Linear(48, 96, bias=bias).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float32, laid_out_for)
-    x, residual = torch.randn(*shape, 48), torch.randn(*shape, 96)
+    x, residual = random(*shape, 48), random(*shape, 96)
     expected = module(x)
     torch.testing.assert_close(ours(x), expected, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(
@@ -61,10 +66,10 @@ def test_a_linear_layer_is_torchs_whatever_its_layout(
 def test_a_linear_layer_reads_inputs_and_residuals_that_are_not_contiguous(
     packing: str,
 ) -> None:
-    module = nn.Linear(48, 48)
+    module = nn.Linear(48, 48).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float32, 40)
-    x = torch.randn(7, 3, 48).transpose(0, 1)[:, ::2]
-    residual = torch.randn(3, 4, 96)[..., ::2]
+    x = random(7, 3, 48).transpose(0, 1)[:, ::2]
+    residual = random(3, 4, 96)[..., ::2]
     kept = residual.clone()
     expected = residual + module(x)
     torch.testing.assert_close(
@@ -75,18 +80,19 @@ def test_a_linear_layer_reads_inputs_and_residuals_that_are_not_contiguous(
 
 @torch.no_grad()
 def test_a_linear_layer_in_half_precision_is_torchs() -> None:
-    module = nn.Linear(48, 96)
+    module = nn.Linear(48, 96).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float16, 40)
-    x = torch.randn(3, 48).half()
-    assert torch.equal(ours(x), module.half()(x))
+    x = random(3, 48).half()
+    weight, bias = module.weight.half(), module.bias.half()
+    assert torch.equal(ours(x), F.linear(x, weight, bias))
 
 
 @torch.no_grad()
 def test_a_linear_layer_reads_inputs_that_overlap_in_memory(packing: str) -> None:
     # As the encoder's convolutions have them.
-    module = nn.Linear(48, 96)
+    module = nn.Linear(48, 96).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float32, 40)
-    x = torch.randn(2, 50, 16).as_strided((2, 24, 48), (800, 32, 1))
+    x = random(2, 50, 16).as_strided((2, 24, 48), (800, 32, 1))
     expected = F.gelu(module(x))
     torch.testing.assert_close(ours(x, gelu=True), expected, rtol=0, atol=TOLERANCE)
 
@@ -94,7 +100,8 @@ def test_a_linear_layer_reads_inputs_that_overlap_in_memory(packing: str) -> Non
 @torch.no_grad()
 def test_stacked_layers_give_their_outputs_one_after_the_other(packing: str) -> None:
     modules = [nn.Linear(48, 32), nn.Linear(48, 32, bias=False), nn.Linear(48, 64)]
-    x = torch.randn(5, 48)
+    modules = [module.to(devices.chosen()) for module in modules]
+    x = random(5, 48)
     expected = torch.cat([module(x) for module in modules], -1)
     ours = stacked(modules, torch.float32, 40)(x)
     torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
@@ -103,10 +110,10 @@ def test_stacked_layers_give_their_outputs_one_after_the_other(packing: str) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @torch.no_grad()
 def test_layer_norm_is_whispers_in_every_precision(dtype: torch.dtype) -> None:
-    module = OfficialLayerNorm(48)
+    module = OfficialLayerNorm(48).to(devices.chosen())
     nn.init.normal_(module.weight)
     nn.init.normal_(module.bias)
-    x = (torch.randn(2, 3, 48) * 9).to(dtype)
+    x = (random(2, 3, 48) * 9).to(dtype)
     ours = LayerNorm(module)(x)
     assert ours.dtype == dtype
     assert torch.equal(ours, module(x))

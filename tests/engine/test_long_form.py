@@ -10,17 +10,17 @@ import pytest
 import torch
 import whisper
 import whisper.timing
-from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_SAMPLES
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
-from deployments.engine import alignment, long_form, mel
+from deployments.engine import alignment, long_form
 from deployments.engine.alignment import AttendedFrames
 from deployments.engine.long_form import transcribe
+from deployments.engine.mel import Mel, Spectrogram
 from deployments.engine.plan import ModelFacts
 from deployments.engine.session import Session
-from tests.engine.tiny_whisper import DIMENSIONS, recording, scripted, window
+from tests.engine.tiny_whisper import DIMENSIONS, recording, window
 
 TWO_SEGMENTS = window((0, 10), (10, 20))
 ONE_SEGMENT = window((0, 5))
@@ -37,38 +37,38 @@ class ScriptedSession:
 
     def __init__(self, windows: Sequence[DecodingResult]) -> None:
         self.facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
-        self.window: Tensor | None = None
-        self.mels: list[Tensor] = []
+        self.window: Mel | None = None
+        self.mels: list[Mel] = []
         self.options: list[DecodingOptions] = []
-        self.aligned: list[Tensor] = []
+        self.aligned: list[Mel] = []
         self.log: list[str] = []
         self.progress: list[tuple[float, float]] = []
         self.segments: list[list[dict[str, Any]]] = []
         self.has_slot = False
         self.had_slot_in_callbacks: list[bool] = []
-        self._hear = scripted(windows)
+        self._to_hear = iter(windows)
 
-    def mel(self, audio: np.ndarray) -> Tensor:
+    def mel(self, audio: np.ndarray) -> Mel:
         """Frames that are told apart by their number."""
         frames = (len(audio) + N_SAMPLES) // HOP_LENGTH
-        return torch.arange(1.0, frames + 1).repeat(DIMENSIONS.n_mels, 1)
+        return numbered_frames(frames)
 
-    def detect_language(self, mel: Tensor) -> dict[str, float]:
+    def detect_language(self, mel: Mel) -> dict[str, float]:
         self.log.append("detect")
         self.has_slot = True
         return {"en": 0.2, "pt": 0.7, "de": 0.1}
 
-    def decode(self, mel: Tensor, options: DecodingOptions) -> DecodingResult:
+    def decode(self, mel: Mel, options: DecodingOptions) -> DecodingResult:
         self.log.append("decode")
         self.window = mel
         self.has_slot = True
         self.mels.append(mel)
         self.options.append(options)
-        return self._hear(mel, options)
+        return next(self._to_hear)
 
     def attended_frames(
         self,
-        mel: Tensor,
+        mel: Mel,
         sot_sequence: Sequence[int],
         no_timestamps: int,
         text: Sequence[int],
@@ -103,6 +103,11 @@ class ScriptedSession:
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> dict[str, Any]:
         return transcribe(cast(Session, self), audio, **SIMPLE | options)
+
+
+def numbered_frames(frames: int) -> Mel:
+    logarithms = torch.arange(1.0, frames + 1).repeat(DIMENSIONS.n_mels, 1)
+    return Mel.of(Spectrogram(logarithms, torch.tensor(-torch.inf)))
 
 
 def run(
@@ -269,7 +274,7 @@ def test_a_clip_reaches_to_the_last_whole_frame() -> None:
         run([ONE_SEGMENT], 2.006, clip_timestamps=clips)[1].mels
         for clips in ("0", "0,9999")
     ]
-    assert torch.equal(*(mel for mels in seen for mel in mels))
+    assert torch.equal(*(mel.tensor() for mels in seen for mel in mels))
 
 
 def test_no_clips_means_the_whole_recording_as_in_whisper() -> None:
@@ -289,7 +294,6 @@ def test_the_official_modules_are_left_untouched() -> None:
     assert vars(official)["log_mel_spectrogram"] is whisper.audio.log_mel_spectrogram
     assert vars(official)["add_word_timestamps"] is timing.add_word_timestamps
     assert whisper.transcribe is vars(official)["transcribe"] is Whisper.transcribe
-    assert mel.log_mel_spectrogram is not whisper.audio.log_mel_spectrogram
     for name in ("find_alignment", "add_word_timestamps", "dtw", "median_filter"):
         function = vars(timing)[name]
         assert function.__module__ == "whisper.timing"
@@ -320,14 +324,38 @@ def test_the_recording_is_not_changed() -> None:
     np.testing.assert_array_equal(audio, before)
 
 
-@pytest.mark.parametrize("frames", [0, 1, 700, 2999, 3000])
-def test_windows_are_padded_as_whisper_does_it(frames: int) -> None:
-    mel = torch.randn(80, frames + 10)[:, :frames]
-    expected = whisper.pad_or_trim(mel, 3000)
-    assert torch.equal(vars(long_form._official)["pad_or_trim"](mel, 3000), expected)
+@pytest.mark.parametrize("start", [0, 1, 4000, 6990, 7000])
+@pytest.mark.parametrize("frames", [0, 1, 700, 2999, 3000, 4000])
+def test_windows_are_cut_and_padded_as_whisper_does_it(start: int, frames: int) -> None:
+    mel = numbered_frames(7000)
+    whole, window = mel.tensor(), mel[:, start : start + frames]
+    expected = whole[:, start : start + frames]
+    assert window.shape == expected.shape
+    assert torch.equal(window.tensor(), expected)
+    expected = whisper.pad_or_trim(expected, 3000)
+    padded = vars(long_form._official)["pad_or_trim"](window, 3000)
+    assert padded.to(torch.device("cpu")).to(torch.float32) is padded
+    assert padded.shape == expected.shape
+    assert torch.equal(padded.tensor(), expected)
 
 
-def test_a_longer_spectrogram_is_trimmed_as_whisper_does_it() -> None:
-    mel = torch.randn(80, 4000)
-    expected = whisper.pad_or_trim(mel, 3000)
-    assert torch.equal(vars(long_form._official)["pad_or_trim"](mel, 3000), expected)
+def test_a_window_of_a_window_is_whispers() -> None:
+    mel = numbered_frames(500)
+    part, expected = mel[:, 100:400], mel.tensor()[:, 100:400]
+    assert torch.equal(part[:, 50:80].tensor(), expected[:, 50:80])
+    assert torch.equal(part[:, 250:999].tensor(), expected[:, 250:999])
+    assert torch.equal(part.padded(10).tensor(), whisper.pad_or_trim(expected, 10))
+
+
+def test_only_the_same_frames_of_the_same_recording_are_the_same_window() -> None:
+    one, other = numbered_frames(50), numbered_frames(50)
+    assert one[:, 0:10].padded(20) == one[:, :10].padded(20)
+    assert one[:, 0:10].padded(20) != one[:, 0:10].padded(21)
+    assert one[:, 0:10] != one[:, 1:11]
+    assert one[:, 0:10] != other[:, 0:10]
+
+
+@pytest.mark.parametrize("index", [(slice(3), slice(5)), (slice(None), slice(0, 9, 2))])
+def test_other_parts_of_a_spectrogram_are_refused(index: tuple[slice, slice]) -> None:
+    with pytest.raises(IndexError, match="next to each other"):
+        numbered_frames(50)[index]

@@ -1,3 +1,6 @@
+from collections.abc import Generator, Iterator
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +9,8 @@ from whisper import audio as official
 from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 
 from deployments.engine import mel
-from deployments.engine.mel import PIECE_FRAMES, log_mel_spectrogram
+from deployments.engine.mel import PIECE_FRAMES, Mel, Spectrogram, Spectrograms
+from tests.engine import devices
 from tests.engine.tiny_whisper import as_float
 
 SMALL_PIECE_FRAMES = 4000
@@ -22,9 +26,38 @@ LENGTHS_AROUND_PIECES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def inference_mode() -> Iterator[None]:
+    """As in the engine's thread."""
+    with torch.inference_mode():
+        yield
+
+
 def noise(samples: int) -> np.ndarray:
     generator = np.random.default_rng(samples)
     return generator.integers(-9000, 9000, samples, dtype=np.int16)
+
+
+def computed(
+    audio: np.ndarray, padding: int, n_mels: int = 80, device_bytes: int = 1 << 30
+) -> Spectrogram:
+    spectrograms = Spectrograms(n_mels, devices.chosen(), device_bytes)
+    *_, spectrogram = values_and_return(spectrograms.in_pieces(audio, padding))
+    return cast(Spectrogram, spectrogram)
+
+
+def log_mel_spectrogram(
+    audio: np.ndarray, n_mels: int = 80, padding: int = 0
+) -> Tensor:
+    return Mel.of(computed(audio, padding, n_mels)).tensor().cpu()
+
+
+def assert_same(ours: Tensor, expected: Tensor) -> None:
+    if devices.chosen().type == "cuda":
+        # Its transforms round otherwise.
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    else:
+        assert torch.equal(ours, expected)
 
 
 def assert_equal_to_whispers(
@@ -33,7 +66,7 @@ def assert_equal_to_whispers(
     """For the int16 samples and for the same as float32."""
     expected = official.log_mel_spectrogram(as_float(audio), n_mels, padding)
     for samples in (audio, as_float(audio)):
-        assert torch.equal(log_mel_spectrogram(samples, n_mels, padding), expected)
+        assert_same(log_mel_spectrogram(samples, n_mels, padding), expected)
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
@@ -125,18 +158,13 @@ def test_others_may_have_their_turn_after_each_piece(
     monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
     monkeypatch.setattr(mel, "PIECE_FRAMES", 1000)
-    audio, pieces = noise(samples), 0
-    unfinished = mel.in_pieces(audio, 80, N_SAMPLES, torch.device("cpu"))
-    while True:
-        try:
-            next(unfinished)
-        except StopIteration as end:
-            spectrogram = end.value
-            break
-        pieces += 1
-    assert pieces == -(-spectrogram.shape[-1] // 1000)
+    audio = noise(samples)
+    spectrograms = Spectrograms(80, devices.chosen(), 1 << 30)
+    *turns, result = values_and_return(spectrograms.in_pieces(audio, N_SAMPLES))
+    spectrogram = Mel.of(cast(Spectrogram, result))
+    assert len(turns) == -(-spectrogram.shape[-1] // 1000)
     expected = official.log_mel_spectrogram(as_float(audio), 80, N_SAMPLES)
-    assert torch.equal(spectrogram, expected)
+    assert_same(spectrogram.tensor().cpu(), expected)
 
 
 def test_no_transform_sees_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +181,41 @@ def test_no_transform_sees_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) ->
     assert len(transformed) == -(-frames // 1000)
     # Neighbouring pieces share the window around their border.
     assert max(transformed) <= 1000 * HOP_LENGTH + 400
+
+
+def test_a_part_is_normalised_by_the_loudest_frame_of_the_whole() -> None:
+    audio = noise(200_000) // 3000
+    audio[-200:] = 30_000
+    whole = official.log_mel_spectrogram(as_float(audio), 80, N_SAMPLES)
+    part = Mel.of(computed(audio, N_SAMPLES))[:, 100:700]
+    assert_same(part.tensor().cpu(), whole[:, 100:700])
+
+
+def test_spectrograms_stay_on_the_device_as_long_as_they_fit() -> None:
+    device, host = devices.chosen(), devices.CPU
+    audio = noise(16_000)
+    bytes_of_one = 4 * 80 * (16_000 + N_SAMPLES) // HOP_LENGTH
+    spectrograms = Spectrograms(80, device, 2 * bytes_of_one)
+
+    def another() -> Spectrogram:
+        *_, spectrogram = values_and_return(spectrograms.in_pieces(audio, N_SAMPLES))
+        return cast(Spectrogram, spectrogram)
+
+    kept = [another() for _ in range(3)]
+    assert [one.logarithms.device for one in kept] == [device, device, host]
+    expected = Mel.of(kept[0]).tensor()
+    for one in kept:
+        assert one.normalized(0, 10).device == device
+        assert torch.equal(Mel.of(one).tensor(), expected)
+    del kept[1], one
+    assert another().logarithms.device == device
+
+
+def values_and_return(generator: Generator[None, None, Spectrogram]) -> list[object]:
+    """All that it yields, and what it returns."""
+    values: list[object] = []
+    while True:
+        try:
+            values.append(next(generator))
+        except StopIteration as end:
+            return [*values, end.value]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine import devices
 from tests.engine.rule_cases import (
     SECOND,
     SMALL,
@@ -14,6 +15,7 @@ from tests.engine.rule_cases import (
     Language,
     Row,
     officially_filtered,
+    on_device,
     ours,
 )
 
@@ -98,7 +100,7 @@ def test_of_equally_probable_tokens_the_first_come_first_however_many_are_asked_
 
 def flat(language: Language, rows: int = 1) -> Tensor:
     """Words are improbable and timestamps more so."""
-    logits = torch.zeros(rows, language.size)
+    logits = torch.zeros(rows, language.size, device=devices.chosen())
     logits[:, language.begin :] = -30.0
     return logits
 
@@ -198,7 +200,7 @@ def test_where_no_word_is_possible_the_rest_still_is(
         "timestamp": language.begin + 9,
         "language": language.eot + 3,
     }
-    logits = torch.full((1, language.size), -torch.inf)
+    logits = torch.full((1, language.size), -torch.inf, device=devices.chosen())
     logits[0, only[token]] = 2.0
     rows = [Row([language.begin, 5], timestamps=timestamps)]
     assert_as_official(language, rows, logits)
@@ -215,12 +217,12 @@ def test_a_row_in_which_nothing_is_possible_gives_nan_and_the_others_do_not(
     rows = [Row([] if first else [language.begin])] * 3
     logits = Cases(language, seed=6).plain(3)
     # Only what the rules forbid is left of the middle row.
-    possible = torch.zeros(language.size, dtype=torch.bool)
+    possible = torch.zeros_like(logits[1], dtype=torch.bool)
     possible[language.begin + SECOND + 1 :] = True
     logits[1] = logits[1].masked_fill(~possible, -torch.inf)
     assert_as_official(language, rows, logits)
     chances = ours(language, rows, logits)
-    drawn, _ = chances.sample(torch.ones(3), torch.full((3,), 0.5).double())
+    drawn, _ = chances.sample(on_device([1.0] * 3), on_device([0.5] * 3).double())
     assert drawn.isnan().tolist() == [False, True, False]
 
 
@@ -237,5 +239,5 @@ def test_a_nan_in_a_row_gives_nan_and_the_others_are_as_they_were(
     assert torch.equal(values[::2], expected[0][::2])
     assert torch.equal(tokens[::2], expected[1][::2])
     chances = ours(language, rows, logits)
-    drawn, _ = chances.sample(torch.ones(3), torch.full((3,), 0.5).double())
+    drawn, _ = chances.sample(on_device([1.0] * 3), on_device([0.5] * 3).double())
     assert drawn.isnan().tolist() == [False, True, False]

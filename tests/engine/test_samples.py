@@ -13,6 +13,7 @@ from tests.engine.rule_cases import (
     Language,
     Row,
     officially_filtered,
+    on_device,
     ours,
 )
 
@@ -23,8 +24,8 @@ def sampled(
     chances: Distribution, row: int, temperature: float, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The tokens of one row for each of these draws."""
-    rows = chances.rows(torch.full((len(uniform),), row))
-    return rows.sample(torch.full((len(uniform),), temperature), uniform)
+    rows = chances.rows(on_device([row] * len(uniform)))
+    return rows.sample(on_device([temperature] * len(uniform)), uniform)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0])
@@ -39,7 +40,7 @@ def test_tokens_are_drawn_as_often_as_whispers_categorical_says(
     probabilities = Categorical(logits=filtered / temperature).probs
     # Even draws leave no room for chance: an interval holds its share of them, give or take one.
     draws = 1000
-    uniform = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    uniform = (on_device(range(draws), torch.float64) + 0.5) / draws
     chances = ours(SMALL, rows, logits)
     for row, expected in enumerate(probabilities):
         logprobs, tokens = sampled(chances, row, temperature, uniform)
@@ -55,8 +56,9 @@ def test_a_draw_falls_on_the_token_whose_share_it_is_in(language: Language) -> N
     rows = [cases.row(first=False) for _ in range(8)]
     logits = cases.plain(8)
     filtered = officially_filtered(language, rows, logits)
-    temperature = torch.linspace(0.2, 1.0, 8)
+    temperature = torch.linspace(0.2, 1.0, 8).to(logits.device)
     uniform = torch.rand(8, generator=cases.random, dtype=torch.float64)
+    uniform = uniform.to(logits.device)
     _, tokens = ours(language, rows, logits).sample(temperature, uniform)
     shares = (filtered / temperature[:, None]).double().softmax(-1)
     upper = shares.cumsum(-1).gather(1, tokens[:, None])[:, 0]
@@ -75,8 +77,8 @@ def test_the_outermost_draws_give_tokens_that_are_possible(
         chances = ours(language, rows, logits)
         possible = officially_filtered(language, rows, logits).log_softmax(-1)
         for uniform in (0.0, 1 - 2**-53):
-            draws = torch.full((16,), uniform, dtype=torch.float64)
-            logprobs, tokens = chances.sample(torch.ones(16), draws)
+            draws = on_device([uniform] * 16, torch.float64)
+            logprobs, tokens = chances.sample(on_device([1.0] * 16), draws)
             known = ~possible.isnan().any(-1)
             expected = possible.gather(1, tokens[:, None])[:, 0]
             assert expected[known].isfinite().all()
@@ -88,8 +90,9 @@ def test_a_rows_token_depends_on_nothing_but_the_row(language: Language) -> None
     cases = Cases(language, seed=12)
     rows = [cases.row(first=False) for _ in range(6)]
     logits = cases.plain(6)
-    temperature = torch.linspace(0.2, 1.0, 6)
+    temperature = torch.linspace(0.2, 1.0, 6).to(logits.device)
     uniform = torch.rand(6, generator=cases.random, dtype=torch.float64)
+    uniform = uniform.to(logits.device)
     together = ours(language, rows, logits).sample(temperature, uniform)
     for i in range(6):
         one = slice(i, i + 1)
@@ -107,5 +110,5 @@ def test_a_temperature_too_low_to_divide_by_gives_nan_instead_of_any_token(
     chances = ours(SMALL, [Row([5])], logits)
     with pytest.raises((RuntimeError, ValueError)):
         Categorical(logits=logits / temperature).sample()
-    drawn, _ = sampled(chances, 0, temperature, torch.full((1,), 0.5).double())
+    drawn, _ = sampled(chances, 0, temperature, on_device([0.5], torch.float64))
     assert drawn.isnan().all()

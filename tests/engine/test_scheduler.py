@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from typing import Any, cast
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +15,15 @@ from deployments.engine import scheduler as scheduler_module
 from deployments.engine.batch import Progress
 from deployments.engine.session import DecodeTask
 from tests.engine.calls import PATIENCE_S, until
-from tests.engine.scheduling import ERRORS, Attempt, Fate, Recording, Stage, Window
+from tests.engine.scheduling import (
+    ERRORS,
+    Attempt,
+    Fate,
+    NumberedWindow,
+    Recording,
+    Stage,
+    Window,
+)
 
 few = settings(max_examples=60, deadline=None)
 
@@ -238,7 +245,8 @@ def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
             raise KeyboardInterrupt
 
     attempt = cast(Any, Attempt(run, window, 0))
-    task = DecodeTask(run.session, torch.zeros(1, 2), attempt, 0)
+    mel = cast(Any, NumberedWindow(0, 0))
+    task = DecodeTask(run.session, mel, attempt, 0)
     task.future = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         stage.scheduler.do(task)

@@ -1,14 +1,14 @@
 """A Whisper of random weights that decodes a window in milliseconds, and recordings for it."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from whisper.audio import SAMPLE_RATE
-from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.decoding import DecodingResult
 from whisper.model import ModelDimensions, Whisper
+
+from tests.engine import devices
 
 DIMENSIONS = ModelDimensions(
     n_mels=80,
@@ -25,15 +25,13 @@ DIMENSIONS = ModelDimensions(
 TIMESTAMP_BEGIN = 50364
 _A_WORD = 2425
 
-Decode = Callable[[Tensor, DecodingOptions], DecodingResult]
-
 
 def tiny_whisper() -> Whisper:
     torch.manual_seed(1)
     model = Whisper(replace(DIMENSIONS)).eval()
     # Upstream leaves it to the checkpoint, uninitialised.
     torch.nn.init.normal_(model.decoder.positional_embedding)
-    return model
+    return devices.placed(model)
 
 
 def recording(seconds: float, seed: int = 0) -> np.ndarray:
@@ -83,16 +81,6 @@ def window(*segments: tuple[float, float], silent: bool = False) -> DecodingResu
         temperature=0.0,
         compression_ratio=1.0,
     )
-
-
-def scripted(windows: Sequence[DecodingResult]) -> Decode:
-    """A stand-in for `Whisper.decode` that hears `windows`, one after the other."""
-    coming = iter(windows)
-
-    def decode(mel: Tensor, options: DecodingOptions) -> DecodingResult:
-        return next(coming)
-
-    return decode
 
 
 def _timestamp(seconds: float) -> int:

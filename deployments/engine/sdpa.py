@@ -1,0 +1,50 @@
+"""Scaled dot-product attention by a kernel that the call site names.
+
+On a Hopper GPU `F.scaled_dot_product_attention` prefers cuDNN, which builds an execution plan of tens of
+milliseconds for every new shape. A decoder has a new shape at nearly every step, so its attention never goes there.
+The operators below are those that `F.scaled_dot_product_attention` dispatches to; calling them directly also saves
+the host the choice.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, without gradients and never by cuDNN.
+
+    q: shape (batch, heads, queries, head state); k, v: shape (batch, heads, keys, head state)
+    mask: what to add to the scores, in q's precision, broadcastable to (batch, heads, queries, keys)
+
+    FlashAttention takes half precision without a mask, on GPUs from compute capability 8.0 on; the
+    memory-efficient kernel takes everything else on a GPU.
+    """
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    if mask is None and q.dtype != torch.float32 and _has_flash(q.device):
+        return torch.ops.aten._scaled_dot_product_flash_attention.default(
+            q, k, v, 0.0, causal
+        )[0]
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention.default(
+        q, k, v, mask, False, 0.0, causal
+    )[0]
+
+
+@functools.cache
+def _has_flash(device: torch.device) -> bool:
+    capability: tuple[int, int] = torch.get_device_module(device).get_device_capability(
+        device
+    )
+    return capability >= (8, 0)

@@ -1,0 +1,149 @@
+"""What must hold on a GPU, on a device that the CPU plays: nothing is mixed, nobody waits, nothing is asked twice."""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from whisper.model import Whisper
+
+from deployments.engine import Engine
+from tests.engine import devices, emulated_gpu
+from tests.engine.calls import PATIENCE_S, assert_same
+from tests.engine.emulated_gpu import Operation
+from tests.engine.lively_whisper import Job, Slots, job, lively_whisper
+from tests.engine.tiny_whisper import sounds
+from tests.engine.window_cases import EOT, WORDS
+
+pytestmark = pytest.mark.skipif(
+    not devices.on_cpu(), reason="on another device the other tests tell"
+)
+
+# For five beams. A layer takes 23 operations; the first token of a window, and windows that have not taken a step
+# together before, take some more.
+OPERATIONS_OF_A_STEP = {"base": 310, "medium": 724, "turbo": 264, "large-v3": 908}
+OPERATIONS_OF_A_CHANGE = 11
+DECODERS = {
+    "base": {"n_text_layer": 6},
+    "medium": {"n_text_layer": 24},
+    "turbo": {"n_text_layer": 4, "n_vocab": 51866},
+    "large-v3": {"n_text_layer": 32, "n_vocab": 51866},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> torch.device:
+    emulated_gpu.install()
+    return torch.device(emulated_gpu.NAME, 0)
+
+
+def asked_for(work: Any, *arguments: Any) -> list[Operation]:
+    with torch.inference_mode(), emulated_gpu.watched() as operations:
+        work(*arguments)
+    return operations
+
+
+def launched(operations: Sequence[Operation]) -> int:
+    return sum(operation.launches for operation in operations)
+
+
+def waits(operations: Sequence[Operation]) -> list[str]:
+    return [operation.name for operation in operations if operation.waits]
+
+
+def half_precision_slots(
+    model: Whisper, device: torch.device, windows: int
+) -> tuple[Slots, list[Job]]:
+    """Slots on the device, and windows of five beams that do not end."""
+    model = copy.deepcopy(model).to(device)
+    beams = job(model, beam_size=5, suppress_tokens=[EOT], sample_len=20)
+    return Slots(model, count=windows, dtype=torch.float16), [beams] * windows
+
+
+@pytest.mark.parametrize("windows", [1, 8, 32])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_step_asks_for_no_more_operations_than_it_needs(
+    device: torch.device, name: str, windows: int
+) -> None:
+    slots, jobs = half_precision_slots(
+        lively_whisper(**DECODERS[name]), device, windows
+    )
+    asked_for(slots.join, jobs)
+    together, again = (asked_for(slots.step) for _ in range(2))
+    assert launched(again) <= OPERATIONS_OF_A_STEP[name]
+    assert launched(together) <= OPERATIONS_OF_A_STEP[name] + OPERATIONS_OF_A_CHANGE
+
+
+MIXED: list[dict[str, Any]] = [
+    {"beam_size": 5},
+    {},
+    {"beam_size": 2, "suppress_tokens": "-1,34308", "prompt": WORDS},
+    {"temperature": 0.7, "best_of": 3, "without_timestamps": True},
+    {"beam_size": 10, "suppress_tokens": None, "suppress_blank": False},
+]
+
+
+def test_a_step_waits_for_the_device_once_whoever_takes_part(
+    device: torch.device,
+) -> None:
+    model = copy.deepcopy(lively_whisper()).to(device)
+    slots = Slots(model, seed=3, count=len(MIXED) + 2, dtype=torch.float16)
+    jobs = [job(model, seed, **options) for seed, options in enumerate(MIXED)]
+    assert waits(asked_for(slots.join, jobs)) == ["aten::_to_copy"]
+    numbers = list(slots.live)
+    for some in (numbers, numbers, numbers[1:], numbers[3:4], numbers[:2], numbers):
+        assert waits(asked_for(slots.step, some)) == ["aten::_to_copy"]
+
+
+REQUESTS: list[tuple[float, dict[str, Any]]] = [
+    (33, {}),
+    (5, {"beam_size": 5, "language": None}),
+    (35, {"word_timestamps": True, "beam_size": 2}),
+    (20, {"temperature": 0.6, "best_of": 4}),
+    (12, {"initial_prompt": "Names: Ada, Grace.", "clip_timestamps": "1,4,8"}),
+]
+
+
+def transcribed(engine: Engine, number: int) -> dict[str, Any]:
+    seconds, options = REQUESTS[number]
+    brief: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 8}
+    return engine.transcribe(sounds(seconds, number), **brief | options)
+
+
+def test_requests_have_the_results_that_they_have_on_the_cpu(
+    device: torch.device,
+) -> None:
+    model = lively_whisper(n_audio_ctx=1500)
+    numbers = range(len(REQUESTS))
+    with Engine(model) as engine:
+        expected = [transcribed(engine, number) for number in numbers]
+    with (
+        ThreadPoolExecutor(8, thread_name_prefix="caller") as callers,
+        Engine(model, device=device, dtype=torch.float32) as engine,
+        emulated_gpu.watched() as operations,
+    ):
+        calls = [callers.submit(transcribed, engine, number) for number in numbers]
+        together = [call.result(PATIENCE_S) for call in calls]
+    for ours, theirs in zip(together, expected, strict=True):
+        assert_same(ours, theirs)
+    # A GPU's work belongs to one thread: what others asked for would come between it, unseen.
+    assert {operation.thread for operation in operations} == {"engine"}
+
+
+def test_half_precision_is_the_default_on_a_gpu(device: torch.device) -> None:
+    model = lively_whisper(n_audio_ctx=1500)
+    with Engine(model, device=device) as engine, emulated_gpu.watched() as operations:
+        result = transcribed(engine, 1)
+    assert result["segments"]
+    kernels = {operation.name for operation in operations}
+    assert "aten::_scaled_dot_product_flash_attention" in kernels
+    with (
+        Engine(model, device=device, dtype=torch.float32) as engine,
+        emulated_gpu.watched() as operations,
+    ):
+        transcribed(engine, 1)
+    kernels = {operation.name for operation in operations}
+    assert "aten::_scaled_dot_product_flash_attention" not in kernels
+    assert "aten::_scaled_dot_product_efficient_attention" in kernels
