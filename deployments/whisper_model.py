@@ -196,9 +196,10 @@ class WhisperModel:
         import torch
 
         from deployments import model_loading
-        from deployments.engine import Engine
+        from deployments.engine import Engine, own_process
         from deployments.engine.alignment import compile_dtw
 
+        own_process()
         try:
             model = model_loading.load_model(path, self._model.official)
             stages.done("read")

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import re
+import sys
 import threading
 import time
 import weakref
@@ -157,6 +158,17 @@ async def test_a_replica_takes_its_share_of_the_gpus_memory(
     random_checkpoint(checkpoint)
     WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), True, 0.25)
     assert given == {"device": "cuda", "memory_bytes": 6_000_000_000}
+
+
+async def test_a_replicas_process_belongs_to_its_engine(checkpoint: Path) -> None:
+    random_checkpoint(checkpoint)
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        await _replica(checkpoint).ready()
+        assert sys.getswitchinterval() == pytest.approx(0.0001)
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def test_slots_are_known_once_the_model_is_loaded(

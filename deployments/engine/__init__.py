@@ -1,6 +1,7 @@
 """Transcription of many recordings at once with one model. Knows nothing of Ray, HTTP, URLs or files."""
 
 from deployments.engine.engine import Engine, EngineStats
+from deployments.engine.process import own_process
 from deployments.engine.session import (
     EngineClosedError,
     TranscriptionCancelled,
@@ -13,4 +14,5 @@ __all__ = [
     "EngineStats",
     "TranscriptionCancelled",
     "Usage",
+    "own_process",
 ]

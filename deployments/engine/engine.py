@@ -8,24 +8,15 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
-from whisper.tokenizer import get_tokenizer
 
-from deployments.engine.batch import Batch
 from deployments.engine.decoder import Decoder
-from deployments.engine.encoder import Encoder
 from deployments.engine.long_form import OnProgress, OnSegments, transcribe
 from deployments.engine.mel import Spectrograms
-from deployments.engine.plan import ModelFacts
-from deployments.engine.rules import Vocabulary
+from deployments.engine.parts import MAX_WIDTH, Parts
 from deployments.engine.scheduler import Scheduler
 from deployments.engine.session import Cancelled, Session, Usage
-from deployments.engine.transfer import to_device
-
-# The most beams, or samples, of a window.
-MAX_WIDTH = 10
 
 _MAX_WINDOWS = {"cpu": 8, "cuda": 32}
 # Encoding several windows in one call gains nothing on a CPU and would hold up the others.
@@ -81,9 +72,6 @@ class Engine:
             raise ValueError(f"dtype: must be float32 or float16, not {dtype}")
         # As tensors tell it: "cuda" becomes "cuda:0".
         place = torch.empty(0, device=device or model.device).device
-        self.facts = ModelFacts(
-            model.dims, place, model.is_multilingual, model.num_languages
-        )
         kind = place.type
         if dtype is None:
             dtype = torch.float32 if kind == "cpu" else torch.float16
@@ -92,41 +80,23 @@ class Engine:
         slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
         self._weight_bytes = _bytes_of_weights(model, dtype)
         slots = max_windows or min(
-            _MAX_WINDOWS.get(kind, 8), self._windows_that_fit(slot_bytes, memory_bytes)
+            _MAX_WINDOWS.get(kind, 8),
+            self._windows_that_fit(place, slot_bytes, memory_bytes),
         )
-
-        @torch.inference_mode()
-        def build() -> tuple[Encoder, Decoder, Batch, dict[int, Tensor]]:
-            encoder = Encoder(model.encoder, place, dtype)
-            decoder = Decoder(
-                model.decoder, model.dims, place, dtype, slots=slots, width=MAX_WIDTH
-            )
-            batch = Batch(
-                decoder,
-                _vocabulary(self.facts),
-                slots=slots,
-                width=MAX_WIDTH,
-                steps=model.dims.n_text_ctx // 2,
-                device=place,
-            )
-            return encoder, decoder, batch, _alignment_heads(model, place)
 
         # OpenMP keeps worker threads for each thread that has used it, and where there are more of them than
         # cores, those of the engine's thread sleep between operations: a third of its speed. This one's end.
         with ThreadPoolExecutor(1) as thread:
-            encoder, decoder, batch, heads = thread.submit(build).result()
-        self._slot_bytes = decoder.bytes_per_slot + batch.bytes_per_slot
+            parts = thread.submit(Parts.of, model, place, dtype, slots=slots).result()
+        self.facts = parts.facts
+        self._slot_bytes = parts.slot_bytes
         self._audio_seconds_done = 0.0
         self._lock = threading.Lock()
         self._scheduler = Scheduler(
-            self.facts,
+            parts,
             Spectrograms(model.dims.n_mels, place, _SPECTROGRAM_BYTES),
-            encoder,
-            decoder,
-            batch,
             slots=slots,
             encoded_together=_ENCODED_TOGETHER.get(kind, 1),
-            alignment_heads=heads,
         )
 
     def __enter__(self) -> Self:
@@ -205,11 +175,13 @@ class Engine:
         """Wait, at most so many seconds, until a closed engine has let go of its memory."""
         self._scheduler.join(timeout)
 
-    def _windows_that_fit(self, slot_bytes: int, memory_bytes: int | None) -> int:
-        if self.facts.device.type == "cpu":
+    def _windows_that_fit(
+        self, device: torch.device, slot_bytes: int, memory_bytes: int | None
+    ) -> int:
+        if device.type == "cpu":
             return _MAX_WINDOWS["cpu"]
         if memory_bytes is None:
-            memory_bytes = _free_on(self.facts.device)
+            memory_bytes = _free_on(device)
         left = memory_bytes - self._weight_bytes - _GPU_WORKSPACE
         return max(1, left // slot_bytes)
 
@@ -221,14 +193,6 @@ def _free_on(gpu: torch.device) -> int:
     return int(module.mem_get_info(gpu)[0] + unused)
 
 
-def _alignment_heads(model: Whisper, device: torch.device) -> dict[int, Tensor]:
-    """The heads that tell when a word was spoken, by their layer."""
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in model.alignment_heads.indices().T.tolist():
-        by_layer.setdefault(layer, []).append(head)
-    return {layer: to_device(heads, device) for layer, heads in by_layer.items()}
-
-
 def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:
     """Of what the engine keeps: the embeddings are there in fp32 as well, cross-attention's keys and values
     for language detection in a second layout.
@@ -238,16 +202,6 @@ def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:
     dims = model.dims
     second = 2 * dims.n_text_layer * dims.n_text_state**2
     return (parameters + second) * dtype.itemsize + embeddings * 4
-
-
-def _vocabulary(facts: ModelFacts) -> Vocabulary:
-    tokenizer = get_tokenizer(facts.is_multilingual, num_languages=facts.num_languages)
-    return Vocabulary(
-        size=facts.dims.n_vocab,
-        eot=tokenizer.eot,
-        timestamp_begin=tokenizer.timestamp_begin,
-        no_timestamps=tokenizer.no_timestamps,
-    )
 
 
 def _never() -> bool:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +18,10 @@ from torch import Tensor
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from deployments.engine.alignment import AttendedFrames, attention_matrix
-from deployments.engine.batch import Batch, Progress
-from deployments.engine.decoder import Decoder
-from deployments.engine.encoder import Encoder
+from deployments.engine.batch import Progress
 from deployments.engine.mel import Mel, Spectrograms
-from deployments.engine.plan import ModelFacts, language_probabilities
+from deployments.engine.parts import Parts
+from deployments.engine.plan import language_probabilities
 from deployments.engine.session import (
     AlignTask,
     DecodeTask,
@@ -53,35 +52,30 @@ class Scheduler:
     """Owns the model's thread.
 
     encoded_together: windows that the encoder, or the decoder over a whole text, takes at once
-    alignment_heads: see `Decoder.read`
     """
 
     def __init__(
         self,
-        facts: ModelFacts,
+        parts: Parts,
         spectrograms: Spectrograms,
-        encoder: Encoder,
-        decoder: Decoder,
-        batch: Batch,
         *,
         slots: int,
         encoded_together: int,
-        alignment_heads: Mapping[int, Tensor],
     ) -> None:
-        self.facts = facts
+        facts = self.facts = parts.facts
         self.spectrograms = spectrograms
-        self.batch = batch
+        self.batch = parts.batch
         self.slots = slots
         self.windows_done = 0
         self.tokenizer: Tokenizer = get_tokenizer(
             facts.is_multilingual, num_languages=facts.num_languages
         )
-        self._encoder = encoder
-        self._decoder = decoder
+        self._encoder = parts.encoder
+        self._decoder = parts.decoder
         self._together = encoded_together
         self._at_once = slots  # that take a step together
         self._calm_turns = 0
-        self._alignment_heads = alignment_heads
+        self._alignment_heads = parts.alignment_heads
         self._free = list(range(slots))
         self._waiting: deque[Task] = deque()  # for a slot
         self._ready: deque[Task] = deque()

@@ -27,6 +27,13 @@ def one_thread() -> Iterator[None]:
     numba.set_num_threads(before[1])
 
 
+@pytest.fixture
+def inference_mode() -> Iterator[None]:
+    """As in the engine's thread."""
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Whisper:
     return tiny_whisper()

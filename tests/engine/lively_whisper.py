@@ -11,17 +11,14 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from deployments.engine.batch import Batch, Progress
-from deployments.engine.decoder import Decoder
-from deployments.engine.encoder import Encoder
+from deployments.engine.batch import Progress
 from deployments.engine.mel import Mel, Spectrogram
-from deployments.engine.plan import ModelFacts, Outcome, Plan
-from deployments.engine.rules import Vocabulary
+from deployments.engine.parts import Parts
+from deployments.engine.plan import Outcome, Plan
 from tests.engine import devices
 from tests.engine.tiny_whisper import DIMENSIONS
 
 SLOTS = 6
-WIDTH = 10
 
 
 def lively_whisper(seed: int = 0, end: float = 7.5, **dimensions: int) -> Whisper:
@@ -104,32 +101,9 @@ class Slots:
         count: int = SLOTS,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        dims = model.dims
-        self.model = model
-        self.encoder = Encoder(model.encoder, model.device, dtype)
-        self.decoder = Decoder(
-            model.decoder,
-            dims,
-            model.device,
-            dtype,
-            slots=count,
-            width=WIDTH,
-        )
-        names = tokenizer(model)
-        vocabulary = Vocabulary(
-            dims.n_vocab, names.eot, names.timestamp_begin, names.no_timestamps
-        )
-        self.batch = Batch(
-            self.decoder,
-            vocabulary,
-            slots=count,
-            width=WIDTH,
-            steps=dims.n_text_ctx // 2,
-            device=model.device,
-        )
-        self.facts = ModelFacts(
-            dims, model.device, model.is_multilingual, model.num_languages
-        )
+        parts = Parts.of(model, model.device, dtype, slots=count)
+        self.facts, self.encoder = parts.facts, parts.encoder
+        self.decoder, self.batch = parts.decoder, parts.batch
         self.free = list(range(count))
         self.live: dict[int, _Live] = {}
         self._chance = None if seed is None else random.Random(seed)

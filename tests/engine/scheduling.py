@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deployments.engine import TranscriptionCancelled
 from deployments.engine.batch import Progress
+from deployments.engine.parts import Parts
 from deployments.engine.plan import ModelFacts
 from deployments.engine.scheduler import NotANumberError, Scheduler
 from deployments.engine.session import DecodeTask, DetectTask, MelTask, Session, Task
@@ -160,9 +161,8 @@ class WatchedScheduler(Scheduler):
         # How often each other session was given a slot while a task waited for one.
         self.overtaken: dict[Task, Counter[Session]] = {}
         facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
-        super().__init__(
-            facts, model, model, model, model, **options, alignment_heads={}
-        )
+        parts = Parts(facts, model, model, model, alignment_heads={})
+        super().__init__(parts, model, **options)
 
     def runs(self) -> list[Run]:
         """Those that wait for something."""

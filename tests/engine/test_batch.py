@@ -17,6 +17,8 @@ from tests.engine.window_cases import (
     case,
 )
 
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
 
 @pytest.fixture(scope="module")
 def model() -> Whisper:

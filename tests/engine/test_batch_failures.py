@@ -10,9 +10,9 @@ from torch.overrides import TorchFunctionMode
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
+from deployments.engine.parts import MAX_WIDTH
 from deployments.engine.plan import Plan
 from tests.engine.lively_whisper import (
-    WIDTH,
     Job,
     Slots,
     job,
@@ -22,6 +22,8 @@ from tests.engine.lively_whisper import (
 )
 from tests.engine.tiny_whisper import DIMENSIONS
 from tests.engine.window_cases import EOT, FULL_PROMPT, assert_all_same, case
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 N_VOCAB = DIMENSIONS.n_vocab
 
@@ -184,8 +186,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: Whisper) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"beam_size": WIDTH + 1},
-        {"temperature": 0.5, "best_of": WIDTH + 1},
+        {"beam_size": MAX_WIDTH + 1},
+        {"temperature": 0.5, "best_of": MAX_WIDTH + 1},
         {"sample_len": 225},
     ],
 )
@@ -200,5 +202,5 @@ def test_a_window_too_large_for_any_slot_is_refused(
 
 def test_the_largest_window_fits(model: Whisper) -> None:
     slots = Slots(model)
-    largest = DecodingOptions(language="en", beam_size=WIDTH, prompt=FULL_PROMPT)
+    largest = DecodingOptions(language="en", beam_size=MAX_WIDTH, prompt=FULL_PROMPT)
     slots.batch.check_fits(Plan(slots.facts, largest))

@@ -11,6 +11,8 @@ from tests.engine import devices
 from tests.engine.lively_whisper import Job, Slots, job, lively_whisper, official
 from tests.engine.window_cases import EOT, TOLERANCE, WORDS, assert_all_same, case
 
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
 SAMPLING: dict[str, dict[str, Any]] = {
     "one sample": {"temperature": 0.4},
     "best of five": {"temperature": 0.6, "best_of": 5},
@@ -40,7 +42,8 @@ def samples(model: Whisper) -> list[Job]:
 @pytest.fixture(scope="module")
 def sampled(model: Whisper, samples: list[Job]) -> list[DecodingResult]:
     """Each of them alone."""
-    return [Slots(model).decode([one])[0] for one in samples]
+    with torch.inference_mode():
+        return [Slots(model).decode([one])[0] for one in samples]
 
 
 @pytest.mark.parametrize("seed", [None, 1])

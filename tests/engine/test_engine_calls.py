@@ -381,3 +381,11 @@ def test_an_engine_for_no_window_at_all_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="max_windows"):
         exact_engine(tiny_model, max_windows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int8])
+def test_a_precision_that_whisper_does_not_have_is_refused(
+    tiny_model: Whisper, dtype: torch.dtype
+) -> None:
+    with pytest.raises(ValueError, match="dtype: must be float32 or float16, not"):
+        Engine(tiny_model, dtype=dtype)

@@ -1,4 +1,4 @@
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import cast
 
 import numpy as np
@@ -26,11 +26,7 @@ LENGTHS_AROUND_PIECES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As in the engine's thread."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def noise(samples: int) -> np.ndarray:

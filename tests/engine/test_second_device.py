@@ -147,3 +147,13 @@ def test_half_precision_is_the_default_on_a_gpu(device: torch.device) -> None:
     kernels = {operation.name for operation in operations}
     assert "aten::_scaled_dot_product_flash_attention" not in kernels
     assert "aten::_scaled_dot_product_efficient_attention" in kernels
+
+
+def test_single_precision_is_not_rounded_to_tf32(device: torch.device) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with Engine(lively_whisper(), device=device, dtype=torch.float32):
+            assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)

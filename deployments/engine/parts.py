@@ -1,0 +1,77 @@
+"""What an engine is made of, without the thread that works with it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
+
+from deployments.engine.batch import Batch
+from deployments.engine.decoder import Decoder
+from deployments.engine.encoder import Encoder
+from deployments.engine.plan import ModelFacts
+from deployments.engine.rules import Vocabulary
+from deployments.engine.transfer import to_device
+
+# The most beams, or samples, of a window.
+MAX_WIDTH = 10
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Encoder, decoder and the windows that decode together, over one copy of a model's weights.
+
+    alignment_heads: by layer, those that tell when a word was spoken; see `Decoder.read`
+    """
+
+    facts: ModelFacts
+    encoder: Encoder
+    decoder: Decoder
+    batch: Batch
+    alignment_heads: dict[int, Tensor]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls, model: Whisper, device: torch.device, dtype: torch.dtype, *, slots: int
+    ) -> Self:
+        """On this device, in this precision, with room for `slots` windows."""
+        dims = model.dims
+        encoder = Encoder(model.encoder, device, dtype)
+        decoder = Decoder(
+            model.decoder, dims, device, dtype, slots=slots, width=MAX_WIDTH
+        )
+        facts = ModelFacts(dims, device, model.is_multilingual, model.num_languages)
+        batch = Batch(
+            decoder,
+            _vocabulary(facts),
+            slots=slots,
+            width=MAX_WIDTH,
+            steps=dims.n_text_ctx // 2,
+            device=device,
+        )
+        return cls(facts, encoder, decoder, batch, _alignment_heads(model, device))
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of each slot."""
+        return self.decoder.bytes_per_slot + self.batch.bytes_per_slot
+
+
+def _vocabulary(facts: ModelFacts) -> Vocabulary:
+    tokenizer = get_tokenizer(facts.is_multilingual, num_languages=facts.num_languages)
+    return Vocabulary(
+        size=facts.dims.n_vocab,
+        eot=tokenizer.eot,
+        timestamp_begin=tokenizer.timestamp_begin,
+        no_timestamps=tokenizer.no_timestamps,
+    )
+
+
+def _alignment_heads(model: Whisper, device: torch.device) -> dict[int, Tensor]:
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in model.alignment_heads.indices().T.tolist():
+        by_layer.setdefault(layer, []).append(head)
+    return {layer: to_device(heads, device) for layer, heads in by_layer.items()}
