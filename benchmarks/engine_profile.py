@@ -22,6 +22,7 @@ import torch
 from whisper.model import ModelDimensions
 
 from benchmarks import engine_report, recordings
+from benchmarks.floors import Machine, Work
 from benchmarks.recordings import Recording
 from deployments import catalog, checkpoints, model_loading
 from deployments.engine import Engine
@@ -40,42 +41,6 @@ class Part:
     least_s: float | None = 0.0
 
 
-@dataclass(frozen=True)
-class Machine:
-    """flops: floating-point operations a second; bandwidth: bytes read a second"""
-
-    flops: float
-    bandwidth: float
-
-
-class Work:
-    """The least time of the engine's parts for a model of these dimensions in fp32."""
-
-    def __init__(self, dims: ModelDimensions, machine: Machine) -> None:
-        self._machine = machine
-        audio, state = dims.n_audio_ctx, dims.n_audio_state
-        convolutions = 2 * 3 * state * (2 * audio * dims.n_mels + audio * state)
-        layer = 2 * audio * 12 * state**2 + 4 * audio**2 * state
-        self._encoder = convolutions + dims.n_audio_layer * layer
-        text = dims.n_text_state
-        self._listening = 4 * dims.n_text_layer * audio * state * text
-        # Projections of self-attention, query and output of cross-attention, both layers of the MLP.
-        self._weights = dims.n_text_layer * 14 * text**2 + dims.n_vocab * text
-        self._heard_bytes = 2 * dims.n_text_layer * audio * text * 4
-
-    def encode(self, windows: int) -> float:
-        return windows * self._encoder / self._machine.flops
-
-    def listen(self) -> float:
-        return self._listening / self._machine.flops
-
-    def step(self, windows: int, rows: int) -> float:
-        arithmetic = 2 * rows * self._weights / self._machine.flops
-        reading = 4 * self._weights / self._machine.bandwidth
-        heard = windows * self._heard_bytes / self._machine.bandwidth
-        return max(arithmetic, reading) + heard
-
-
 class Profile:
     """Measures the parts of an engine's loop."""
 
@@ -89,7 +54,10 @@ class Profile:
 
         self._watch(scheduler, "_encoder", "encoder", lambda mel: work.encode(len(mel)))
         self._watch(
-            decoder, "listen", "audio's keys and values", lambda *_: work.listen()
+            decoder,
+            "listen",
+            "audio's keys and values",
+            lambda *_: work.cross_keys_values(),
         )
         self._watch(decoder, "hear_one", "language from features", None)
         self._watch(batch, "join", "reading prompts", None)
@@ -141,7 +109,7 @@ def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
     # In threads that end, as in `benchmarks.engine`.
     with ThreadPoolExecutor(1) as thread:
         engine, dims, machine = thread.submit(_prepared, arguments).result()
-    profile = Profile(engine, dims, Work(dims, machine))
+    profile = Profile(engine, dims, Work(dims, machine, number_bytes=4))
 
     def transcribe(recording: Recording) -> None:
         engine.transcribe(recording.pcm, temperature=0.0, beam_size=arguments.beam_size)

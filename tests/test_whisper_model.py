@@ -36,7 +36,9 @@ from deployments.model_loading import load_model
 from deployments.schema import TranscriptionRequest, parse_request
 from deployments.whisper_model import WhisperModel
 from tests.end_to_end.conftest import random_checkpoint
-from tests.engine.calls import until
+from tests.engine.calls import assert_same, official, until
+from tests.engine.lively_whisper import lively_whisper
+from tests.engine.tiny_whisper import sounds
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
 
@@ -332,3 +334,13 @@ async def test_leaving_a_stream_ends_its_work(
     assert (await anext(events))["event"] == "progress"
     await events.aclose()  # type: ignore[attr-defined]
     assert await asyncio.to_thread(ended.wait, 5)
+
+
+def test_a_request_without_options_gives_the_result_of_whisper_transcribe() -> None:
+    model, audio = lively_whisper(n_audio_ctx=1500), sounds(12)
+    options = parse_request({"audio": "https://example.com/a"}).whisper_options()
+    # No window of this model is good enough for the thresholds.
+    options |= {"sample_len": 8, "logprob_threshold": None}
+    with Engine(model) as engine:
+        ours = engine.transcribe(audio, **options)
+    assert_same(ours, official(model, audio, **options))

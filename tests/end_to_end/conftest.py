@@ -6,11 +6,13 @@ which Ray is told that there is one; the machine need not have it.
 
 import contextlib
 import functools
+import http.client
 import http.server
 import itertools
 import json
 import os
 import threading
+import time
 import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import requests
 import torch
 import whisper
@@ -46,6 +49,14 @@ LONG_AND_LIGHT = {
     "clip_timestamps": "0,300",
     "beam_size": None,
     "temperature_increment_on_fallback": None,
+    "condition_on_previous_text": False,
+}
+
+
+# The same ten seconds again and again: seconds of work for any machine.
+REPEATS = 12
+REPEATED = {
+    "clip_timestamps": [0.0, 10.0] * REPEATS,
     "condition_on_previous_text": False,
 }
 
@@ -188,14 +199,31 @@ def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def replicas(deployment: str, application: str = "whisper") -> list[int]:
-    """Process ids; Ray writes the deployment's name into the command line."""
-    name = f"ray::ServeReplica:{application}:{deployment}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(name):
-                found.append(int(process.name))
-    return found
+    """Process ids. The command lines tell too, but not while a replica is at work."""
+    name = f"SERVE_REPLICA::{application}#{deployment}#"
+    return [
+        actor["Pid"]
+        for actor in ray._private.state.actors().values()
+        if actor["State"] == "ALIVE" and actor["Name"].startswith(name)
+    ]
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def calling(app: App, **request: Any) -> Iterator[None]:
+    """A request whose caller leaves before there is an answer."""
+    connection = http.client.HTTPConnection(app.url.removeprefix("http://"))
+    connection.request("POST", "/transcribe", json.dumps(request))
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 def waveform(name: str) -> np.ndarray:

@@ -1,11 +1,8 @@
 """One replica decodes many requests together, and tells what it does."""
 
-import contextlib
-import http.client
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +14,10 @@ from tests.end_to_end.conftest import (
     LONG_AND_LIGHT,
     App,
     assert_equals_official,
+    calling,
     official,
     replicas,
+    wait_for,
 )
 
 Url = Callable[[str], str]
@@ -37,24 +36,6 @@ def loaded(app: App, audio_url: Url) -> App:
 
 def in_use(app: App) -> int:
     return int(app.model(MODEL)["slots_in_use"])
-
-
-@contextlib.contextmanager
-def calling(app: App, **request: Any) -> Iterator[None]:
-    """A request whose caller leaves before there is an answer."""
-    connection = http.client.HTTPConnection(app.url.removeprefix("http://"))
-    connection.request("POST", "/transcribe", json.dumps(request))
-    try:
-        yield
-    finally:
-        connection.close()
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_eight_requests_at_once_to_one_replica(loaded: App, audio_url: Url) -> None:
@@ -95,7 +76,7 @@ def test_slots_in_use_are_shown_and_a_caller_who_leaves_frees_his(
         with calling(loaded, audio=long_recording, model=MODEL):
             wait_for(lambda: in_use(loaded) == 2)
         # The one who left had ten minutes of audio: it did not end by itself.
-        wait_for(lambda: in_use(loaded) == 1, timeout_s=5)
+        wait_for(lambda: in_use(loaded) == 1)
         assert not answer.done()
         assert answer.result()["segments"][-1]["end"] > 290
         assert answer.result()["timings"]["batch"] > 1

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +12,22 @@ import pytest
 import requests
 
 from tests.end_to_end.conftest import (
+    REPEATED,
+    REPEATS,
     App,
-    assert_equals_official,
+    calling,
     official,
     random_checkpoint,
     replicas,
+    wait_for,
 )
+from tests.misbehaving_server import Connection, MisbehavingServer
 
 Url = Callable[[str], str]
 
 NOBODY_LISTENS = "http://127.0.0.1:9"
+# On a busy machine; the limit for a whole request is an hour.
+SOON_S = 60
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_a_model_without_weights_says_so_and_works_once_they_are_there(
     }
     started = time.monotonic()
     failed = app.post(**request)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < SOON_S
     assert failed.status_code == 503
     assert failed.json()["type"] == "model_unavailable"
     assert "OpenAI's server cannot be reached" in failed.json()["error"]
@@ -186,7 +193,7 @@ def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
     assert "no free share" not in first.text
     started = time.monotonic()
     second = crowded.post(audio=audio_url("silence.wav"), model="second")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < SOON_S
     assert second.status_code == 503
     assert second.json()["error"] == (
         "Model 'second' is not available: no free share of a GPU"
@@ -197,7 +204,7 @@ def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
 def test_a_request_that_takes_too_long_is_told_the_limit(
     impatient: App, audio_url: Url
 ) -> None:
-    response = impatient.post(audio=audio_url("gettysburg.wav"), beam_size=10)
+    response = impatient.post(audio=audio_url("gettysburg.wav"), **REPEATED)
     assert response.status_code == 504
     assert response.json()["error"] == "The request took longer than 1 s"
 
@@ -205,13 +212,23 @@ def test_a_request_that_takes_too_long_is_told_the_limit(
 def test_too_many_waiting_requests_are_refused_at_once(
     impatient: App, audio_url: Url
 ) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        responses = threads.map(
-            lambda _: impatient.post(audio=audio_url("gettysburg.wav"), beam_size=10),
-            range(4),
-        )
-        statuses = sorted(response.status_code for response in responses)
-    assert statuses == [503, 503, 503, 504]
+    let_go = threading.Event()
+
+    def held_back(connection: Connection) -> None:
+        connection.request()
+        let_go.wait(60)
+
+    with MisbehavingServer() as server, ThreadPoolExecutor(1) as threads:
+        server.answer(held_back)
+        admitted = threads.submit(impatient.post, audio=server.url())
+        wait_for(lambda: server.requests)
+        refused = [impatient.post(audio=audio_url("silence.wav")) for _ in range(3)]
+        assert not admitted.done()
+        let_go.set()
+        assert admitted.result().json()["type"] == "audio_host_error"
+    for response in refused:
+        assert response.status_code == 503
+        assert response.json()["error"].startswith("Too many requests wait")
 
 
 def test_limits_of_size_and_duration(impatient: App, audio_url: Url) -> None:
@@ -225,23 +242,23 @@ def test_limits_of_size_and_duration(impatient: App, audio_url: Url) -> None:
 
 def test_a_killed_replica_costs_its_callers_no_answer(app: App, audio_url: Url) -> None:
     app.transcribe(audio=audio_url("silence.wav"), model="tiny.en")
+    request = {"audio": audio_url("gettysburg.wav"), "model": "tiny.en"} | REPEATED
     with ThreadPoolExecutor(2) as threads:
-        request = {"audio": audio_url("gettysburg.wav"), "model": "tiny.en"}
         answers = [threads.submit(app.transcribe, **request) for _ in range(2)]
+        wait_for(lambda: app.model("tiny.en")["slots_in_use"] == 2)
         [pid] = replicas("whisper-tiny.en")
-        time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         assert not any(answer.done() for answer in answers)
-        for answer in answers:
-            assert_equals_official(
-                answer.result(), official("tiny.en", "gettysburg.wav")
-            )
+    once = official("tiny.en", "gettysburg.wav", clip_timestamps="0,10")["segments"]
+    for answer in answers:
+        segments = answer.result()["segments"]
+        texts = [segment["text"] for segment in segments]
+        assert texts == [segment["text"].strip() for segment in once] * REPEATS
 
 
 def test_a_busy_application_still_answers_health(app: App, audio_url: Url) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        busy = threads.submit(app.transcribe, audio=audio_url("jfk.flac"), beam_size=10)
-        time.sleep(0.3)
+    with calling(app, audio=audio_url("gettysburg.wav"), **REPEATED):
+        wait_for(lambda: app.model("base")["slots_in_use"] == 1)
         assert requests.get(f"{app.url}/health", timeout=10).ok
-        assert not busy.done()
-        busy.result()
+        assert app.model("base")["slots_in_use"] == 1
+    wait_for(lambda: app.model("base")["slots_in_use"] == 0)

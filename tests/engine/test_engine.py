@@ -11,7 +11,6 @@ from whisper.model import MultiHeadAttention, Whisper
 
 from deployments.engine import Engine
 from deployments.engine import engine as engine_module
-from deployments.schema import parse_request
 from tests.engine import devices
 from tests.engine.calls import (
     BRIEF,
@@ -128,17 +127,6 @@ def _unsampled(segments: list[Result]) -> list[Result]:
 
 def _first_sampled(segments: list[Result]) -> Result:
     return segments[len(_unsampled(segments))]
-
-
-def test_a_request_without_options_gives_the_result_of_whisper_transcribe(
-    whispers: Engine, model: Whisper
-) -> None:
-    options = parse_request({"audio": "https://example.com/a"}).whisper_options()
-    # No window of this model is good enough for the thresholds.
-    options |= {"sample_len": 8, "logprob_threshold": None}
-    audio = sounds(12)
-    ours = whispers.transcribe(audio, **options)
-    assert_same(ours, official(model, audio, **options))
 
 
 def test_float_and_int16_samples_give_the_same_result(whispers: Engine) -> None:

@@ -1,0 +1,91 @@
+"""Whisper models to measure: base with its own weights, the others of the right size with random ones."""
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import whisper
+from whisper.model import ModelDimensions, Whisper
+
+# Parts of a checkpoint, and the file that tells what they are together.
+PARTS = "base.pt.part-*"
+ABOUT = "base.json"
+
+DIMENSIONS = {
+    "base": ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6),
+    "medium": ModelDimensions(80, 1500, 1024, 16, 24, 51865, 448, 1024, 16, 24),
+    "turbo": ModelDimensions(128, 1500, 1280, 20, 32, 51866, 448, 1280, 20, 4),
+    "large-v3": ModelDimensions(128, 1500, 1280, 20, 32, 51866, 448, 1280, 20, 32),
+}
+
+
+class WeightsMissingError(Exception):
+    """Parts of the weights are not there, or are not what was packed."""
+
+
+def tiny(dims: ModelDimensions) -> ModelDimensions:
+    """The same input and vocabulary, one layer where there are several thousand numbers in the original."""
+    return replace(
+        dims,
+        n_audio_state=32,
+        n_audio_head=2,
+        n_audio_layer=1,
+        n_text_state=32,
+        n_text_head=2,
+        n_text_layer=1,
+    )
+
+
+def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> Whisper:
+    """With random weights, drawn on the device: seconds for the largest."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Whisper(dims)
+        # Upstream leaves it to the checkpoint.
+        torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)
+    return model.eval().requires_grad_(False)
+
+
+def split(
+    checkpoint: bytes, folders: list[Path], alignment_heads: bytes | None
+) -> None:
+    """Write a checkpoint in as many parts as there are folders, and what they are into the first one."""
+    size = -(-len(checkpoint) // len(folders))
+    for number, folder in enumerate(folders):
+        part = checkpoint[number * size : (number + 1) * size]
+        (folder / PARTS.replace("*", str(number + 1))).write_bytes(part)
+    about = {
+        "parts": len(folders),
+        "sha256": hashlib.sha256(checkpoint).hexdigest(),
+        "alignment_heads": alignment_heads and alignment_heads.decode("ascii"),
+    }
+    (folders[0] / ABOUT).write_text(json.dumps(about))
+
+
+def base(folder: Path, device: torch.device) -> Whisper:
+    """The model whose parts lie in this folder. Raises WeightsMissingError."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        whole = b"".join(
+            (folder / PARTS.replace("*", str(number + 1))).read_bytes()
+            for number in range(about["parts"])
+        )
+    except FileNotFoundError as error:
+        raise WeightsMissingError(f"there is no {error.filename}") from None
+    if hashlib.sha256(whole).hexdigest() != about["sha256"]:
+        raise WeightsMissingError("the parts do not give the checkpoint that was split")
+    content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+    with torch.device(device):
+        model = Whisper(ModelDimensions(**content["dims"]))
+    model.load_state_dict(content["model_state_dict"])
+    if about["alignment_heads"]:
+        model.set_alignment_heads(about["alignment_heads"].encode("ascii"))
+    return model.eval().requires_grad_(False)
+
+
+def official_alignment_heads(name: str) -> bytes:
+    heads: bytes = whisper._ALIGNMENT_HEADS[name]
+    return heads

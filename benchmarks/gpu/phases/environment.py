@@ -1,0 +1,148 @@
+"""The machine: versions, the two ceilings of its arithmetic and memory, what a launch and a copy cost."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib import import_module
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.run import Run
+
+_SMI = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.memory"
+
+
+def measure(run: Run) -> None:
+    run.report("versions", **_versions())
+    run.report("device", **_device(run))
+    size = 1 << 24 if run.tiny else 1 << 31
+    numbers = torch.empty(size, dtype=torch.uint8, device=run.device).random_()
+    copy = torch.empty_like(numbers)
+    seconds = run.seconds_each(partial(copy.copy_, numbers))
+    run.report("copy", bytes_per_s=2 * size / seconds)
+    del numbers, copy
+    for dtype in (torch.float16, torch.float32):
+        if dtype == torch.float16 and not run.on_gpu:
+            continue
+        n = 256 if run.tiny else 8192
+        a, b = torch.randn(2, n, n, device=run.device).to(dtype)
+        seconds = run.seconds_each(partial(torch.matmul, a, b), calls=10)
+        run.report("product", dtype=str(dtype), flops_per_s=2 * n**3 / seconds)
+    _launches(run)
+    if run.on_gpu:
+        _graph(run)
+    _copies_from_the_host(run)
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "numba", "triton", "tiktoken"):
+        try:
+            found[name] = import_module(name).__version__
+        except Exception as error:  # noqa: BLE001 - a version that cannot be told is no reason to stop
+            found[name] = f"{type(error).__name__}"
+    found["cuda"] = torch.version.cuda
+    found["cudnn"] = str(torch.backends.cudnn.version())
+    return found
+
+
+def _device(run: Run) -> dict[str, object]:
+    about: dict[str, object] = {"cores": os.cpu_count(), "cpu": _cpu()}
+    if not run.on_gpu:
+        return about | {"name": "CPU"}
+    properties = torch.cuda.get_device_properties(run.device)
+    about |= {
+        "name": properties.name,
+        "bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+    }
+    try:
+        query = ["nvidia-smi", f"--query-gpu={_SMI}", "--format=csv,noheader"]
+        told = subprocess.run(
+            query, check=False, capture_output=True, text=True, timeout=20
+        )
+        about["nvidia_smi"] = told.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        about["nvidia_smi"] = type(error).__name__
+    return about
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].split(":")[1].strip() if names else platform.processor()
+
+
+def _launches(run: Run) -> None:
+    """What the host spends on an operation, and how soon the device follows."""
+    x = torch.zeros(1, device=run.device)
+    calls = 20 if run.tiny else 2000
+
+    def launch() -> None:
+        for _ in range(calls):
+            x.add_(1)
+
+    launch()
+    run.synchronize()
+    started = time.perf_counter()
+    launch()
+    host = time.perf_counter() - started
+    run.synchronize()
+    whole = time.perf_counter() - started
+    run.report(
+        "launch",
+        host_us=1e6 * host / calls,
+        whole_us=1e6 * whole / calls,
+        switch_interval_s=sys.getswitchinterval(),
+    )
+
+
+def _graph(run: Run) -> None:
+    """What a captured graph costs for each of its nodes."""
+    x = torch.zeros(1, device=run.device)
+    nodes = 1000
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(nodes):
+            x.add_(1)
+    seconds = run.seconds_each(graph.replay, calls=10)
+    run.report("graph", node_us=1e6 * seconds / nodes)
+
+
+def _copies_from_the_host(run: Run) -> None:
+    """How long the host is held up by a small copy while the device is busy for some milliseconds."""
+    n = 64 if run.tiny else 8192
+    a = torch.randn(n, n, device=run.device)
+    array = np.arange(256)
+
+    def waiting() -> Tensor:
+        return torch.tensor(array, device=run.device)
+
+    def not_waiting() -> Tensor:
+        return torch.tensor(array).to(run.device, non_blocking=True)
+
+    def pinned() -> Tensor:
+        return torch.tensor(array).pin_memory().to(run.device, non_blocking=True)
+
+    ways = {"waiting": waiting, "not waiting": not_waiting}
+    if run.on_gpu:
+        ways["pinned"] = pinned
+    for way, copied in ways.items():
+        copied()
+        run.synchronize()
+        busy = run.seconds(partial(torch.matmul, a, a))
+        torch.matmul(a, a)
+        started = time.perf_counter()
+        copied()
+        held_up = time.perf_counter() - started
+        run.synchronize()
+        run.report("host copy", way=way, held_up_us=1e6 * held_up, busy_us=1e6 * busy)

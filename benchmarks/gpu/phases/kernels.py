@@ -1,0 +1,123 @@
+"""Attention at every place where Whisper has it, by each kernel: what the first, the next and any later call takes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu.models import DIMENSIONS
+from benchmarks.gpu.run import Run
+from deployments.engine.sdpa import attend
+
+KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call of attention. keys: their number, which for self-attention grows with every step"""
+
+    name: str
+    model: str
+    windows: int
+    queries: int
+    keys: int
+    masked: bool = False
+    causal: bool = False
+
+    def inputs(self, run: Run, more: int) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """With so many keys more than said."""
+        heads = DIMENSIONS[self.model].n_text_head
+        keys = self.keys + (more if self.masked else 0)
+        queries = self.queries + (more if self.causal else 0)
+        keys = queries if self.causal else keys
+        shape = (self.windows, heads, queries, 64)
+        q = torch.randn(shape, device=run.device, dtype=run.dtype)
+        k, v = torch.randn(2, self.windows, heads, keys, 64, device=run.device).to(
+            run.dtype
+        )
+        if not self.masked:
+            return q, k, v, None
+        # Rows as long as the store's: a multiple of 16.
+        rows = torch.zeros(self.windows, 10, 2464, device=run.device, dtype=run.dtype)
+        return q, k, v, rows[:, None, :queries, :keys]
+
+
+def places(run: Run) -> Iterator[Place]:
+    lanes = [1] if run.tiny else [1, 8, 32]
+    for model in ("turbo",) if run.tiny else ("base", "turbo"):
+        for windows in lanes:
+            for width in (1, 5):
+                yield Place("self", model, windows, width, 600, masked=True)
+                yield Place("cross", model, windows, width, 1500)
+        yield Place("prompt", model, min(8, lanes[-1]), 200, 200, causal=True)
+        for windows in lanes[:2]:
+            queries = 100 if run.tiny else 1500
+            yield Place("encoder", model, windows, queries, queries)
+
+
+def measure(run: Run) -> None:
+    for place in places(run):
+        run.need(2)
+        ways: dict[str, Callable[..., Tensor]] = {
+            "default": F.scaled_dot_product_attention
+        }
+        if run.on_gpu:
+            ways |= {name: _by(kernel) for name, kernel in KERNELS.items()}
+        for way, attention in ways.items():
+            _measure(run, place, way, attention)
+        _measure(run, place, "engine", _engines)
+
+
+def _by(kernel: SDPBackend) -> Callable[..., Tensor]:
+    def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        with sdpa_kernel(kernel):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+
+    return attention
+
+
+def _engines(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> Tensor:
+    return attend(q, k, v, attn_mask, causal=is_causal)
+
+
+def _measure(
+    run: Run, place: Place, way: str, attention: Callable[..., Tensor]
+) -> None:
+    about = {
+        "place": place.name,
+        "model": place.model,
+        "windows": place.windows,
+        "queries": place.queries,
+        "kernel": way,
+    }
+
+    def call(more: int) -> Callable[[], Tensor]:
+        q, k, v, mask = place.inputs(run, more)
+        return lambda: attention(q, k, v, attn_mask=mask, is_causal=place.causal)
+
+    first, second = call(0), call(5)
+    try:
+        new = run.seconds(first)
+        another = run.seconds(second)
+        again = run.seconds_each(first)
+    except RuntimeError as error:
+        run.report("attention", **about, error=str(error).splitlines()[0][:120])
+        return
+    run.report(
+        "attention",
+        **about,
+        first_ms=1e3 * new,
+        next_shape_ms=1e3 * another,
+        ms=1e3 * again,
+    )

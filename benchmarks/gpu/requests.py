@@ -1,0 +1,96 @@
+"""Many requests at an engine at once, as its replica has them: each in a thread of its own."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.audio import Recording
+from deployments.engine import Engine, Usage
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of some requests.
+
+    seconds: from the first one's beginning to the last one's end
+    latencies: of each, in seconds
+    """
+
+    seconds: float
+    audio_seconds: float
+    latencies: list[float]
+    usages: list[Usage]
+    results: list[Result]
+
+    def figures(self) -> dict[str, float]:
+        occupancies = [usage.occupancy for usage in self.usages]
+        return {
+            "requests": len(self.results),
+            "audio_s": self.audio_seconds,
+            "seconds": self.seconds,
+            "times_real_time": self.audio_seconds / self.seconds,
+            "latency_p50_s": float(np.percentile(self.latencies, 50)),
+            "latency_p95_s": float(np.percentile(self.latencies, 95)),
+            "occupancy": float(np.mean(occupancies)),
+            "windows": sum(usage.windows for usage in self.usages),
+        }
+
+
+def serve(
+    engine: Engine, recordings: Sequence[Recording], at_once: int, **options: Any
+) -> Served:
+    """Transcribe them, so many at the same time."""
+    usages: list[Usage] = []
+
+    def transcribe(recording: Recording) -> tuple[float, Result]:
+        started = time.perf_counter()
+        result = engine.transcribe(recording.pcm, on_usage=usages.append, **options)
+        return time.perf_counter() - started, result
+
+    with ThreadPoolExecutor(at_once) as callers:
+        started = time.perf_counter()
+        done = list(callers.map(transcribe, recordings))
+        seconds = time.perf_counter() - started
+    return Served(
+        seconds,
+        sum(recording.seconds for recording in recordings),
+        [latency for latency, _ in done],
+        usages,
+        [result for _, result in done],
+    )
+
+
+@contextlib.contextmanager
+def watched_gpu() -> Iterator[list[int]]:
+    """How busy NVIDIA's driver says that the first GPU is, in percent, several times a second; nothing where it
+    cannot be asked.
+    """
+    busy: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            card = pynvml.nvmlDeviceGetHandleByIndex(0)
+            while not over.wait(0.1):
+                busy.append(pynvml.nvmlDeviceGetUtilizationRates(card).gpu)
+        except Exception:  # noqa: BLE001 - it is no reason to stop
+            return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield busy
+    finally:
+        over.set()
+        watcher.join(2)

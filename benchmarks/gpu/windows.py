@@ -1,0 +1,63 @@
+"""Windows that decode for as long as is wanted, to time the parts of their decoding one by one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from whisper.decoding import DecodingOptions
+from whisper.model import Whisper
+
+from benchmarks.gpu.run import Run
+from deployments.engine.parts import Parts
+from deployments.engine.plan import Plan
+
+_EOT = 50257
+_A_WORD = 2425
+
+
+class Windows:
+    """Slots of an engine's parts on the run's device, in which windows of random audio never end."""
+
+    def __init__(
+        self,
+        model: Whisper,
+        run: Run,
+        slots: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.run = run
+        self.parts = Parts.of(model, run.device, dtype or run.dtype, slots=slots)
+        shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
+        self._features = torch.randn(shape, device=run.device).to(dtype or run.dtype)
+        for slot in range(slots):
+            self.listen(slot)
+        self.slots: list[int] = []
+
+    @torch.inference_mode()
+    def encode(self, mel: Tensor) -> None:
+        """mel: shape (windows, mels, frames)"""
+        self.parts.encoder(mel)
+
+    @torch.inference_mode()
+    def listen(self, slot: int = 0) -> None:
+        self.parts.decoder.listen(slot, self._features)
+
+    @torch.inference_mode()
+    def begin(self, windows: int, beams: int, prompt: int = 0) -> None:
+        """Read the prompts of so many windows, from now on those that take steps."""
+        options = DecodingOptions(
+            language="en",
+            beam_size=beams if beams > 1 else None,
+            prompt=[_A_WORD] * prompt or None,
+            suppress_tokens=[_EOT],
+            suppress_blank=False,
+        )
+        plans = [Plan(self.parts.facts, options) for _ in range(windows)]
+        self.slots = [*range(windows)]
+        self.parts.batch.join(self.slots, plans, self.slots)
+
+    @torch.inference_mode()
+    def step(self, windows: int | None = None) -> None:
+        """One token for each window, or for so many of them."""
+        slots: Sequence[int] = self.slots[:windows]
+        self.parts.batch.step(slots)
