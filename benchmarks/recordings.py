@@ -13,7 +13,7 @@ import numpy.typing as npt
 from deployments.audio import SAMPLE_RATE, decode_audio
 
 SHORTEST_S, LONGEST_S = 8, 70
-_IN_THE_REPOSITORY = Path(__file__).parent.parent / "tests" / "audio"
+IN_THE_REPOSITORY = Path(__file__).parent.parent / "tests" / "audio"
 _MAX_S = 4 * 3600
 
 
@@ -54,7 +54,7 @@ def chosen(
     if arguments.recordings and arguments.manifest:
         parser.error("either recordings or --manifest")
     paths: list[Path] = arguments.recordings or listed_in(
-        arguments.manifest or _IN_THE_REPOSITORY,
+        arguments.manifest or IN_THE_REPOSITORY,
         arguments.seconds,
         shortest_s,
         longest_s,

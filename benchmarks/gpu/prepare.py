@@ -1,10 +1,10 @@
 """Pack what a bare GPU machine needs to measure the engine: no network, no Ray, no decoders of audio there.
 
-    python -m benchmarks.gpu.prepare [--manifest PATH] [--seconds N]
+    python -m benchmarks.gpu.prepare [RECORDING ... | --manifest PATH] [--seconds N]
 
-Fills benchmarks/gpu/pack/1 to 3. The first folder has the code, the `whisper` package, recordings as samples and the
-first part of base's weights, the others have the other parts: each is small enough for a machine that takes 64 MiB
-at a time.
+Fills benchmarks/gpu/pack/1 to 3. The first folder has the code, the `whisper` package, the speech of tests/audio and
+what else is asked for as samples, and the first part of base's weights; the others have the other parts. Each is
+small enough for a machine that takes 64 MiB at a time.
 """
 
 import argparse
@@ -49,13 +49,15 @@ filterwarnings =
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.prepare")
     recordings.add_arguments(parser)
-    parser.set_defaults(seconds=150)
+    parser.set_defaults(seconds=120)
     parser.add_argument("--out", type=Path, default=PACK)
     parser.add_argument(
         "--tiny", action="store_true", help="a model of random weights instead of base"
     )
     arguments = parser.parse_args()
-    paths = recordings.chosen(parser, arguments)
+    paths = recordings.listed_in(recordings.IN_THE_REPOSITORY, seconds=300)
+    if arguments.recordings or arguments.manifest:
+        paths += recordings.chosen(parser, arguments)
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
     folders = [arguments.out / str(number + 1) for number in range(PARTS)]
@@ -86,7 +88,9 @@ def pack_code(folder: Path) -> None:
 
 
 def pack_recordings(paths: list[Path], folder: Path) -> None:
-    samples = {r.name: r.pcm for r in recordings.load(paths)}
+    # Of files with one name in several folders, each has its folder before it.
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    samples = {n: r.pcm for n, r in zip(names, recordings.load(paths), strict=True)}
     np.savez_compressed(folder / audio.FILE, allow_pickle=False, **samples)
 
 

@@ -127,6 +127,10 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def _windows(count: int) -> str:
+    return f"{count} window" if count == 1 else f"{count} windows"
+
+
 def _over(value: float, floor: float | None) -> str | None:
     return f"{value / floor:.1f}×" if floor else None
 
@@ -320,7 +324,7 @@ def _steps(lines: Lines) -> str:
             least = 1e3 * work.step(windows, windows * beams, line["columns"])
         rows.append(
             [
-                f"{line['model']}, {_beams(beams)}, {windows} windows",
+                f"{line['model']}, {_beams(beams)}, {_windows(windows)}",
                 line["ms"],
                 line["ms_of_others"],
                 least,
@@ -338,7 +342,7 @@ def _encoder(lines: Lines) -> str:
         least = 1e3 * work.encode(line["windows"]) if work else None
         rows.append(
             [
-                f"{line['model']}, {line['windows']} windows",
+                f"{line['model']}, {_windows(line['windows'])}",
                 line["ms"],
                 line["ms"] / line["windows"],
                 least,
@@ -351,7 +355,7 @@ def _encoder(lines: Lines) -> str:
 def _joins(lines: Lines) -> str:
     rows: list[list[object]] = [
         [
-            f"{line['model']}, {line['windows']} windows, {line['prompt']} tokens before",
+            f"{line['model']}, {_windows(line['windows'])}, {line['prompt']} tokens before",
             line["ms"],
         ]
         for line in lines.of("steps", "join")
@@ -403,7 +407,7 @@ def _card(lines: Lines) -> str:
 def _attention(lines: Lines) -> str:
     rows = [
         [
-            f"{line['place']}, {line['model']}, {line['windows']} windows, {line['queries']} queries",
+            f"{line['place']}, {line['model']}, {_windows(line['windows'])}, {line['queries']} queries",
             line["kernel"],
             line.get("first_ms"),
             line.get("next_shape_ms"),

@@ -20,7 +20,7 @@ _SMI = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.me
 def measure(run: Run) -> None:
     run.report("versions", **_versions())
     run.report("device", **_device(run))
-    size = 1 << 24 if run.tiny else 1 << 31
+    size = 1 << 24 if run.tiny else 1 << 30
     numbers = torch.empty(size, dtype=torch.uint8, device=run.device).random_()
     copy = torch.empty_like(numbers)
     seconds = run.seconds_each(partial(copy.copy_, numbers))
