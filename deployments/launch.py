@@ -52,6 +52,8 @@ def start_ray(*, show_logs: bool) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts workers at niceness 15: models would stand still beside anything else that the machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Serve by itself gives an HTTP proxy up whose imports take 15 s, as on a busy machine from a cold disk.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     for variable in ("NO_PROXY", "no_proxy"):

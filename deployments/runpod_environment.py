@@ -14,8 +14,6 @@ def prepare() -> None:
     os.environ.setdefault("RAY_enable_metrics_collection", "false")
     os.environ.setdefault("AUTOSCALER_METRIC_PORT", "-1")
     os.environ.setdefault("DASHBOARD_METRIC_PORT", "-1")
-    # By default its own processes go before the models'.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     # By processes that Ray starts in reserve: it is the first thing that each of them will need.
     os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
     # At DEBUG, its default, the SDK prints whole results.

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import models
+from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.measure import PHASES
-from benchmarks.gpu.report import Lines, page
+from benchmarks.gpu.page import page
 
 ROOT = Path(__file__).parent.parent
 # A bare GPU machine has none of these, and none of the project's other modules.

@@ -18,17 +18,10 @@ _A_WORD = 2425
 class Windows:
     """Slots of an engine's parts on the run's device, in which windows of random audio never end."""
 
-    def __init__(
-        self,
-        model: Whisper,
-        run: Run,
-        slots: int,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.run = run
-        self.parts = Parts.of(model, run.device, dtype or run.dtype, slots=slots)
+    def __init__(self, model: Whisper, run: Run, slots: int) -> None:
+        self.parts = Parts.of(model, run.device, run.dtype, slots=slots)
         shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
-        self._features = torch.randn(shape, device=run.device).to(dtype or run.dtype)
+        self._features = torch.randn(shape, device=run.device).to(run.dtype)
         for slot in range(slots):
             self.listen(slot)
         self.slots: list[int] = []

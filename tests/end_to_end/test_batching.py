@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import requests
@@ -91,6 +92,11 @@ def test_a_short_recording_does_not_wait_for_a_long_one(
         short = loaded.transcribe(audio=audio_url("jfk.flac"), model=MODEL)
         assert in_use(loaded) == 1
     assert_equals_official(short, official(MODEL, "jfk.flac"))
+
+
+def test_a_replica_goes_before_no_other_process_and_after_none(loaded: App) -> None:
+    [pid] = replicas(f"whisper-{MODEL}")
+    assert psutil.Process(pid).nice() == psutil.Process().nice()
 
 
 def test_asking_for_slots_starts_no_replica(loaded: App) -> None:

@@ -65,6 +65,7 @@ def places(run: Run) -> Iterator[Place]:
 
 
 def measure(run: Run) -> None:
+    _layer_norm(run)
     for place in places(run):
         run.need(2)
         ways: dict[str, Callable[..., Tensor]] = {
@@ -75,6 +76,28 @@ def measure(run: Run) -> None:
         for way, attention in ways.items():
             _measure(run, place, way, attention)
         _measure(run, place, "engine", _engines)
+
+
+def _layer_norm(run: Run) -> None:
+    """Whether half precision needs casts around a norm: the kernel computes in single precision anyway."""
+    state = 64 if run.tiny else 1280
+    x = torch.randn(160, state, device=run.device).to(run.dtype)
+    weight, bias = torch.randn(2, state, device=run.device).to(run.dtype).float()
+
+    def with_casts() -> Tensor:
+        return F.layer_norm(x.float(), (state,), weight, bias).to(x.dtype)
+
+    halves = weight.to(x.dtype), bias.to(x.dtype)
+
+    def directly() -> Tensor:
+        return F.layer_norm(x, (state,), *halves)
+
+    run.report(
+        "layer norm",
+        equal=torch.equal(with_casts(), directly()),
+        with_casts_us=1e6 * run.seconds_each(with_casts),
+        directly_us=1e6 * run.seconds_each(directly),
+    )
 
 
 def _by(kernel: SDPBackend) -> Callable[..., Tensor]:

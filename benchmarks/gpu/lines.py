@@ -1,0 +1,70 @@
+"""The figures of one or several measurements, as `measure` has written them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.floors import Machine, Work
+from benchmarks.gpu.models import DIMENSIONS
+
+Line = dict[str, Any]
+_HALF = 2  # bytes
+
+
+class Lines:
+    """The figures of all folders, and what the card can do at best."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.all = lines
+        copies = self.of("environment", "copy")
+        products = [
+            line
+            for line in self.of("environment", "product")
+            if line["dtype"] == "torch.float16"
+        ]
+        self.machine: Machine | None = None
+        if copies and products:
+            self.machine = Machine(
+                products[-1]["flops_per_s"], copies[-1]["bytes_per_s"]
+            )
+
+    def of(self, phase: str, measure: str, **fixed: Any) -> list[Line]:
+        return [
+            line
+            for line in self.all
+            if (line["phase"], line["measure"]) == (phase, measure)
+            and all(line.get(name) == value for name, value in fixed.items())
+        ]
+
+    def last(self, phase: str, measure: str, **fixed: Any) -> Line:
+        """Empty where there is none."""
+        found = self.of(phase, measure, **fixed)
+        return found[-1] if found else {}
+
+    def least_ms_of_step(self, line: Line) -> float | None:
+        work = self.work(line["model"])
+        if work is None:
+            return None
+        rows = line["windows"] * line["beams"]
+        return 1e3 * work.step(line["windows"], rows, line["columns"])
+
+    def work(self, model: str) -> Work | None:
+        if self.machine is None:
+            return None
+        return Work(DIMENSIONS[model], self.machine, _HALF)
+
+
+def read(folders: Sequence[Path]) -> list[Line]:
+    """Of all folders; a phase that several of them have counts as the last of these has it."""
+    lines: list[Line] = []
+    for folder in folders:
+        text = (folder / "results.jsonl").read_text()
+        added = [json.loads(line) for line in text.splitlines()]
+        again = {line["phase"] for line in added} - {"all"}
+        lines = [line for line in lines if line["phase"] not in again] + added
+    return lines
+
+
+def beams_of(line: Line) -> str:
+    return "greedy" if line["beams"] == 1 else f"beam {line['beams']}"
