@@ -1,1 +1,1 @@
-"""Whether the engine is right on a GPU and how fast it is there, from one prepared folder; see README.md."""
+"""Measures on a GPU whether the engine's results are right and how fast it is; README.md says how."""

@@ -1,4 +1,4 @@
-"""The recordings of a pack: int16 at 16 kHz, decoded where it was packed."""
+"""The recordings of a pack, which are stored decoded: int16 at 16 kHz."""
 
 from dataclasses import dataclass
 from pathlib import Path

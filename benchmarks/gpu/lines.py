@@ -13,7 +13,7 @@ _HALF = 2  # bytes
 
 
 class Lines:
-    """The figures of all folders, and what the card can do at best."""
+    """The figures of all folders, and the card's peak rates."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.all = lines
@@ -38,7 +38,7 @@ class Lines:
         ]
 
     def last(self, phase: str, measure: str, **fixed: Any) -> Line:
-        """Empty where there is none."""
+        """The newest such line, or an empty one."""
         found = self.of(phase, measure, **fixed)
         return found[-1] if found else {}
 
@@ -56,7 +56,7 @@ class Lines:
 
 
 def read(folders: Sequence[Path]) -> list[Line]:
-    """Of all folders; a phase that several of them have counts as the last of these has it."""
+    """The lines of all folders. Of a phase that several folders have, the last one counts."""
     lines: list[Line] = []
     for folder in folders:
         text = (folder / "results.jsonl").read_text()

@@ -2,8 +2,8 @@
 
     python3 -m benchmarks.gpu.measure --out FOLDER [--phases NAME,...] [--seconds N]
 
-Every figure is a line of JSON, written at once to FOLDER/results.jsonl. Phases run in the order of their value, each
-in a process of its own that is killed when its time is up: what it has measured until then stays.
+Every figure is a line of JSON that is appended to FOLDER/results.jsonl at once. The most valuable phases run first. Each
+phase runs in a process of its own, which is killed when its time is up; the figures that it has written remain.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Phase:
     seconds: float
 
 
-# In the order of their value.
+# The most valuable phase comes first.
 PHASES = {
     "environment": Phase("environment", 20),
     "tests": Phase("engine_tests", 80),
@@ -50,11 +50,13 @@ PHASES = {
 
 def main() -> int:
     arguments = _parser().parse_args()
+    # The tests' process has another working directory.
+    arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     _gather_weights(arguments.weights)
     _stand_in_for_numba()
     ends = time.monotonic() + arguments.seconds
-    # Imported once; the GPU is first touched in a phase's own process.
+    # The phases' processes inherit these imports. This process itself must not touch the GPU before it forks.
     import torch  # noqa: F401
     import whisper  # noqa: F401
 
@@ -94,17 +96,17 @@ def _names(text: str) -> list[str]:
 
 
 def _gather_weights(folder: Path) -> None:
-    """A later call on the same machine may come without the parts of an earlier one."""
+    """Copy the parts of the weights together: a later call on the same machine may bring other parts than this one."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PACK.parent.glob("*/base.*"):
         shutil.copy(part, folder)
 
 
 def _stand_in_for_numba() -> None:
-    """Whisper imports it for one loop; where it cannot be had the loop is Python's, and slow."""
+    """Replace Numba where it cannot be imported. Whisper compiles one loop with it, which is slow without."""
     try:
         import numba  # noqa: F401
-    except Exception:  # noqa: BLE001 - it refuses versions of NumPy that it does not know
+    except Exception:  # noqa: BLE001 - Numba refuses versions of NumPy that it does not know
         folder = str(Path(__file__).parent / "stubs")
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -130,7 +132,7 @@ def _phase(name: str, arguments: argparse.Namespace, seconds: float) -> None:
 
 
 def _in_a_process(work: Callable[[], None], seconds: float) -> str:
-    """Run it, and say how it ended."""
+    """Run `work` in a forked process, kill it when its time is up, and return how it ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 

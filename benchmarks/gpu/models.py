@@ -1,4 +1,4 @@
-"""Whisper models to measure: base with its own weights, the others of the right size with random ones."""
+"""The Whisper models that are measured: base with its own weights, the others with random weights of the right size."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-# Parts of a checkpoint, and the file that tells what they are together.
+# The parts of the checkpoint, and the file that describes the whole.
 PARTS = "base.pt.part-*"
 ABOUT = "base.json"
 
@@ -23,11 +23,11 @@ DIMENSIONS = {
 
 
 class WeightsMissingError(Exception):
-    """Parts of the weights are not there, or are not what was packed."""
+    """Parts of the weights are missing, or differ from what was packed."""
 
 
 def tiny(dims: ModelDimensions) -> ModelDimensions:
-    """The same input and vocabulary, one layer where there are several thousand numbers in the original."""
+    """The same input and vocabulary with one narrow layer in the encoder and one in the decoder."""
     return replace(
         dims,
         n_audio_state=32,
@@ -40,11 +40,11 @@ def tiny(dims: ModelDimensions) -> ModelDimensions:
 
 
 def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> Whisper:
-    """With random weights, drawn on the device: seconds for the largest."""
+    """A model whose random weights are drawn on the device, which takes seconds for the largest."""
     torch.manual_seed(seed)
     with torch.device(device):
         model = Whisper(dims)
-        # Upstream leaves it to the checkpoint.
+        # Upstream leaves this parameter uninitialised for the checkpoint to fill.
         torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)
     return model.eval().requires_grad_(False)
 
@@ -52,7 +52,7 @@ def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> 
 def split(
     checkpoint: bytes, folders: list[Path], alignment_heads: bytes | None
 ) -> None:
-    """Write a checkpoint in as many parts as there are folders, and what they are into the first one."""
+    """Write one part of a checkpoint into each folder, and the description of the whole into the first."""
     size = -(-len(checkpoint) // len(folders))
     for number, folder in enumerate(folders):
         part = checkpoint[number * size : (number + 1) * size]
@@ -66,7 +66,7 @@ def split(
 
 
 def base(folder: Path, device: torch.device) -> Whisper:
-    """The model whose parts lie in this folder. Raises WeightsMissingError."""
+    """The model whose parts are all in this folder. Raises WeightsMissingError."""
     try:
         about = json.loads((folder / ABOUT).read_text())
         whole = b"".join(

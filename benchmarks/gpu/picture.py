@@ -6,7 +6,7 @@ from benchmarks.gpu.lines import Lines, beams_of
 
 
 def plot(lines: Lines, path: Path) -> None:
-    """Its format is the path's suffix."""
+    """The path's suffix gives the format."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"
 PARTS = 3
 
-# Of this project. A folder is packed with all its modules.
+# Files and folders of this project that the pack holds.
 CODE = (
     "deployments/__init__.py",
     "deployments/engine",
@@ -36,7 +36,7 @@ CODE = (
     "tests/conftest.py",
     "tests/engine",
 )
-# What needs PyAV, or is done where the pack comes from.
+# These need PyAV, or run where the pack is made.
 LEFT_OUT = {
     "test_recordings.py",
     *("prepare.py", "report.py", "lines.py", "page.py", "picture.py"),
@@ -91,14 +91,14 @@ def pack_code(folder: Path) -> None:
 
 
 def pack_recordings(paths: list[Path], folder: Path) -> None:
-    # Of files with one name in several folders, each has its folder before it.
+    # The folder tells files of the same name apart.
     names = [f"{path.parent.name}/{path.name}" for path in paths]
     samples = {n: r.pcm for n, r in zip(names, recordings.load(paths), strict=True)}
     np.savez_compressed(folder / audio.FILE, allow_pickle=False, **samples)
 
 
 def pack_weights(folders: list[Path], tiny: bool) -> None:
-    """Base in half precision, which is how OpenAI publishes it."""
+    """Pack base in half precision, the precision in which OpenAI publishes it."""
     if tiny:
         dims = models.tiny(models.DIMENSIONS["base"])
         model = models.random_model(dims, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Many requests at an engine at once, as its replica has them: each in a thread of its own."""
+"""Sends many requests to an engine at once, each from a thread of its own, as a replica does."""
 
 import contextlib
 import threading
@@ -18,10 +18,10 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Served:
-    """What became of some requests.
+    """The results of some requests and the time they took.
 
-    seconds: from the first one's beginning to the last one's end
-    latencies: of each, in seconds
+    seconds: from the start of the first request to the end of the last
+    latencies: seconds of each request
     """
 
     seconds: float
@@ -47,7 +47,7 @@ class Served:
 def serve(
     engine: Engine, recordings: Sequence[Recording], at_once: int, **options: Any
 ) -> Served:
-    """Transcribe them, so many at the same time."""
+    """Transcribe all recordings, `at_once` of them at the same time."""
     usages: list[Usage] = []
 
     def transcribe(recording: Recording) -> tuple[float, Result]:
@@ -70,8 +70,9 @@ def serve(
 
 @contextlib.contextmanager
 def watched_gpu() -> Iterator[list[int]]:
-    """How busy NVIDIA's driver says that the first GPU is, in percent, several times a second; nothing where it
-    cannot be asked.
+    """Sample the first GPU's utilization in percent, as NVIDIA's driver tells it ten times a second.
+
+    The list stays empty where the driver cannot be asked.
     """
     busy: list[int] = []
     over = threading.Event()
@@ -84,7 +85,7 @@ def watched_gpu() -> Iterator[list[int]]:
             card = pynvml.nvmlDeviceGetHandleByIndex(0)
             while not over.wait(0.1):
                 busy.append(pynvml.nvmlDeviceGetUtilizationRates(card).gpu)
-        except Exception:  # noqa: BLE001 - it is no reason to stop
+        except Exception:  # noqa: BLE001 - the measurement goes on without
             return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -1,4 +1,4 @@
-"""What every phase of a measurement is given: the device, the time that is left, and where its figures go."""
+"""What a phase of a measurement works with: the device, the time that is left, and a place for its figures."""
 
 import json
 import statistics
@@ -12,18 +12,18 @@ import torch
 
 
 class OutOfTimeError(Exception):
-    """The phase has used up its time; what it has measured is written already."""
+    """The phase has used up its time. All that it has measured is already written."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One phase on one device.
 
-    tiny: with models and numbers of calls that take milliseconds on a CPU, to see that everything works
+    tiny: use models and numbers of calls that take milliseconds on a CPU, to check that everything works
     pack: the folder that `prepare` has filled
     weights: the folder where the parts of base's weights have come together
     out: the folder for figures and texts
-    ends: when the phase's time is up, by `time.monotonic`
+    ends: end of the phase's time on the clock of `time.monotonic`
     """
 
     phase: str
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the engine takes there by default."""
+        """The engine's default precision on the device."""
         return torch.float16 if self.on_gpu else torch.float32
 
     @property
@@ -49,12 +49,12 @@ class Run:
         return self.ends - time.monotonic()
 
     def need(self, seconds: float) -> None:
-        """Raises OutOfTimeError if less is left than this: what takes longer is not begun."""
+        """Raises OutOfTimeError if less time than this is left. A tiny run only needs some."""
         if self.seconds_left < (0 if self.tiny else seconds):
             raise OutOfTimeError(f"{seconds:.0f} s are needed")
 
     def report(self, measure: str, **figures: Any) -> None:
-        """Write one line, which stays whatever comes after it."""
+        """Append one line of figures to results.jsonl at once, so that a later failure cannot lose it."""
         at_s = round(time.monotonic() - self.began, 2)
         line = {"phase": self.phase, "measure": measure, **figures, "at_s": at_s}
         with (self.out / "results.jsonl").open("a") as file:
@@ -66,12 +66,12 @@ class Run:
             torch.cuda.synchronize()
 
     def forget(self) -> None:
-        """Give back memory that nothing refers to any more."""
+        """Return unused cached memory to the GPU."""
         if self.on_gpu:
             torch.cuda.empty_cache()
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Of one call, with all that it has asked the device for."""
+        """The duration of one call, including the work that it gives the device."""
         self.synchronize()
         started = time.perf_counter()
         work()
@@ -79,7 +79,7 @@ class Run:
         return time.perf_counter() - started
 
     def seconds_each(self, work: Callable[[], Any], calls: int = 20) -> float:
-        """Of a call among many that follow each other: the median of three rounds, after one to warm up."""
+        """The duration of each of `calls` calls in a row: the median of three rounds after one call to warm up."""
         calls = 1 if self.tiny else calls
 
         def all_calls() -> None:

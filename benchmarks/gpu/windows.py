@@ -1,4 +1,4 @@
-"""Windows that decode for as long as is wanted, to time the parts of their decoding one by one."""
+"""Windows that never end, to time the parts of their decoding one by one."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _A_WORD = 2425
 
 
 class Windows:
-    """Slots of an engine's parts on the run's device, in which windows of random audio never end."""
+    """An engine's parts on the run's device, decoding windows of random audio whose end of text is suppressed."""
 
     def __init__(self, model: Whisper, run: Run, slots: int) -> None:
         self.parts = Parts.of(model, run.device, run.dtype, slots=slots)
@@ -37,7 +37,7 @@ class Windows:
 
     @torch.inference_mode()
     def begin(self, windows: int, beams: int, prompt: int = 0) -> None:
-        """Read the prompts of so many windows, from now on those that take steps."""
+        """Read the prompts of this many windows, which take the steps from now on."""
         options = DecodingOptions(
             language="en",
             beam_size=beams if beams > 1 else None,
@@ -51,6 +51,6 @@ class Windows:
 
     @torch.inference_mode()
     def step(self, windows: int | None = None) -> None:
-        """One token for each window, or for so many of them."""
+        """One more token for all windows, or for the first `windows` of them."""
         slots: Sequence[int] = self.slots[:windows]
         self.parts.batch.step(slots)

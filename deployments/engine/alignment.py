@@ -118,10 +118,10 @@ def attention_matrix(scores: Tensor) -> Tensor:
 
 
 def median_filter(x: Tensor) -> Tensor:
-    """`whisper.timing.median_filter` with its width of 7, along the last dimension of x, in fp32, shape (..., frames).
+    """`whisper.timing.median_filter` of width 7 along the last dimension; x: fp32, shape (..., frames).
 
-    By minima and maxima of whole tensors instead of a sort at every frame. As after a sort, NaN counts as the
-    largest number.
+    A network of minima and maxima over whole tensors replaces upstream's sort at every frame. NaN counts as the
+    largest number, as it does in a sort.
     """
     if x.shape[-1] <= _MEDIAN_WIDTH // 2:
         return x

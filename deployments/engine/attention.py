@@ -54,7 +54,7 @@ class Slots:
         return x if self.places is None else x[self.places]
 
 
-# Of a mask's rows, in elements: what the memory-efficient kernel of a GPU demands.
+# The memory-efficient kernel of a GPU demands that a mask's rows begin at multiples of this many elements.
 _MASK_ALIGNMENT = 16
 # Slots in the span for each window.
 _WIDEST_SPAN = 1.5

@@ -111,7 +111,7 @@ class Batch:
                 self._uniforms[slot, : plan.steps, : plan.width] = draws
         group = Group(slots, plans, self._vocabulary, self._token_lists, first=True)
         index = group.slots.index
-        # At first all beams of a search are the same: only the first one counts.
+        # All beams of a search are the same before their first token, so only the first one may count.
         beam = torch.arange(self._score.shape[1], device=self._device)
         same = group.competes[:, None] & (beam > 0)
         self._score[index] = torch.where(same, -math.inf, 0.0)

@@ -22,7 +22,7 @@ _MAX_WINDOWS = {"cpu": 8, "cuda": 32}
 # Encoding several windows in one call gains nothing on a CPU and would hold up the others.
 _ENCODED_TOGETHER = {"cpu": 1, "cuda": 8}
 _GPU_WORKSPACE = 1 << 30
-# Of the workspace: two hours of audio for a model of 80 mels, 75 minutes for one of 128.
+# The part of the workspace for spectrograms: two hours of audio with 80 mels, 75 minutes with 128.
 _SPECTROGRAM_BYTES = 230 << 20
 
 
@@ -54,8 +54,8 @@ class Engine:
     memory_bytes: what weights and slots may take on a GPU; None: what is free there
     device: to run on; None: where the model is. On a GPU, a model that is still on the CPU needs no room
         there beside the engine's own copy.
-    dtype: of weights and activations, fp32 or fp16; None: fp32 on a CPU and fp16 on a GPU. Products in fp32
-        are exact ones: asking for it on a GPU switches TF32 off in the whole process.
+    dtype: precision of weights and activations, fp32 or fp16; None: fp32 on a CPU and fp16 on a GPU. Asking for
+        fp32 on a GPU switches TF32 off in the whole process, so that products are in full precision.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Engine:
                 audio,
                 on_progress=on_progress,
                 on_segments=on_segments,
-                fp16=False,  # which would round the spectrogram; the encoder does that
+                fp16=False,  # It would round the spectrogram, which is the encoder's task.
                 **options,
             )
         finally:

@@ -1,22 +1,22 @@
-"""fp32 numbers as integers in the same order, so that comparing integers decides between them."""
+"""Maps fp32 numbers to integers in the same order, so that integer comparisons can order any numbers, NaN included."""
 
 import torch
 from torch import Tensor
 
 
 def to_integers(x: Tensor) -> Tensor:
-    """In int32: negative numbers lie before positive ones, and a NaN without a sign behind infinity.
+    """The int32 values of fp32 numbers, in the order of the numbers.
 
-    Numbers that are equal give equal integers, but for the negative zero, which comes before zero.
+    A NaN whose sign bit is clear comes after infinity. Negative zero comes directly before zero.
     """
     return _mirrored(x.view(torch.int32))
 
 
 def to_floats(integers: Tensor) -> Tensor:
-    """The numbers that `to_integers` was given."""
+    """The inverse of `to_integers`."""
     return _mirrored(integers).view(torch.float32)
 
 
 def _mirrored(bits: Tensor) -> Tensor:
-    """Reverses the order of what has its sign set, and does the same back."""
+    """Flips all bits but the sign where the sign is set. Applied twice, it changes nothing."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)

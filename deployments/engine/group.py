@@ -14,12 +14,12 @@ from deployments.engine.rules import Vocabulary
 from deployments.engine.search import Selection
 from deployments.engine.transfer import to_device
 
-# Nearly all requests suppress the same tokens.
+# Nearly all requests suppress the same tokens, so a few lists serve them all.
 _KNOWN_TOKEN_LISTS = 64
 
 
 class TokenLists:
-    """Lists of tokens on a device, each copied there once while it is in use."""
+    """Lists of tokens as tensors on a device. The lists used last stay there and are not copied again."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -55,7 +55,7 @@ class Group:
         row_window = np.repeat(np.arange(len(plans)), widths)
         row_beam = np.concatenate([np.arange(width) for width in widths])
         finished_needed = np.array([plan.finished_needed or 0 for plan in plans])
-        # Where the rules for timestamps do not hold: -1.
+        # -1 marks windows without timestamps.
         initial = np.array([_or(plan.initial_timestamps, -1) for plan in plans])
         drawn = np.array([plan.samples for plan in plans])
         drawn_rows = np.flatnonzero(drawn[row_window])
@@ -70,7 +70,7 @@ class Group:
 
         self.slots = Slots.on(device, slots)
         self.width = int(widths.max())
-        # One copy for all that the host knows: each costs more than its size.
+        # All integers travel in one copy, because a copy costs far more than the bytes in it.
         (
             self.widths,
             self.finished_needed,
@@ -142,6 +142,6 @@ def _or(value: int | None, otherwise: int) -> int:
 
 
 def _together(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    """Each array of integers as a tensor on the device."""
+    """Each array of integers as a tensor on the device, all of them from one copy."""
     whole = to_device(np.concatenate(arrays), device)
     return [*whole.split([len(array) for array in arrays])]

@@ -31,9 +31,9 @@ _timing = _private("whisper.timing")
 vars(_timing)["find_alignment"] = find_alignment
 _official = _private("whisper.transcribe")
 vars(_official)["add_word_timestamps"] = _timing.add_word_timestamps
-# It is given the spectrogram instead of the waveform, as something that is no tensor: no thread but the engine's
-# computes or copies anything. Else PyTorch would start worker threads for each of them (`Engine` says why there must
-# be no more of those), and they would issue work to a GPU behind the engine's back.
+# `transcribe` is given the spectrogram instead of the waveform, as a `Mel`, which is no tensor. So the callers' threads
+# compute and copy nothing: PyTorch starts no worker threads for them (`Engine` says why there must be no more), and
+# only the engine's thread gives a GPU work.
 vars(_official)["log_mel_spectrogram"] = lambda mel, n_mels, padding: mel
 vars(_official)["pad_or_trim"] = Mel.padded
 _TRANSCRIBE_CODE: CodeType = _official.transcribe.__code__

@@ -1,9 +1,9 @@
 """The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device and kept there.
 
-In pieces, so that its memory does not grow with a complex spectrum of the whole recording (an hour: 1.9 GB at once,
-four hours: 8 GB). What is kept are the logarithms; Whisper's normalisation, which needs the maximum of the whole
-recording, is applied to each window when it is encoded. It gives the same values there, and no pass over a
-recording of hours holds up the other recordings.
+The pieces bound the memory: a complex spectrum of the whole recording takes 1.9 GB for an hour and 8 GB for four.
+Only the logarithms are stored. Whisper's normalisation needs the maximum of the whole recording; it is applied to each
+window when that is encoded. The values are the same, and the engine's thread never makes a pass over a recording of
+hours while other recordings wait.
 """
 
 import weakref
@@ -23,11 +23,12 @@ _MARGIN = N_FFT // 2
 
 @dataclass(frozen=True, eq=False)
 class Spectrogram:
-    """The log-mel spectrogram of a whole recording, not yet normalised.
+    """The log-mel spectrogram of a whole recording before Whisper's normalisation.
 
-    logarithms: of the energies, to base 10, in fp32; shape (mels, frames). On the model's device, or on the host
-    floor: what Whisper raises smaller ones to, the recording's maximum less 8; shape (), on the model's device.
-        It is there once all pieces are.
+    logarithms: decimal logarithms of the mel energies in fp32, shape (mels, frames), on the model's device or on
+        the host
+    floor: the recording's maximum less 8, to which Whisper raises all lower values; shape (), on the model's device.
+        The value is valid once every piece has been computed.
     """
 
     logarithms: Tensor
@@ -41,10 +42,10 @@ class Spectrogram:
 
 @dataclass(frozen=True)
 class Mel:
-    """Frames `start` to `stop` of a spectrogram, with silence behind them up to `length` frames.
+    """Frames `start` to `stop` of a spectrogram, followed by zeros up to `length` frames.
 
-    OpenAI's `transcribe` has this for a tensor in the caller's thread, which slices it, pads it and moves it to the
-    device; nothing is computed or copied before the engine's thread asks for `tensor()`.
+    OpenAI's `transcribe` handles this object in the caller's thread as if it were a tensor: it slices it, pads it and
+    moves it to the device. Nothing is computed or copied until the engine's thread calls `tensor()`.
     """
 
     spectrogram: Spectrogram
@@ -54,7 +55,7 @@ class Mel:
 
     @classmethod
     def of(cls, spectrogram: Spectrogram) -> Self:
-        """All of it."""
+        """The whole spectrogram."""
         frames = spectrogram.logarithms.shape[1]
         return cls(spectrogram, 0, frames, frames)
 
@@ -78,7 +79,7 @@ class Mel:
         return type(self)(self.spectrogram, self.start, stop, length)
 
     def to(self, _: torch.device | torch.dtype) -> Self:
-        """Itself: device and precision are the engine's affair."""
+        """The engine chooses device and precision, so this returns the object itself."""
         return self
 
     def tensor(self) -> Tensor:
@@ -90,7 +91,7 @@ class Mel:
 class Spectrograms:
     """Computes spectrograms with `n_mels` channels on `device`.
 
-    device_bytes: what those in use may take of the device together; any beyond that are kept on the host
+    device_bytes: the memory that all spectrograms in use may take on the device; the next one is stored on the host
     """
 
     def __init__(self, n_mels: int, device: torch.device, device_bytes: int) -> None:
@@ -134,7 +135,7 @@ class Spectrograms:
         return spectrogram
 
     def _room_for(self, frames: int) -> Spectrogram:
-        """A spectrogram that is still to be computed."""
+        """A spectrogram whose values are still to be written."""
         taken = sum(other.logarithms.nbytes for other in [*self._on_device])
         fits = taken + 4 * self._n_mels * frames <= self._device_bytes
         place = self._device if fits else torch.device("cpu")
@@ -153,10 +154,10 @@ def _samples_for_frames(
     """What `torch.stft(center=True)` would read for frames `start` to `end`: frame i is centred at i hops."""
     first = start * HOP_LENGTH - _MARGIN
     last = (end - 1) * HOP_LENGTH + _MARGIN
-    # A copy: PyTorch warns of an array that must not be written to.
+    # The array is copied because PyTorch warns when it is given one that is read-only.
     samples = torch.from_numpy(np.array(audio[max(first, 0) : last])).to(device)
     if samples.dtype == torch.int16:
-        # As in `whisper.audio.load_audio`. Until here, such recordings stay at half the size.
+        # The scale is that of `whisper.audio.load_audio`. Integers travel at half the size.
         samples = samples.float().div_(32768.0)
     samples = samples.float()
     samples = F.pad(samples, (0, last - max(first, 0) - samples.shape[-1]))

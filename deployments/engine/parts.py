@@ -1,4 +1,4 @@
-"""What an engine is made of, without the thread that works with it."""
+"""The parts of an engine, without the thread that drives them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -21,9 +21,9 @@ MAX_WIDTH = 10
 
 @dataclass(frozen=True)
 class Parts:
-    """Encoder, decoder and the windows that decode together, over one copy of a model's weights.
+    """Encoder, decoder and decoding batch over one copy of a model's weights.
 
-    alignment_heads: by layer, those that tell when a word was spoken; see `Decoder.read`
+    alignment_heads: the attention heads of each layer that tell when a word was spoken; see `Decoder.read`
     """
 
     facts: ModelFacts
@@ -37,7 +37,7 @@ class Parts:
     def of(
         cls, model: Whisper, device: torch.device, dtype: torch.dtype, *, slots: int
     ) -> Self:
-        """On this device, in this precision, with room for `slots` windows."""
+        """Copy the model's weights to the device in this precision, and allocate `slots` windows there."""
         dims = model.dims
         encoder = Encoder(model.encoder, device, dtype)
         decoder = Decoder(
@@ -56,7 +56,7 @@ class Parts:
 
     @property
     def slot_bytes(self) -> int:
-        """Of each slot."""
+        """Memory of one slot."""
         return self.decoder.bytes_per_slot + self.batch.bytes_per_slot
 
 

@@ -6,9 +6,9 @@ _SWITCH_INTERVAL_S = 1e-4
 
 
 def own_process() -> None:
-    """Let the engine's thread go on soon when others run Python code.
+    """Shorten the time that the engine's thread waits for Python's interpreter lock.
 
-    PyTorch releases the interpreter around every operation. A request's thread that takes it over keeps it, by
-    default, for 5 ms: as long as several decoding steps of a GPU.
+    PyTorch releases the lock around every operation. A request's thread that takes the lock may by default keep it
+    for 5 ms, in which a GPU could take several decoding steps. Call this once in a process that serves one engine.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -1,9 +1,9 @@
-"""Scaled dot-product attention by a kernel that the call site names.
+"""Scaled dot-product attention for the decoder, by a kernel that is chosen here instead of by PyTorch.
 
-On a Hopper GPU `F.scaled_dot_product_attention` prefers cuDNN, which builds an execution plan of tens of
-milliseconds for every new shape. A decoder has a new shape at nearly every step, so its attention never goes there.
-The operators below are those that `F.scaled_dot_product_attention` dispatches to; calling them directly also saves
-the host the choice.
+On Hopper GPUs `F.scaled_dot_product_attention` prefers cuDNN, which spends tens of milliseconds on an execution plan
+for every new shape. The decoder's attention has a new shape at nearly every step, so cuDNN must not be used for it.
+The operators below are those that `F.scaled_dot_product_attention` calls itself. Calling them directly also spares
+the host the choice between kernels.
 """
 
 import functools
@@ -24,10 +24,10 @@ def attend(
     """`F.scaled_dot_product_attention`, without gradients and never by cuDNN.
 
     q: shape (batch, heads, queries, head state); k, v: shape (batch, heads, keys, head state)
-    mask: what to add to the scores, in q's precision, broadcastable to (batch, heads, queries, keys)
+    mask: added to the scores; in q's precision, broadcastable to (batch, heads, queries, keys)
 
-    FlashAttention takes half precision without a mask, on GPUs from compute capability 8.0 on; the
-    memory-efficient kernel takes everything else on a GPU.
+    On GPUs of compute capability 8.0 and higher FlashAttention computes what is in half precision and has no mask.
+    The memory-efficient kernel computes everything else on a GPU.
     """
     if q.device.type == "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)

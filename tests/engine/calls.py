@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 
 def exact_engine(model: Whisper, max_windows: int | None = None) -> Engine:
-    """In fp32 on every device, so that its tokens can be compared with official ones."""
+    """An engine in fp32 on every device, whose tokens can be compared with official ones."""
     return Engine(model, max_windows, dtype=torch.float32)
 
 

@@ -1,10 +1,9 @@
 """A device that is not the CPU, for machines without a GPU.
 
-The CPU's kernels do its work, but its tensors are as far from the CPU's as those of a GPU: an operation on both
-fails, and only copies cross over. Every operation can be watched, with the thread that asked for it and whether a
-host would have to wait for its result.
+The CPU's kernels do the work, but the device's tensors cannot be mixed with the CPU's: only copies cross over, as
+with a GPU. A test can watch every operation, the thread that asked for it, and whether a host would have to wait.
 
-Built on PyTorch's registration of a backend in Python (`torch.utils.backend_registration`).
+This module uses PyTorch's registration of a backend in Python (`torch.utils.backend_registration`).
 """
 
 import contextlib
@@ -28,11 +27,11 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that was asked of the device.
+    """One operation on the device.
 
-    launches: whether a GPU would have something to do for it, which a view of a tensor is not
-    waits: whether the host would wait until the GPU has done all that it was asked for before
-    thread: the name of the thread that asked
+    launches: whether a GPU would launch a kernel or a copy for it; a view of a tensor needs neither
+    waits: whether the host would wait until the GPU has finished all earlier work
+    thread: name of the thread that called the operation
     """
 
     name: str
@@ -42,7 +41,7 @@ class Operation:
 
 
 class EmulatedTensor(Tensor):
-    """A tensor on the device. here: the same as the CPU sees it, which views and their origins share."""
+    """A tensor on the device. here: the CPU tensor that holds its values; a view's shares those of its base"""
 
     here: Tensor
 
@@ -50,7 +49,7 @@ class EmulatedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor) -> Self:
-        # PyTorch demands that a view of a tensor from outside the inference mode is such a tensor too.
+        # A view must be an inference tensor exactly when its base is one.
         with torch.inference_mode(here.is_inference()):
             tensor = Tensor._make_wrapper_subclass(
                 cls,
@@ -81,7 +80,7 @@ _watchers: list[Callable[[Operation], None]] = []
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Operation]]:
-    """All that is asked of the device meanwhile, by any thread."""
+    """Record the operations of all threads."""
     operations: list[Operation] = []
     watcher = operations.append
     _watchers.append(watcher)
@@ -92,7 +91,7 @@ def watched() -> Iterator[list[Operation]]:
 
 
 def install() -> None:
-    """Let `torch.device("emulated")` be such a device, from now on and once in a process."""
+    """Make `torch.device("emulated")` such a device for the rest of the process."""
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
     memory = 1 << 34
@@ -117,7 +116,7 @@ def install() -> None:
     _library.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
-# All others are made of these.
+# PyTorch makes all other new tensors from these.
 _FACTORIES = (
     aten.empty.memory_format,
     aten.empty_strided.default,
@@ -126,7 +125,7 @@ _FACTORIES = (
     aten.arange.start_step,
     aten.hann_window.default,
 )
-# Made of operations that change the shape of a tensor in place, which is not supported here.
+# These are not taken apart: their parts change the shape of a tensor in place, which is not supported here.
 _WHOLE = {"matmul", "linear", "einsum", "stft", "scaled_dot_product_attention"}
 _library = torch.library.Library("aten", "IMPL")
 
@@ -136,7 +135,7 @@ def _factory(function: Any) -> Callable[..., Any]:
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    # Where PyTorch copies without asking the tensors: the data of `torch.tensor(values, device=...)`.
+    # `torch.tensor(values, device=...)` copies its data by this operator, below `__torch_dispatch__`.
     _report("aten::copy_", launches=True, waits=not non_blocking)
     _here(target).copy_(_here(source))
     return target
@@ -174,7 +173,7 @@ def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
     def wrapped(x: Any) -> Any:
         if not stays or not isinstance(x, Tensor) or isinstance(x, EmulatedTensor):
             return x
-        # What changes a tensor in place returns that tensor.
+        # An operation in place returns the tensor that it was given.
         if id(x) not in mine:
             return EmulatedTensor(x)
         assert mine[id(x)].shape == x.shape, f"{name} changes the shape of a tensor"
@@ -210,9 +209,9 @@ def _report(name: str, launches: bool, waits: bool) -> None:
 
 _COPIES = {"aten::copy_", "aten::_to_copy", "aten::_copy_from"}
 _MAY_MIX = {"aten::_has_compatible_shallow_copy_type"}
-# Their results are no tensors.
+# The results of these are no tensors.
 _ANSWERS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
-# The size of their results depends on values.
+# The size of their results depends on values on the device.
 _UNFORESEEABLE = {
     "aten::nonzero",
     "aten::masked_select",
@@ -238,7 +237,7 @@ def _waits(name: str, args: Any, kwargs: Any, crosses: bool) -> bool:
     if name in _ANSWERS | _UNFORESEEABLE:
         return True
     if name in ("aten::index", "aten::index_put", "aten::index_put_"):
-        # Masks are turned into indices first, of which nobody knows how many there are.
+        # A mask is turned into indices first, whose number depends on values on the device.
         return any(i is not None and i.dtype == torch.bool for i in args[1])
     if name == "aten::repeat_interleave" and kwargs.get("output_size") is None:
         return True
@@ -267,7 +266,7 @@ def _memory_efficient(
     causal: bool = False,
 ) -> tuple[Tensor, ...]:
     if bias is not None:
-        # What the kernel demands of it.
+        # The kernel on a GPU demands this.
         assert bias.shape == (*q.shape[:3], k.shape[2])
         assert bias.dtype == q.dtype
         assert bias.stride(-1) == 1
@@ -278,7 +277,7 @@ def _memory_efficient(
 
 
 def _reflection_pad(x: Tensor, padding: list[int]) -> Tensor:
-    # There is no such kernel for integers on a GPU.
+    # A GPU has this kernel for floating-point numbers only.
     assert x.dtype.is_floating_point
     return aten.reflection_pad1d.default(x, padding)
 

@@ -56,14 +56,14 @@ def noise(model: Whisper, seed: int = 0) -> Mel:
     """A window of noise."""
     generator = torch.Generator().manual_seed(seed)
     shape = model.dims.n_mels, 2 * model.dims.n_audio_ctx
-    # Normalised, these are of a deviation of 1 around 0.
+    # After Whisper's normalisation the values have mean 0 and deviation 1.
     logarithms = torch.randn(shape, generator=generator) * 4 - 4
     floor = torch.tensor(-torch.inf, device=model.device)
     return Mel.of(Spectrogram(logarithms.to(model.device), floor))
 
 
 def noise_mel(model: Whisper, seed: int = 0) -> Tensor:
-    """The same as official code is given it: shape (mels, frames)."""
+    """The same window as official code takes it: shape (mels, frames)."""
     return noise(model, seed).tensor()
 
 

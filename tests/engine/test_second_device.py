@@ -1,4 +1,4 @@
-"""What must hold on a GPU, on a device that the CPU plays: nothing is mixed, nobody waits, nothing is asked twice."""
+"""What must hold on a GPU, shown on a device that the CPU emulates: results, threads, waits, operations of a step."""
 
 import copy
 from collections.abc import Sequence
@@ -18,11 +18,10 @@ from tests.engine.tiny_whisper import sounds
 from tests.engine.window_cases import EOT, WORDS
 
 pytestmark = pytest.mark.skipif(
-    not devices.on_cpu(), reason="on another device the other tests tell"
+    not devices.on_cpu(), reason="the other tests run on the chosen device"
 )
 
-# For five beams. A layer takes 23 operations; the first token of a window, and windows that have not taken a step
-# together before, take some more.
+# With five beams; a layer takes 23 operations. A step costs some more when other windows take part than last time.
 OPERATIONS_OF_A_STEP = {"base": 310, "medium": 724, "turbo": 264, "large-v3": 908}
 OPERATIONS_OF_A_CHANGE = 11
 DECODERS = {
@@ -130,7 +129,7 @@ def test_requests_have_the_results_that_they_have_on_the_cpu(
         together = [call.result(PATIENCE_S) for call in calls]
     for ours, theirs in zip(together, expected, strict=True):
         assert_same(ours, theirs)
-    # A GPU's work belongs to one thread: what others asked for would come between it, unseen.
+    # Only the engine's thread may give the device work.
     assert {operation.thread for operation in operations} == {"engine"}
 
 

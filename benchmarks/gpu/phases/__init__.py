@@ -1,1 +1,1 @@
-"""What is measured, a module for each phase with a function `measure(run)`."""
+"""The phases of a measurement. Each module has a function `measure(run)`."""

@@ -1,4 +1,4 @@
-"""Whole requests at models with random weights, as many tokens for each window as speech has."""
+"""Times whole requests with random weights, at as many tokens a window as speech has."""
 
 from benchmarks.gpu.audio import noise
 from benchmarks.gpu.models import DIMENSIONS, random_model, tiny
@@ -7,7 +7,7 @@ from benchmarks.gpu.run import Run
 from deployments.engine import Engine, own_process
 
 MODELS = ("turbo", "large-v3", "medium")
-# Tokens of a window of speech, about.
+# A window of speech has about this many tokens.
 STEPS = 110
 _EOT = 50257
 
@@ -48,7 +48,7 @@ def _measure(
         "language": "en",
         "temperature": 0.0,
         "beam_size": beams,
-        # Each window takes all its steps, and goes on where the one before ended.
+        # No window ends early, and each begins where the one before ended.
         "suppress_tokens": [_EOT],
         "suppress_blank": False,
         "sample_len": 3 if run.tiny else STEPS,

@@ -1,4 +1,4 @@
-"""The engine's own tests on the device, in fp32, and how often a step makes the host wait."""
+"""Runs the engine's tests on the device in fp32, and counts how often a step makes the host wait."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from benchmarks.gpu.models import DIMENSIONS, random_model, tiny
 from benchmarks.gpu.run import Run
 from benchmarks.gpu.windows import Windows
 
-# Enough to see that they run.
+# Two tests show that pytest runs.
 _TINY = ["tests/engine/test_layers.py", "-k", "layer_norm"]
 _KINDS = ("tests", "failures", "errors", "skipped")
 
@@ -45,7 +45,7 @@ def measure(run: Run) -> None:
 
 
 def _counts(record: Path) -> dict[str, int]:
-    """Of pytest's own record; empty where it did not come to its end."""
+    """The counts of pytest's own record, or none where pytest did not finish."""
     if not record.exists():
         return {}
     (suite,) = ElementTree.parse(record).iter("testsuite")
@@ -55,7 +55,7 @@ def _counts(record: Path) -> dict[str, int]:
 
 
 def _in_parallel() -> list[str]:
-    """A GPU is not kept busy by one process whose tests take milliseconds."""
+    """One process with tests of some milliseconds does not keep a GPU busy."""
     try:
         import xdist  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
@@ -64,7 +64,7 @@ def _in_parallel() -> list[str]:
 
 
 def _waits(run: Run) -> None:
-    """As CUDA tells it: operations that make the host wait."""
+    """Count the operations that make the host wait, as CUDA itself reports them."""
     if not run.on_gpu:
         return
     model = random_model(tiny(DIMENSIONS["base"]), run.device)

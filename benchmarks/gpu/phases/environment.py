@@ -1,4 +1,4 @@
-"""The machine: versions, the two ceilings of its arithmetic and memory, what a launch and a copy cost."""
+"""The machine: versions, peak rates of arithmetic and memory, and what a launch and a small copy cost."""
 
 import os
 import platform
@@ -44,7 +44,7 @@ def _versions() -> dict[str, str | None]:
     for name in ("torch", "numpy", "numba", "triton", "tiktoken"):
         try:
             found[name] = import_module(name).__version__
-        except Exception as error:  # noqa: BLE001 - a version that cannot be told is no reason to stop
+        except Exception as error:  # noqa: BLE001 - the measurement goes on without
             found[name] = f"{type(error).__name__}"
     found["cuda"] = torch.version.cuda
     found["cudnn"] = str(torch.backends.cudnn.version())
@@ -83,7 +83,7 @@ def _cpu() -> str:
 
 
 def _launches(run: Run) -> None:
-    """What the host spends on an operation, and how soon the device follows."""
+    """The time of a tiny operation on the host, and until the device has finished it."""
     x = torch.zeros(1, device=run.device)
     calls = 20 if run.tiny else 2000
 
@@ -107,7 +107,7 @@ def _launches(run: Run) -> None:
 
 
 def _graph(run: Run) -> None:
-    """What a captured graph costs for each of its nodes."""
+    """The time of a captured graph for each of its nodes."""
     x = torch.zeros(1, device=run.device)
     nodes = 1000
     graph = torch.cuda.CUDAGraph()
@@ -119,7 +119,7 @@ def _graph(run: Run) -> None:
 
 
 def _copies_from_the_host(run: Run) -> None:
-    """How long the host is held up by a small copy while the device is busy for some milliseconds."""
+    """How long a small copy holds up the host while the device is busy with a large product."""
     n = 64 if run.tiny else 8192
     a = torch.randn(n, n, device=run.device)
     array = np.arange(256)

@@ -1,7 +1,7 @@
-"""Whether results on this device are official Whisper's: tokens in fp32, and in fp16 how far logits are from fp32.
+"""Compares results with official Whisper's on the same device: tokens in fp32, and the errors of logits in fp16.
 
-In half precision equal logits are common and whoever comes first wins, so that tokens cannot be compared there. What
-can be is the error that half precision makes: the engine's against that of official code.
+In half precision many logits are equal and their order decides, so tokens say little. The measure there is the error
+against official fp32: the engine's beside that of official fp16.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def measure(run: Run) -> None:
 def _same_tokens(
     run: Run, model: Whisper, spoken: Sequence[Recording]
 ) -> dict[str, Result]:
-    """In fp32, the engine against official code on the same device. The official results, greedy."""
+    """Compare the engine's tokens with official ones in fp32, and return the official greedy results."""
     greedy: dict[str, Result] = {}
     with Engine(model, dtype=torch.float32) as engine:
         for case, options in CASES.items():
@@ -103,7 +103,7 @@ def _first_difference(name: str, ours: Result, theirs: Result) -> dict[str, Any]
 def _logits(
     run: Run, model: Whisper, spoken: Sequence[Recording], texts: dict[str, Result]
 ) -> None:
-    """Of the first window's text as fp32 official decodes it, fed to each."""
+    """Feed the text that official fp32 decodes to each, and compare the logits of its tokens."""
     half = Parts.of(model, run.device, run.dtype, slots=1)
     kernels = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
     for recording in spoken:
@@ -115,7 +115,7 @@ def _logits(
         ours = _engines(half, mel, tokens, run.dtype)
         theirs = _official(model, mel, tokens, run.dtype)
         errors = {"engine": _error(ours, exact), "official": _error(theirs, exact)}
-        # What official code's own error depends on.
+        # Official code's own error varies with the kernel.
         for name, kernel in kernels.items() if run.on_gpu else ():
             with contextlib.suppress(RuntimeError), sdpa_kernel(kernel):
                 other = _official(model, mel, tokens, run.dtype)
@@ -173,19 +173,19 @@ def _engines(
 
 
 def _error(logits: Tensor, exact: Tensor) -> dict[str, float]:
-    """The median and the largest over tokens of each one's largest difference."""
+    """Median and maximum over the tokens of each token's largest difference."""
     largest = (logits - exact).abs().amax(-1)
     return {"median": float(largest.median()), "max": float(largest.max())}
 
 
 def _margin_lost(logits: Tensor, exact: Tensor, margins: Tensor) -> float:
-    """By how much, in fp32, the choice that was not taken was better."""
+    """How much better, in fp32, the best choice that was missed would have been."""
     lost = margins[logits.argmax(-1) != exact.argmax(-1)]
     return float(lost.max()) if len(lost) else 0.0
 
 
 def _company(run: Run, model: Whisper, spoken: Sequence[Recording]) -> None:
-    """One recording alone, and among as many others as fit: the same in each bit, or only in its tokens?"""
+    """Compare the result of a recording alone with its result among as many others as there are slots."""
     options = {"beam_size": 5} | base_options(run)
     with Engine(model) as engine:
         others = engine.stats().slots - 1

@@ -1,4 +1,4 @@
-"""Attention at every place where Whisper has it, by each kernel: what the first, the next and any later call takes."""
+"""Whisper's attention by each kernel that PyTorch has: the first call, the first with another shape, and later calls."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A call of attention. keys: their number, which for self-attention grows with every step"""
+    """One of the model's calls of attention. keys: number of keys, which grows with every step in self-attention"""
 
     name: str
     model: str
@@ -34,7 +34,7 @@ class Place:
     causal: bool = False
 
     def inputs(self, run: Run, more: int) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """With so many keys more than said."""
+        """Queries, keys, values and mask, with `more` keys than `keys` where the number varies."""
         heads = DIMENSIONS[self.model].n_text_head
         keys = self.keys + (more if self.masked else 0)
         queries = self.queries + (more if self.causal else 0)
@@ -46,7 +46,7 @@ class Place:
         )
         if not self.masked:
             return q, k, v, None
-        # Rows as long as the store's: a multiple of 16.
+        # The mask's rows are as long as those of the engine's store.
         rows = torch.zeros(self.windows, 10, 2464, device=run.device, dtype=run.dtype)
         return q, k, v, rows[:, None, :queries, :keys]
 
@@ -79,7 +79,7 @@ def measure(run: Run) -> None:
 
 
 def _layer_norm(run: Run) -> None:
-    """Whether half precision needs casts around a norm: the kernel computes in single precision anyway."""
+    """Layer norm in half precision with official code's casts to fp32, and without: the kernel itself uses fp32."""
     state = 64 if run.tiny else 1280
     x = torch.randn(160, state, device=run.device).to(run.dtype)
     weight, bias = torch.randn(2, state, device=run.device).to(run.dtype).float()

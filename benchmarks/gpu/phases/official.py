@@ -1,4 +1,4 @@
-"""Official Whisper's decoding of single windows, with the models that the end-to-end phase measures the engine with."""
+"""Times official Whisper's decoding of single windows, with models of the end-to-end phase."""
 
 from functools import partial
 
@@ -34,7 +34,7 @@ def measure(run: Run) -> None:
                     without_timestamps=True,
                     fp16=run.on_gpu,
                 )
-                # A second window of the same length finds every plan that the first one has made.
+                # The second window finds every execution plan that the first one has made.
                 for window in ("first", "second"):
                     seconds = run.seconds(partial(whisper.decode, model, mel, options))
                     run.report(

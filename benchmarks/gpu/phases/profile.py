@@ -1,4 +1,4 @@
-"""The kernels of one step and of one join, and how much of the time the GPU has nothing to do."""
+"""Profiles a step and the reading of prompts: kernels, and how long the GPU is idle."""
 
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +42,7 @@ def _measure(
 
     with profile(activities=activities) as profiled:
         run.seconds(all_calls)
-    # By itself: a profiler takes time of its own.
+    # The time is taken without the profiler, which adds its own.
     seconds = run.seconds(all_calls)
     events = profiled.key_averages()
     device_us = sum(event.self_device_time_total for event in events)

@@ -1,4 +1,4 @@
-"""Real speech with base's own weights: official Whisper one by one, and the engine with 1, 8 and 32 at once."""
+"""Real speech with base's own weights: official code one request after the other, the engine with 1, 8 and 32 at once."""
 
 import sys
 import time
@@ -18,9 +18,9 @@ _CASES: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": None},
     "beam 5, words": {"beam_size": 5, "word_timestamps": True},
 }
-# Requests, for each that is at work at the same time.
+# How many requests each of the concurrent callers sends.
 _ROUNDS = {1: 12, 8: 4, 32: 4}
-# Of official code, for each case.
+# Official code stops after this time in each case.
 _OFFICIAL_S = 12
 
 
@@ -44,7 +44,7 @@ def measure(run: Run) -> None:
 
 
 def base_options(run: Run) -> dict[str, Any]:
-    """One try for each window, of a few tokens where it is only to be seen that all works."""
+    """One temperature, and a few tokens a window in a tiny run."""
     brief: dict[str, Any] = {"sample_len": 6} if run.tiny else {}
     return {"temperature": 0.0} | brief
 
@@ -56,9 +56,9 @@ def _official(
     case: str,
     options: dict[str, Any],
 ) -> dict[str, Result]:
-    """Results by name, of as many recordings as there is time for."""
+    """Official results by the recording's name, for as many recordings as there is time for."""
     fp16 = run.on_gpu
-    # Kernels are loaded, and plans made, for the lengths that come first.
+    # The first call loads kernels and is not timed.
     whisper.transcribe(model, spoken[0].wave, fp16=fp16, **options)
     run.synchronize()
     results: dict[str, Result] = {}
@@ -116,7 +116,7 @@ def _engine(
 def _switch_interval(
     run: Run, engine: Engine, spoken: list[Recording], at_once: int
 ) -> None:
-    """What the interpreter's switch interval does for many requests of a small model."""
+    """Compare Python's default switch interval with the engine's, in turn."""
     asked = [
         spoken[n % len(spoken)] for n in range(at_once if run.tiny else 2 * at_once)
     ]

@@ -1,4 +1,4 @@
-"""Each part of the engine by itself, for models of every size with random weights."""
+"""Times each part of the engine by itself, for models of every size with random weights."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def _measure(run: Run, name: str, dims: ModelDimensions) -> None:
             for _ in range(1 if run.tiny else 30):
                 windows.step()
             calls = 1 if run.tiny else 20
-            # Four rounds of steps from here on: the stores' columns are those of its middle.
+            # The columns in use are those in the middle of the three rounds that are timed.
             seconds = run.seconds_each(windows.step, calls)
             middle = 30 + 1 + 3 * calls // 2
             others = run.seconds_each(partial(_change, windows), calls // 2 or 1) / 2
@@ -65,6 +65,6 @@ def _measure(run: Run, name: str, dims: ModelDimensions) -> None:
 
 
 def _change(windows: Windows) -> None:
-    """Two steps, each with other windows than the one before."""
+    """Take two steps, each with other windows than the step before it."""
     windows.step()
     windows.step(len(windows.slots) - 1 or 1)

@@ -1,4 +1,4 @@
-"""Stands for Numba where it cannot be imported: what it would compile, Python runs."""
+"""Replaces Numba where it cannot be imported: Python runs what Numba would compile."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
