@@ -6,5 +6,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         default="cpu",
         choices=["cpu", "cuda", "emulated"],
-        help="where the engine's tests run; emulated: on a second device that the CPU plays",
+        help="where the engine's tests run; emulated: on a second device that the CPU emulates",
     )

@@ -5,16 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks.gpu import models
-from benchmarks.gpu.lines import Lines
-from benchmarks.gpu.measure import PHASES
+from benchmarks.gpu.lines import Lines, read
+from benchmarks.gpu.measure import PHASES, _in_a_process
 from benchmarks.gpu.page import page
+from benchmarks.gpu.phases import engine_tests
+from benchmarks.gpu.phases.fidelity import edits
+from benchmarks.gpu.phases.profile import on_the_device
+from benchmarks.gpu.run import Run
 
 ROOT = Path(__file__).parent.parent
 # A bare GPU machine has none of these, and none of the project's other modules.
@@ -46,7 +53,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("bare")
     missing = MISSING.replace("{missing}", str(NOT_THERE))
     (folder / "sitecustomize.py").write_text(missing)
-    # There, but it refuses the NumPy beside it.
+    # Numba is installed there and may refuse the installed NumPy.
     (folder / "numba.py").write_text("raise ImportError('Numba needs another NumPy')")
     return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -73,27 +80,30 @@ def ends(lines: list[dict[str, Any]]) -> dict[str, str]:
     return {line["phase"]: line["reason"] for line in lines if "reason" in line}
 
 
-def test_every_phase_comes_to_its_end_and_the_report_tells_all_of_it(
+def report(*folders: Path) -> str:
+    command = [sys.executable, "-m", "benchmarks.gpu.report", *map(str, folders)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_every_phase_comes_to_its_end_and_the_report_has_all_of_it(
     pack: Path, bare: dict[str, str], tmp_path: Path
 ) -> None:
     lines = measure(pack, bare, tmp_path)
     assert ends(lines) == dict.fromkeys(PHASES, "done")
     [tests] = [line for line in lines if line["measure"] == "tests"]
     assert tests["status"] == 0
-    assert tests["counts"]["tests"] > 0
-    command = [sys.executable, "-m", "benchmarks.gpu.report", str(tmp_path)]
-    page = subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    assert "A rehearsal with tiny models" in page
-    assert "Nothing: every phase came to its end." in page
+    assert tests["counts"] == {"passed": 2}
+    text = report(tmp_path)
+    assert "A rehearsal with tiny models" in text
+    assert "Nothing: every part of every phase came to its end." in text
     for told in (
         "fp32 against official",
         "beam 5, 2 at once",
         "cross, turbo",
         "a step",
     ):
-        assert told in page
+        assert told in text
 
 
 def test_weights_that_come_in_parts_are_whole_after_the_last_one(
@@ -114,13 +124,115 @@ def test_a_phase_that_has_no_time_is_left_out_and_said_to_be(
 ) -> None:
     lines = measure(pack, bare, tmp_path, "--phases", "steps", "--seconds", "0.5")
     assert ends(lines) == {"steps": "no time left"}
+    text = report(tmp_path)
+    assert "- steps: no time left" in text
+    assert "- speech: not run, or cut off" in text
+
+
+def test_what_fails_is_reported_and_costs_nothing_else(tmp_path: Path) -> None:
+    run = Run(
+        *("steps", torch.device("cpu"), False, tmp_path, tmp_path, tmp_path),
+        ends=time.monotonic() + 60,
+    )
+
+    def fails() -> None:
+        raise LookupError("the reason\nand more")
+
+    run.attempt("one", fails)
+    run.attempt("two", lambda: run.report("figure", ms=1))
+    run.attempt("three", lambda: run.report("figure", ms=2), seconds=100)
+    lines = read([tmp_path])
+    assert [line["measure"] for line in lines] == ["failed", "figure", "left out"]
+    text = page(Lines(lines))
+    assert "- steps, one: failed, LookupError: the reason" in text
+    assert "- steps, three: left out, 100 s are needed" in text
+
+
+def test_a_phase_that_is_killed_says_so() -> None:
+    assert _in_a_process(lambda: time.sleep(60), -2.5).startswith("killed after")
+    assert _in_a_process(lambda: os._exit(3), 5) == "ended with status 3"
+
+
+def test_of_a_phase_that_was_measured_again_the_last_call_counts(
+    tmp_path: Path,
+) -> None:
+    calls: list[list[dict[str, Any]]] = [
+        [
+            {"phase": "steps", "measure": "step"},
+            {"phase": "speech", "measure": "texts"},
+        ],
+        [{"phase": "steps", "measure": "join"}],
+        [{"phase": "steps", "measure": "end", "reason": "no time left"}],
+    ]
+    begin = {"phase": "all", "measure": "begin"}
+    lines = [line for call in calls for line in (begin, *call)]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "results.jsonl").write_text(text)
+    kept = [line["measure"] for line in read([tmp_path]) if line["phase"] != "all"]
+    assert kept == ["texts", "join", "end"]
+
+
+def test_outcomes_of_tests_are_counted_even_where_pytest_was_cut_off() -> None:
+    parallel = [
+        "============ test session starts ============",
+        "tests/engine/test_a.py::test_one[{'x': 1}] ",
+        "[gw0] [  1%] PASSED tests/engine/test_a.py::test_one[{'x': 1}] ",
+        "[gw1] [  2%] FAILED tests/engine/test_b.py::test_two ",
+    ]
+    counts, failed = engine_tests.outcomes(parallel)
+    assert counts == {"passed": 1, "failed": 1}
+    assert failed == ["tests/engine/test_b.py::test_two"]
+    alone = [
+        "tests/engine/test_a.py::test_one PASSED    [ 50%]",
+        "tests/engine/test_b.py::test_two ERROR     [100%]",
+        "============ short test summary info ============",
+        "ERROR tests/engine/test_b.py::test_two - RuntimeError",
+    ]
+    counts, failed = engine_tests.outcomes(alone)
+    assert counts == {"passed": 1, "error": 1}
+    assert failed == ["tests/engine/test_b.py::test_two"]
+
+
+def test_only_warnings_of_a_wait_count_as_waits() -> None:
+    mode = "Synchronization debug mode is a prototype feature and does not yet detect"
+    wait = "called a synchronizing CUDA operation (Triggered internally at x.cpp:1)"
+    assert engine_tests.waits_in([mode, wait, "something else", wait]) == 2
+
+
+def test_the_time_of_kernels_is_not_counted_twice() -> None:
+    def event(device: Any, count: int, us: float, note: bool = False) -> Any:
+        return SimpleNamespace(
+            device_type=device,
+            count=count,
+            self_device_time_total=us,
+            is_user_annotation=note,
+        )
+
+    events = [
+        event(DeviceType.CPU, 7, 30.0),
+        event(DeviceType.CUDA, 5, 20.0),
+        event(DeviceType.CUDA, 2, 10.0),
+        event(DeviceType.CUDA, 1, 99.0, note=True),
+    ]
+    assert on_the_device(events) == (7, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count"),
+    [("", "", 0), ("a b c", "a b c", 0), ("a b c", "a c", 1), ("a", "b c", 2)],
+)
+def test_edits_are_the_fewest_that_make_one_text_of_another(
+    one: str, other: str, count: int
+) -> None:
+    assert edits(one.split(), other.split()) == count
+    assert edits(other.split(), one.split()) == count
 
 
 def test_parts_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(3)]
     for folder in folders:
         folder.mkdir()
-    models.split(b"a checkpoint in parts", folders, None)
+    models.split(b"a checkpoint in parts", folders, None, "nowhere")
     whole = b"".join(path.read_bytes() for f in folders for path in f.glob("*.part-*"))
     assert whole == b"a checkpoint in parts"
     for folder in folders[1:]:
@@ -158,6 +270,6 @@ def test_the_report_sets_a_step_beside_what_the_card_allows(
     )
     [row] = [line for line in page(lines).splitlines() if line.startswith(f"| {model}")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    # Whoever counted it counted the logits too.
+    # The count by hand includes the logits, which the report's leaves out.
     assert float(cells[3]) == pytest.approx(least_ms, rel=0.08)
     assert float(cells[4].removesuffix("×")) == pytest.approx(10, rel=0.08)

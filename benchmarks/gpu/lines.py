@@ -9,6 +9,8 @@ from benchmarks.floors import Machine, Work
 from benchmarks.gpu.models import DIMENSIONS
 
 Line = dict[str, Any]
+# What is no figure.
+NOTES = ("end", "failed", "left out")
 _HALF = 2  # bytes
 
 
@@ -56,14 +58,24 @@ class Lines:
 
 
 def read(folders: Sequence[Path]) -> list[Line]:
-    """The lines of all folders. Of a phase that several folders have, the last one counts."""
+    """The lines of all calls in all folders. Of a phase that several calls have measured, the last one counts."""
     lines: list[Line] = []
     for folder in folders:
-        text = (folder / "results.jsonl").read_text()
-        added = [json.loads(line) for line in text.splitlines()]
-        again = {line["phase"] for line in added} - {"all"}
-        lines = [line for line in lines if line["phase"] not in again] + added
+        for call in _calls((folder / "results.jsonl").read_text().splitlines()):
+            measured = {line["phase"] for line in call if line["measure"] not in NOTES}
+            again = measured - {"all"}
+            lines = [line for line in lines if line["phase"] not in again] + call
     return lines
+
+
+def _calls(texts: Sequence[str]) -> list[list[Line]]:
+    """A file holds several calls where they had the same folder."""
+    calls: list[list[Line]] = []
+    for line in map(json.loads, texts):
+        if line["measure"] == "begin" or not calls:
+            calls.append([])
+        calls[-1].append(line)
+    return calls
 
 
 def beams_of(line: Line) -> str:

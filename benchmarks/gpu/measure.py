@@ -7,13 +7,14 @@ phase runs in a process of its own, which is killed when its time is up; the fig
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib
-import json
 import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.run import Run, append
 
 # The folder that `prepare` has packed this file into.
 PACK = Path(__file__).parent.parent.parent
@@ -34,17 +39,20 @@ class Phase:
     seconds: float
 
 
+# What a phase may need to notice that its time is up.
+_GRACE_S = 3
+
 # The most valuable phase comes first.
 PHASES = {
     "environment": Phase("environment", 20),
-    "tests": Phase("engine_tests", 80),
-    "speech": Phase("speech", 90),
-    "steps": Phase("steps", 70),
+    "tests": Phase("engine_tests", 100),
+    "speech": Phase("speech", 85),
+    "steps": Phase("steps", 65),
     "fidelity": Phase("fidelity", 60),
-    "end-to-end": Phase("end_to_end", 80),
-    "official": Phase("official", 40),
+    "end-to-end": Phase("end_to_end", 70),
+    "official": Phase("official", 35),
     "kernels": Phase("kernels", 25),
-    "profile": Phase("profile", 30),
+    "profile": Phase("profile", 20),
 }
 
 
@@ -56,23 +64,29 @@ def main() -> int:
     _gather_weights(arguments.weights)
     _stand_in_for_numba()
     ends = time.monotonic() + arguments.seconds
-    # The phases' processes inherit these imports. This process itself must not touch the GPU before it forks.
-    import torch  # noqa: F401
+    # The phases' processes inherit this import. This process itself must not touch the GPU before it forks.
     import whisper  # noqa: F401
 
     command = shlex.join(["python3", "-m", "benchmarks.gpu.measure", *sys.argv[1:]])
     date = datetime.date.today().isoformat()
-    about = {"command": command, "date": date, "tiny": arguments.tiny}
-    _write(arguments.out, phase="all", measure="begin", **about)
+    append(
+        arguments.out,
+        phase="all",
+        measure="begin",
+        command=command,
+        date=date,
+        code=(PACK / "commit.txt").read_text().strip(),
+        tiny=arguments.tiny,
+    )
     for name in arguments.phases:
         seconds = min(PHASES[name].seconds, ends - time.monotonic())
         if seconds < 1:
-            _write(arguments.out, phase=name, measure="skipped", reason="no time left")
+            append(arguments.out, phase=name, measure="end", reason="no time left")
             continue
         started = time.monotonic()
         reason = _in_a_process(partial(_phase, name, arguments, seconds), seconds)
         took = round(time.monotonic() - started, 1)
-        _write(arguments.out, phase=name, measure="end", seconds=took, reason=reason)
+        append(arguments.out, phase=name, measure="end", seconds=took, reason=reason)
     return 0
 
 
@@ -84,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=480, help="for all of them together")
     add("--weights", type=Path, default=Path("/tmp/whisper-gpu-kit"), metavar="FOLDER")
     add("--device", choices=["cuda", "cpu"], default="cuda")
-    add("--tiny", action="store_true", help="whether all of it works, in no time")
+    add("--tiny", action="store_true", help="a quick check that everything works")
     return parser
 
 
@@ -115,10 +129,6 @@ def _stand_in_for_numba() -> None:
 
 
 def _phase(name: str, arguments: argparse.Namespace, seconds: float) -> None:
-    import torch
-
-    from benchmarks.gpu.run import Run
-
     run = Run(
         name,
         torch.device(arguments.device),
@@ -136,35 +146,31 @@ def _in_a_process(work: Callable[[], None], seconds: float) -> str:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
-    def told() -> None:
-        from benchmarks.gpu.models import WeightsMissingError
-        from benchmarks.gpu.run import OutOfTimeError
-
+    def run_and_report() -> None:
+        # What it starts belongs to its group and ends with it.
+        os.setsid()
         try:
             work()
             theirs.send("done")
-        except (OutOfTimeError, WeightsMissingError) as error:
-            theirs.send(f"{type(error).__name__}: {error}")
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is told
+        except BaseException as error:  # noqa: BLE001 - however it fails, the other phases run
             traceback.print_exc()
-            theirs.send(f"{type(error).__name__}: {error}"[:300])
-            raise SystemExit(1) from None
+            theirs.send(f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
-    process = context.Process(target=told)
+    process = context.Process(target=run_and_report)
     process.start()
     theirs.close()
-    process.join(seconds + 5)
+    process.join(seconds + _GRACE_S)
     if process.is_alive():
+        assert process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # It may not have its group yet.
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
         return f"killed after {seconds:.0f} s"
-    return str(ours.recv()) if ours.poll() else f"ended with status {process.exitcode}"
-
-
-def _write(out: Path, **line: object) -> None:
-    with (out / "results.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
+    try:
+        return str(ours.recv())
+    except EOFError:
+        return f"ended with status {process.exitcode}"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The page about a measurement: what was found right, how fast, and where the time goes."""
 
+import statistics
 from collections.abc import Sequence
 
-from benchmarks.gpu.lines import Line, Lines, beams_of
+from benchmarks.gpu.lines import Lines, beams_of
+from benchmarks.gpu.measure import PHASES
 
 
 def page(lines: Lines, picture: str | None = None) -> str:
     sections = {
-        "Is it right": (_tests, _fp32_tokens, _logits, _company),
+        "Is it right": (_tests, _fp32_tokens, _texts, _logits, _company),
         "How fast": (_speech, _requests, _official),
         "Where the time goes": (_steps, _encoder, _joins, _profile),
         "The card by itself": (_card, _attention),
@@ -45,17 +47,26 @@ def _windows(count: int) -> str:
     return f"{count} window" if count == 1 else f"{count} windows"
 
 
+def _ratio(value: float, other: float | None) -> float | None:
+    return value / other if other else None
+
+
 def _over(value: float, floor: float | None) -> str | None:
     return f"{value / floor:.1f}×" if floor else None
 
 
 def _head(lines: Lines) -> str:
     begins, device = lines.of("all", "begin"), lines.last("environment", "device")
-    versions = lines.last("environment", "versions")
+    installed = lines.last("environment", "versions")
     commands = "\n".join(f"    {line['command']}" for line in begins)
-    named = ("python", "torch", "cuda", "cudnn", "numpy", "numba", "triton")
-    told = ", ".join(f"{name} {versions[name]}" for name in named if versions.get(name))
-    dates = ", ".join(sorted({line["date"] for line in begins}))
+    names = ("python", "torch", "cuda", "cudnn", "numpy", "numba", "triton")
+    versions = ", ".join(f"{n} {installed[n]}" for n in names if installed.get(n))
+    dates, codes = (
+        ", ".join(sorted({line[field] for line in begins}))
+        for field in ("date", "code")
+    )
+    driver = lines.last("environment", "driver").get("nvidia_smi", "")
+    driver = driver and f" ({driver})"
     rehearsal = ""
     if any(line["tiny"] for line in begins):
         rehearsal = (
@@ -65,7 +76,7 @@ def _head(lines: Lines) -> str:
 
 {rehearsal}{commands}
 
-{dates}; {device.get("name", "?")} ({device.get("nvidia_smi") or "no driver asked"}), {device.get("cores", "?")} cores of {device.get("cpu", "?")}; {told}.
+{dates}; code {codes}; {device.get("name", "?")}{driver}, {device.get("cores", "?")} cores of {device.get("cpu", "?")}; {versions}.
 "Least" is what the card allows: bytes that must be read over the rate of a copy, operations over the rate of a large product in
 half precision, both measured in the same run."""
 
@@ -75,7 +86,8 @@ def _tests(lines: Lines) -> str:
     if not tests:
         return ""
     counts = ", ".join(f"{number} {kind}" for kind, number in tests["counts"].items())
-    text = f"The engine's tests on the device, in fp32: {counts or 'cut short'}."
+    ended = "" if tests["status"] in (0, 1) else f"; they ended with {tests['status']}"
+    text = f"The engine's tests on the device, in fp32: {counts or 'none'}{ended}."
     text += "".join(f"\n- {name}" for name in tests["names"])
     waits = [
         [line["beams"], line["join"], line["step"], line["step_of_others"]]
@@ -91,89 +103,107 @@ def _fp32_tokens(lines: Lines) -> str:
             line["case"],
             line["recordings"],
             line["equal"],
-            line["texts_equal"],
             "; ".join(
                 f"{d['recording']} at token {d['at']}" for d in line["different"]
             ),
         ]
         for line in lines.of("fidelity", "fp32 tokens")
     ]
-    head = ["fp32 against official", "recordings", "tokens equal", "texts", "different"]
-    return _table(head, rows)
+    head = ["fp32 against official", "recordings", "tokens and times equal"]
+    return _table([*head, "different"], rows)
+
+
+def _texts(lines: Lines) -> str:
+    rows = [
+        [
+            line["of"],
+            line["recordings"],
+            line["equal"],
+            line["times_equal"],
+            f"{line['word_edits']} of {line['words']}",
+        ]
+        for line in lines.of("fidelity", "fp16 texts")
+    ]
+    head = ["fp16 against official fp32, greedy", "recordings", "texts equal"]
+    return _table([*head, "times equal", "words edited"], rows)
 
 
 def _logits(lines: Lines) -> str:
     found = lines.of("fidelity", "logits")
-    if not found:
-        return ""
+    names = dict.fromkeys(name for line in found for name in line["errors"])
     rows = []
-    for name in found[0]["errors"]:
+    for name in names:
         errors = [line["errors"][name] for line in found if name in line["errors"]]
-        medians = sorted(error["median"] for error in errors)
+        ratios = [
+            line["errors"][name]["median"] / official
+            for line in found
+            if name in line["errors"]
+            and (official := line["errors"]["official"]["median"])
+        ]
+        choices = [line["other_choices"].get(name) for line in found]
+        lost = [line["margin_lost"].get(name) for line in found]
         rows.append(
             [
                 name,
                 len(errors),
-                medians[len(medians) // 2],
+                statistics.median(error["median"] for error in errors),
                 max(error["max"] for error in errors),
-                _sum_of(found, "choices_other_than_fp32", name),
-                _most_of(found, "largest_margin_lost", name),
+                statistics.median(ratios) if ratios else None,
+                None if None in choices else sum(choices),
+                None if None in lost else max(lost),
             ]
         )
-    head = ["logits, far from official fp32", "recordings", "median", "largest"]
-    head += ["other choices", "margin lost at most"]
+    head = ["logits against official fp32", "recordings", "median", "largest"]
+    head += ["median over official's", "other choices", "margin lost at most"]
     return _table(head, rows)
 
 
-def _sum_of(lines: Sequence[Line], field: str, name: str) -> int | None:
-    values = [line[field][name] for line in lines if name in line[field]]
-    return sum(values) if values else None
-
-
-def _most_of(lines: Sequence[Line], field: str, name: str) -> float | None:
-    return max(
-        (line[field][name] for line in lines if name in line[field]), default=None
-    )
-
-
 def _company(lines: Lines) -> str:
-    found = lines.of("fidelity", "company")
-    if not found:
+    line = lines.last("fidelity", "company")
+    if not line:
         return ""
-    tokens = sum(line["tokens_equal"] for line in found)
-    bits = sum(line["bits_equal"] for line in found)
     return (
-        f"Alone and among {found[0]['others']} others, of {len(found)} recordings: {tokens} with equal tokens,"
-        f" {bits} equal to the last bit."
+        f"Alone and among {line['others']} others, of {line['recordings']} recordings: {line['tokens_equal']} with"
+        f" equal tokens, {line['bits_equal']} equal to the last bit of their scores; average log-probabilities differ"
+        f" by at most {line['avg_logprob_difference']:.2g}."
     )
 
 
 def _speech(lines: Lines) -> str:
-    rows: list[list[object]] = []
-    official = {line["case"]: line for line in lines.of("speech", "official")}
-    for line in lines.of("speech", "engine"):
-        one_by_one = official.get(line["case"], {}).get("times_real_time")
-        rows.append(
-            [
-                f"{line['case']}, {line['at_once']} at once",
-                line["requests"],
-                line["times_real_time"],
-                one_by_one and line["times_real_time"] / one_by_one,
-                line["latency_p50_s"],
-                line["latency_p95_s"],
-                line["occupancy"],
-                line["busy_percent"],
-                f"{line['texts_equal']} of {line['texts_compared']}",
-            ]
-        )
-    rows += [
-        [f"official, {case}", line["requests"], line["times_real_time"], 1.0]
-        + [None] * 5
-        for case, line in official.items()
+    official = lines.of("speech", "official")
+    fastest: dict[str, float] = {}
+    for line in official:
+        speed = line["times_real_time"]
+        fastest[line["case"]] = max(speed, fastest.get(line["case"], 0))
+    rows: list[list[object]] = [
+        [
+            f"{line['case']}, {line['at_once']} at once",
+            line["requests"],
+            line["times_real_time"],
+            _ratio(line["times_real_time"], fastest.get(line["case"])),
+            line["latency_p50_s"],
+            line["latency_p95_s"],
+            line["occupancy"],
+            line["busy_percent"],
+        ]
+        for line in lines.of("speech", "engine")
     ]
-    head = ["base, real speech, fp16", "requests", "× real time", "× official"]
-    head += ["p50 s", "p95 s", "windows in a step", "GPU busy %", "texts equal"]
-    return _table(head, rows)
+    for line in official:
+        attention = " with cuDNN's attention" if line["cudnn_attention"] else ""
+        what = f"official{attention}, {line['case']}"
+        rows.append([what, line["requests"], line["times_real_time"], *[None] * 5])
+    head = ["base, real speech", "requests", "× real time", "× official"]
+    head += ["p50 s", "p95 s", "windows in a step", "GPU busy %"]
+    texts = ", ".join(
+        f"{line['equal']} of {line['compared']} ({line['case']})"
+        for line in lines.of("speech", "texts")
+    )
+    told = [_table(head, rows)]
+    if texts:
+        told.append(f"Texts equal to official ones in the same precision: {texts}.")
+    if source := lines.last("speech", "weights").get("source"):
+        told.append(f"Base's weights: {source}.")
+    return "\n\n".join(filter(None, told))
 
 
 def _requests(lines: Lines) -> str:
@@ -195,11 +225,15 @@ def _requests(lines: Lines) -> str:
                 least,
                 line["latency_p50_s"],
                 line["latency_p95_s"],
+                line["windows"],
                 line["busy_percent"],
+                line["slots"],
+                line["bytes_held"] / 1e9,
             ]
         )
     head = ["random weights, 110 tokens a window", "requests", "× real time"]
-    head += ["at the card's limit", "p50 s", "p95 s", "GPU busy %"]
+    head += ["at the card's limit", "p50 s", "p95 s", "windows", "GPU busy %"]
+    head += ["slots", "GB held"]
     return _table(head, rows)
 
 
@@ -266,10 +300,9 @@ def _joins(lines: Lines) -> str:
         ]
         for line in lines.of("steps", "join")
     ]
-    for line in lines.of("steps", "listen"):
-        rows.append(
-            [f"{line['model']}, keys and values of one window's audio", line["ms"]]
-        )
+    for line in lines.of("steps", "cross keys and values"):
+        what = f"{line['model']}, keys and values of one window's audio"
+        rows.append([what, line["ms"]])
     return _table(["reading prompts", "ms"], rows)
 
 
@@ -302,7 +335,7 @@ def _card(lines: Lines) -> str:
         rows.append(["a node of a captured graph, µs", line["node_us"]])
     for line in lines.of("environment", "host copy"):
         busy = f"{line['busy_us'] / 1e3:.2g} ms"
-        what = f"copy to a device busy for {busy}, {line['way']}: µs of the host"
+        what = f"copy of {line['bytes']:,} bytes to a device busy for {busy}, {line['way']}: µs of the host"
         rows.append([what, line["held_up_us"]])
     for line in lines.of("kernels", "layer norm"):
         rows.append(["a norm with casts around it, µs", line["with_casts_us"]])
@@ -331,13 +364,17 @@ def _attention(lines: Lines) -> str:
 
 
 def _left_out(lines: Lines) -> str:
-    reasons = [
-        f"- {line['phase']}: {line['reason']}"
-        for line in (*_ends(lines, "end"), *_ends(lines, "skipped"))
-        if line["reason"] != "done"
+    ends = {
+        line["phase"]: line["reason"] for line in lines.all if line["measure"] == "end"
+    }
+    told = [
+        f"- {phase}: {ends.get(phase, 'not run, or cut off')}"
+        for phase in PHASES
+        if ends.get(phase) != "done"
     ]
-    return "\n".join(reasons) or "Nothing: every phase came to its end."
-
-
-def _ends(lines: Lines, measure: str) -> list[Line]:
-    return [line for line in lines.all if line["measure"] == measure]
+    told += [
+        f"- {line['phase']}, {line['what']}: {line['measure']}, {line['reason']}"
+        for line in lines.all
+        if line["measure"] in ("failed", "left out")
+    ]
+    return "\n".join(told) or "Nothing: every part of every phase came to its end."

@@ -10,6 +10,7 @@ small enough for a machine that takes 64 MiB at a time.
 import argparse
 import io
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ from deployments import checkpoints
 ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"
 PARTS = 3
+# Some of 64 MiB is left for what travels beside a folder.
+LARGEST_BYTES = 58 << 20
 
 # Files and folders of this project that the pack holds.
 CODE = (
@@ -61,10 +64,9 @@ def main() -> None:
     paths = recordings.listed_in(recordings.IN_THE_REPOSITORY, seconds=300)
     if arguments.recordings or arguments.manifest:
         paths += recordings.chosen(parser, arguments)
-    if arguments.out.exists():
-        shutil.rmtree(arguments.out)
     folders = [arguments.out / str(number + 1) for number in range(PARTS)]
     for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     pack_code(folders[0])
     pack_recordings(paths, folders[0])
@@ -72,6 +74,8 @@ def main() -> None:
     for folder in folders:
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         print(f"{folder}: {size / (1 << 20):.1f} MiB", file=sys.stderr)
+        if size > LARGEST_BYTES:
+            sys.exit(f"error: more than {LARGEST_BYTES >> 20} MiB: choose less speech")
 
 
 def pack_code(folder: Path) -> None:
@@ -88,12 +92,26 @@ def pack_code(folder: Path) -> None:
     package = Path(spec.origin).parent
     shutil.copytree(package, folder / "whisper", ignore=ignored)
     (folder / "pytest.ini").write_text(PYTEST)
+    (folder / "commit.txt").write_text(_commit())
+
+
+def _commit() -> str:
+    """The commit that is packed, and whether files differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def pack_recordings(paths: list[Path], folder: Path) -> None:
-    # The folder tells files of the same name apart.
-    names = [f"{path.parent.name}/{path.name}" for path in paths]
-    samples = {n: r.pcm for n, r in zip(names, recordings.load(paths), strict=True)}
+    samples = {}
+    for path, recording in zip(paths, recordings.load(paths), strict=True):
+        # The folder tells files of the same name apart.
+        name = f"{path.parent.name}/{path.name}"
+        if name in samples:
+            sys.exit(f"error: two recordings are called {name}")
+        samples[name] = recording.pcm
     np.savez_compressed(folder / audio.FILE, allow_pickle=False, **samples)
 
 
@@ -102,17 +120,18 @@ def pack_weights(folders: list[Path], tiny: bool) -> None:
     if tiny:
         dims = models.tiny(models.DIMENSIONS["base"])
         model = models.random_model(dims, torch.device("cpu"))
-        state, heads = model.state_dict(), None
+        state, heads, source = model.state_dict(), None, "random numbers"
     else:
-        path = checkpoints.fetch("base", accept_unofficial=True).path
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = checkpoints.fetch("base", accept_unofficial=True)
+        source = "converted weights" if checkpoint.converted else "OpenAI's weights"
+        content = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
         dims = ModelDimensions(**content["dims"])
         state = content["model_state_dict"]
         heads = models.official_alignment_heads("base")
     halved = {name: value.half() for name, value in state.items()}
     file = io.BytesIO()
     torch.save({"dims": vars(dims), "model_state_dict": halved}, file)
-    models.split(file.getvalue(), folders, heads)
+    models.split(file.getvalue(), folders, heads, source)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,17 @@ class Served:
 
     seconds: from the start of the first request to the end of the last
     latencies: seconds of each request
+    busy: the GPU's utilization in percent, ten times a second
     """
 
     seconds: float
     audio_seconds: float
     latencies: list[float]
     usages: list[Usage]
+    busy: list[int]
     results: list[Result]
 
-    def figures(self) -> dict[str, float]:
-        occupancies = [usage.occupancy for usage in self.usages]
+    def figures(self) -> dict[str, float | None]:
         return {
             "requests": len(self.results),
             "audio_s": self.audio_seconds,
@@ -39,8 +40,9 @@ class Served:
             "times_real_time": self.audio_seconds / self.seconds,
             "latency_p50_s": float(np.percentile(self.latencies, 50)),
             "latency_p95_s": float(np.percentile(self.latencies, 95)),
-            "occupancy": float(np.mean(occupancies)),
+            "occupancy": float(np.mean([usage.occupancy for usage in self.usages])),
             "windows": sum(usage.windows for usage in self.usages),
+            "busy_percent": float(np.mean(self.busy)) if self.busy else None,
         }
 
 
@@ -55,7 +57,7 @@ def serve(
         result = engine.transcribe(recording.pcm, on_usage=usages.append, **options)
         return time.perf_counter() - started, result
 
-    with ThreadPoolExecutor(at_once) as callers:
+    with _watched_gpu() as busy, ThreadPoolExecutor(at_once) as callers:
         started = time.perf_counter()
         done = list(callers.map(transcribe, recordings))
         seconds = time.perf_counter() - started
@@ -64,12 +66,13 @@ def serve(
         sum(recording.seconds for recording in recordings),
         [latency for latency, _ in done],
         usages,
+        busy,
         [result for _, result in done],
     )
 
 
 @contextlib.contextmanager
-def watched_gpu() -> Iterator[list[int]]:
+def _watched_gpu() -> Iterator[list[int]]:
     """Sample the first GPU's utilization in percent, as NVIDIA's driver tells it ten times a second.
 
     The list stays empty where the driver cannot be asked.

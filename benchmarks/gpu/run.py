@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 import torch
 
 
-class OutOfTimeError(Exception):
-    """The phase has used up its time. All that it has measured is already written."""
+def append(out: Path, **line: Any) -> None:
+    """Append one line of JSON to results.jsonl at once, so that a later failure cannot lose it."""
+    text = json.dumps(line)
+    with (out / "results.jsonl").open("a") as file:
+        file.write(text + "\n")
+    print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -48,24 +53,31 @@ class Run:
     def seconds_left(self) -> float:
         return self.ends - time.monotonic()
 
-    def need(self, seconds: float) -> None:
-        """Raises OutOfTimeError if less time than this is left. A tiny run only needs some."""
-        if self.seconds_left < (0 if self.tiny else seconds):
-            raise OutOfTimeError(f"{seconds:.0f} s are needed")
-
     def report(self, measure: str, **figures: Any) -> None:
-        """Append one line of figures to results.jsonl at once, so that a later failure cannot lose it."""
         at_s = round(time.monotonic() - self.began, 2)
-        line = {"phase": self.phase, "measure": measure, **figures, "at_s": at_s}
-        with (self.out / "results.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        append(self.out, phase=self.phase, measure=measure, **figures, at_s=at_s)
+
+    def attempt(self, what: str, work: Callable[[], Any], seconds: float = 1) -> None:
+        """Run a part of the phase if that many seconds are left.
+
+        The phase goes on after a part that fails or has no time; either is reported.
+        """
+        if self.seconds_left < (0 if self.tiny else seconds):
+            self.report("left out", what=what, reason=f"{seconds:.0f} s are needed")
+            return
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - one figure must not cost the others
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self.report("failed", what=what, reason=reason)
+        self.empty_cache()
 
     def synchronize(self) -> None:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def forget(self) -> None:
+    def empty_cache(self) -> None:
         """Return unused cached memory to the GPU."""
         if self.on_gpu:
             torch.cuda.empty_cache()

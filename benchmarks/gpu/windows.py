@@ -1,7 +1,5 @@
 """Windows that never end, to time the parts of their decoding one by one."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from whisper.decoding import DecodingOptions
@@ -11,19 +9,18 @@ from benchmarks.gpu.run import Run
 from deployments.engine.parts import Parts
 from deployments.engine.plan import Plan
 
-_EOT = 50257
 _A_WORD = 2425
 
 
 class Windows:
-    """An engine's parts on the run's device, decoding windows of random audio whose end of text is suppressed."""
+    """An engine's parts on the run's device, decoding windows of random audio with `models.random_model`."""
 
     def __init__(self, model: Whisper, run: Run, slots: int) -> None:
         self.parts = Parts.of(model, run.device, run.dtype, slots=slots)
         shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
         self._features = torch.randn(shape, device=run.device).to(run.dtype)
         for slot in range(slots):
-            self.listen(slot)
+            self.write_audio(slot)
         self.slots: list[int] = []
 
     @torch.inference_mode()
@@ -32,7 +29,8 @@ class Windows:
         self.parts.encoder(mel)
 
     @torch.inference_mode()
-    def listen(self, slot: int = 0) -> None:
+    def write_audio(self, slot: int = 0) -> None:
+        """Compute cross-attention's keys and values of one window and write them to its slot."""
         self.parts.decoder.listen(slot, self._features)
 
     @torch.inference_mode()
@@ -42,8 +40,6 @@ class Windows:
             language="en",
             beam_size=beams if beams > 1 else None,
             prompt=[_A_WORD] * prompt or None,
-            suppress_tokens=[_EOT],
-            suppress_blank=False,
         )
         plans = [Plan(self.parts.facts, options) for _ in range(windows)]
         self.slots = [*range(windows)]
@@ -52,5 +48,4 @@ class Windows:
     @torch.inference_mode()
     def step(self, windows: int | None = None) -> None:
         """One more token for all windows, or for the first `windows` of them."""
-        slots: Sequence[int] = self.slots[:windows]
-        self.parts.batch.step(slots)
+        self.parts.batch.step(self.slots[:windows])

@@ -77,8 +77,10 @@ class CrossAttention(Protocol):
         """Output of shape (windows, positions, state) for queries of that shape, a window for each slot."""
         ...
 
-    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
-        """Attention before the softmax in fp32, shape (windows, heads, positions, audio context)."""
+    def scores(
+        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+    ) -> Tensor:
+        """Attention of these heads before the softmax in fp32, shape (windows, heads, positions, audio context)."""
         ...
 
 
@@ -127,11 +129,13 @@ class _PlainCrossAttention:
         a = attend(q, slots.of(self._keys[layer]), slots.of(self._values[layer]))
         return slots.gathered(a.transpose(1, 2).flatten(2))
 
-    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
+    def scores(
+        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+    ) -> Tensor:
         # Upstream scales both sides before the product, which keeps it within the range of fp16.
-        keys = slots.of(self._keys[layer])
+        keys = slots.of(self._keys[layer]).index_select(1, heads)
         scale = keys.shape[-1] ** -0.25
-        q = _split_heads(slots.spread(queries), self._heads)
+        q = _split_heads(slots.spread(queries), self._heads).index_select(1, heads)
         return slots.gathered(((q * scale) @ (keys * scale).transpose(-1, -2)).float())
 
 
@@ -186,9 +190,11 @@ class _PackedCrossAttention:
             out[i] = self._convolve(weights.flatten(1), self._values[layer][slot], None)
         return out
 
-    def scores(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
+    def scores(
+        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+    ) -> Tensor:
         products = [
-            self._products(layer, q, slot)
+            self._products(layer, q, slot).index_select(1, heads)
             for q, slot in zip(queries, slots.numbers, strict=True)
         ]
         return torch.stack(products)[..., : self._context].transpose(1, 2)
@@ -238,6 +244,7 @@ class SelfAttention:
         self._values = _lazy_zeros(shape, device, dtype)
         # What beam b of a slot sees: 0, and -inf elsewhere. (slots, beams, columns)
         self._visible = torch.zeros(slots, width, columns, device=device, dtype=dtype)
+        self._zero = torch.zeros((), device=device, dtype=dtype)
         self.columns = columns
         self.bytes_per_slot = (2 * self._keys.nbytes + self._visible.nbytes) // slots
 
@@ -250,16 +257,17 @@ class SelfAttention:
     def begin(self, slot: int, tokens: int) -> None:
         """Every beam of the slot sees the prompt's tokens and nothing else."""
         self._visible[slot].fill_(-torch.inf)
-        self._visible[slot, :, :tokens] = 0
+        self._visible[slot, :, :tokens].zero_()
 
     def clear(self, slot: int) -> None:
         """After a window that went wrong, whose NaNs would spread to the next one here."""
-        self._keys[:, slot] = 0
-        self._values[:, slot] = 0
+        self._keys[:, slot].zero_()
+        self._values[:, slot].zero_()
 
     def see(self, slots: Tensor, beams: Tensor, columns: Tensor) -> None:
         """Each of these beams sees this column from now on; all of shape (rows,)."""
-        self._visible[slots, beams, columns] = 0
+        # The assignment of a Python number would copy it to a GPU, and wait for that.
+        self._visible.index_put_((slots, beams, columns), self._zero)
 
     def write(
         self,

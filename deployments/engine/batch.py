@@ -13,7 +13,7 @@ from deployments.engine.group import Group, TokenLists
 from deployments.engine.plan import Outcome, Plan
 from deployments.engine.rules import Distribution, History, Vocabulary, distribution
 from deployments.engine.search import Selection, Trace, select_beams, select_rows
-from deployments.engine.transfer import to_device, wait_for
+from deployments.engine.transfer import send, to_device, wait_for
 
 
 @dataclass(eq=False)
@@ -107,7 +107,7 @@ class Batch:
         for slot, plan, number in zip(slots, plans, numbers, strict=True):
             self._windows[slot] = _Window(plan)
             if plan.samples:
-                draws = plan.uniforms(number).to(self._device, non_blocking=True)
+                draws = send(plan.uniforms(number), self._device)
                 self._uniforms[slot, : plan.steps, : plan.width] = draws
         group = Group(slots, plans, self._vocabulary, self._token_lists, first=True)
         index = group.slots.index
@@ -116,12 +116,13 @@ class Batch:
         same = group.competes[:, None] & (beam > 0)
         self._score[index] = torch.where(same, -math.inf, 0.0)
         self._prompt[index] = lengths
-        self._step[index] = 0
-        self._finished[index] = 0
-        self._ended[index] = False
-        self._last[index] = False
-        self._penultimate[index] = True
-        self._latest[index] = -1
+        # The assignment of a Python number would copy it to a GPU, and wait for that.
+        self._step.index_fill_(0, index, 0)
+        self._finished.index_fill_(0, index, 0)
+        self._ended.index_fill_(0, index, False)
+        self._last.index_fill_(0, index, False)
+        self._penultimate.index_fill_(0, index, True)
+        self._latest.index_fill_(0, index, -1)
         self._no_speech_prob[index] = self._no_speech_probs(at_start, plans)
         self._group = None
         return self._advance(group, logits[group.row_window])

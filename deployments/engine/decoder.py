@@ -199,10 +199,7 @@ class Decoder:
             x = layer.attn_out(a.transpose(1, 2).flatten(2), residual=x)
             q = layer.cross_query(layer.cross_ln(x))
             if index in scored:
-                heads = scored[index]
-                scores.append(
-                    self._cross.scores(index, q, heard).index_select(1, heads)
-                )
+                scores.append(self._cross.scores(index, q, heard, scored[index]))
             x = layer.cross_out(self._cross.attend(index, q, heard), residual=x)
             x = layer.mlp(x)
         return x, torch.cat(scores, 1) if scores else x.new_empty(0)

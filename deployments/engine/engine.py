@@ -80,7 +80,7 @@ class Engine:
         slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
         self._weight_bytes = _bytes_of_weights(model, dtype)
         slots = max_windows or min(
-            _MAX_WINDOWS.get(kind, 8),
+            _MAX_WINDOWS.get(kind, _MAX_WINDOWS["cuda"]),
             self._windows_that_fit(place, slot_bytes, memory_bytes),
         )
 
@@ -96,7 +96,7 @@ class Engine:
             parts,
             Spectrograms(model.dims.n_mels, place, _SPECTROGRAM_BYTES),
             slots=slots,
-            encoded_together=_ENCODED_TOGETHER.get(kind, 1),
+            encoded_together=_ENCODED_TOGETHER.get(kind, _ENCODED_TOGETHER["cuda"]),
         )
 
     def __enter__(self) -> Self:

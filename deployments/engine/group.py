@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -55,14 +54,14 @@ class Group:
         row_window = np.repeat(np.arange(len(plans)), widths)
         row_beam = np.concatenate([np.arange(width) for width in widths])
         finished_needed = np.array([plan.finished_needed or 0 for plan in plans])
-        # -1 marks windows without timestamps.
-        initial = np.array([_or(plan.initial_timestamps, -1) for plan in plans])
+        timestamps = np.array([plan.initial_timestamps is not None for plan in plans])
+        initial = np.array([plan.initial_timestamps or 0 for plan in plans])
         drawn = np.array([plan.samples for plan in plans])
         drawn_rows = np.flatnonzero(drawn[row_window])
 
         windows_by_list: dict[tuple[int, ...], list[int]] = {}
         for window, plan in enumerate(plans):
-            windows_by_list.setdefault(plan.never(first=first), []).append(window)
+            windows_by_list.setdefault(plan.suppressed(first=first), []).append(window)
         rows_by_list = [
             np.flatnonzero(np.isin(row_window, windows))
             for windows in windows_by_list.values()
@@ -77,16 +76,18 @@ class Group:
             self.row_window,
             self.row_beam,
             self.row_width,
+            with_timestamps,
             initial_timestamps,
             sampling,
             *list_rows,
-        ) = _together(
+        ) = _in_one_copy(
             device,
             widths,
             finished_needed,
             row_window,
             row_beam,
             widths[row_window],
+            timestamps[row_window],
             initial[row_window],
             drawn_rows,
             *rows_by_list,
@@ -106,8 +107,8 @@ class Group:
             self.sampling = sampling
             self.temperatures = to_device(temperatures, device, torch.float32)
 
-        self.timestamps = initial_timestamps >= 0
-        self.initial_timestamps = initial_timestamps.clamp(min=0) if first else None
+        self.timestamps = with_timestamps > 0
+        self.initial_timestamps = initial_timestamps if first else None
         self.suppressed = torch.cat(
             [
                 (rows[:, None] * vocabulary.size + token_lists.tensor(tokens)).flatten()
@@ -132,16 +133,14 @@ class Group:
         """Each window's part from the selection of its kind."""
         chosen = (
             torch.where(self.competes[:, None], of_beams, of_rows)
-            for of_beams, of_rows in zip(astuple(beams), astuple(rows), strict=True)
+            for of_beams, of_rows in zip(
+                vars(beams).values(), vars(rows).values(), strict=True
+            )
         )
         return Selection(*chosen)
 
 
-def _or(value: int | None, otherwise: int) -> int:
-    return otherwise if value is None else value
-
-
-def _together(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    """Each array of integers as a tensor on the device, all of them from one copy."""
+def _in_one_copy(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """Each array as a tensor of integers on the device."""
     whole = to_device(np.concatenate(arrays), device)
     return [*whole.split([len(array) for array in arrays])]

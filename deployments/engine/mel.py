@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 
+from deployments.engine.transfer import send
+
 PIECE_FRAMES = 30_000  # five minutes; the complex spectrum of a piece takes 48 MB
 _MARGIN = N_FFT // 2
 
@@ -36,7 +38,7 @@ class Spectrogram:
 
     def normalized(self, start: int, stop: int) -> Tensor:
         """What `whisper.audio.log_mel_spectrogram` gives for these frames, on the model's device."""
-        part = self.logarithms[:, start:stop].to(self.floor.device, non_blocking=True)
+        part = send(self.logarithms[:, start:stop], self.floor.device)
         return part.clamp(min=self.floor).add_(4.0).div_(4.0)
 
 
@@ -65,6 +67,8 @@ class Mel:
 
     def __getitem__(self, index: tuple[slice, slice]) -> Self:
         """`mel[:, start:stop]`"""
+        if self.length != self.stop - self.start:
+            raise IndexError("a padded window cannot be cut")
         mels, frames = index
         start, stop, step = frames.indices(self.stop - self.start)
         if mels != slice(None) or step != 1:

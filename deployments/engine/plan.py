@@ -101,8 +101,8 @@ class Plan:
     def samples(self) -> bool:
         return self.temperature > 0
 
-    def never(self, *, first: bool) -> tuple[int, ...]:
-        """Tokens that must not come; first: as the first one that is sampled."""
+    def suppressed(self, *, first: bool) -> tuple[int, ...]:
+        """Tokens that must not be sampled; first: as the window's first token"""
         return self._suppressed + self._suppressed_first if first else self._suppressed
 
     def uniforms(self, number: int) -> Tensor:

@@ -11,10 +11,19 @@ def to_device(
 ) -> Tensor:
     """`torch.tensor(values, dtype=dtype, device=device)` without making the host wait.
 
-    PyTorch's own call waits until a GPU has finished all earlier work. The source of this copy may be freed at once:
-    CUDA reads unpinned memory before the call returns.
+    PyTorch's own call waits until a GPU has finished all earlier work.
     """
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return send(torch.tensor(values, dtype=dtype), device)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device without making the host wait.
+
+    Only a copy from pinned memory is sure not to wait. PyTorch keeps that memory until the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def wait_for(tensor: Tensor) -> list[list[bool]]:

@@ -53,12 +53,14 @@ LONG_AND_LIGHT = {
 }
 
 
-# The same ten seconds again and again: seconds of work for any machine.
-REPEATS = 12
-REPEATED = {
-    "clip_timestamps": [0.0, 10.0] * REPEATS,
-    "condition_on_previous_text": False,
-}
+def repeated(times: int) -> dict[str, Any]:
+    """Fields of a request that decodes the first ten seconds of its audio so many times, each by itself."""
+    clips = [0.0, 10.0] * times
+    return {"clip_timestamps": clips, "condition_on_previous_text": False}
+
+
+# More work than any machine does in the time of a test. Whoever sends this has to leave.
+ENDLESS = repeated(2000)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,10 @@ def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def replicas(deployment: str, application: str = "whisper") -> list[int]:
-    """Process ids. The command lines tell too, but not while a replica is at work."""
+    """Process ids, as Ray's own table of actors has them: there is no public way to ask for those.
+
+    The processes' command lines change while a replica works.
+    """
     name = f"SERVE_REPLICA::{application}#{deployment}#"
     return [
         actor["Pid"]

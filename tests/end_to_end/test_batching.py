@@ -94,7 +94,9 @@ def test_a_short_recording_does_not_wait_for_a_long_one(
     assert_equals_official(short, official(MODEL, "jfk.flac"))
 
 
-def test_a_replica_goes_before_no_other_process_and_after_none(loaded: App) -> None:
+def test_a_replica_has_the_priority_of_the_process_that_started_ray(
+    loaded: App,
+) -> None:
     [pid] = replicas(f"whisper-{MODEL}")
     assert psutil.Process(pid).nice() == psutil.Process().nice()
 

@@ -172,8 +172,8 @@ def test_a_token_that_does_not_exist_is_refused_before_it_meets_other_windows(
 def test_negative_suppressed_tokens_count_from_the_end(model: Whisper) -> None:
     options = DecodingOptions(language="en", suppress_tokens=[-5])
     plan = Plan(Slots(model).facts, options)
-    assert N_VOCAB - 5 in plan.never(first=False)
-    assert N_VOCAB - 5 in plan.never(first=True)
+    assert N_VOCAB - 5 in plan.suppressed(first=False)
+    assert N_VOCAB - 5 in plan.suppressed(first=True)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model: Whisper) -> None:

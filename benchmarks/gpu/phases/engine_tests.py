@@ -1,13 +1,15 @@
 """Runs the engine's tests on the device in fp32, and counts how often a step makes the host wait."""
 
+import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from xml.etree import ElementTree
 
 import torch
 
@@ -17,41 +19,55 @@ from benchmarks.gpu.windows import Windows
 
 # Two tests show that pytest runs.
 _TINY = ["tests/engine/test_layers.py", "-k", "layer_norm"]
-_KINDS = ("tests", "failures", "errors", "skipped")
+# Seconds for what comes after the tests.
+_RESERVE_S = 12
+_OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_NAME = re.compile(
+    r"tests/\S+\.py(?:::.*?)?(?= PASSED| FAILED| ERROR| SKIPPED| XFAIL| - |\s*$)"
+)
 
 
 def measure(run: Run) -> None:
-    command = [sys.executable, "-m", "pytest", f"--device={run.device.type}"]
-    record = run.out / "tests.xml"
-    command += ["-p", "no:cacheprovider", "--durations=15", f"--junitxml={record}"]
+    run.attempt("tests", partial(_tests, run))
+    if run.on_gpu:
+        run.attempt("waits", partial(_waits, run))
+
+
+def _tests(run: Run) -> None:
+    command = [sys.executable, "-m", "pytest", f"--device={run.device.type}", "-vv"]
+    command += ["-p", "no:cacheprovider", "--durations=15"]
     command += _TINY if run.tiny else ["tests/engine", *_in_parallel()]
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd=run.pack,
-            capture_output=True,
-            text=True,
-            timeout=max(10, run.seconds_left - 15),
+    log = run.out / "tests.txt"
+    with log.open("w") as file:
+        # A session of its own, so that its workers can be ended with it.
+        process = subprocess.Popen(
+            command, cwd=run.pack, stdout=file, stderr=file, start_new_session=True
         )
-        output, status = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode(errors="replace") if error.stdout else ""
-        status = -1
-    (run.out / "tests.txt").write_text(output)
-    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
-    run.report("tests", status=status, counts=_counts(record), names=failed[:40])
-    _waits(run)
+        try:
+            status: int | str = process.wait(max(5, run.seconds_left - _RESERVE_S))
+        except subprocess.TimeoutExpired:
+            status = "cut off"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    counts, names = outcomes(log.read_text().splitlines())
+    run.report("tests", status=status, counts=counts, names=names)
 
 
-def _counts(record: Path) -> dict[str, int]:
-    """The counts of pytest's own record, or none where pytest did not finish."""
-    if not record.exists():
-        return {}
-    (suite,) = ElementTree.parse(record).iter("testsuite")
-    counts = {kind: int(suite.attrib[kind]) for kind in _KINDS}
-    record.unlink()
-    return counts
+def outcomes(lines: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """How many tests came to which end, and the names of those that failed, from what `pytest -vv` has printed so far."""
+    counts: Counter[str] = Counter()
+    failed: list[str] = []
+    for line in lines:
+        # What follows the tests repeats their names.
+        if line.startswith("====") and counts:
+            break
+        found, name = _OUTCOME.search(line), _NAME.search(line)
+        if found and name:
+            counts[found[1].lower()] += 1
+            if found[1] in ("FAILED", "ERROR"):
+                failed.append(name[0])
+    return dict(counts), failed
 
 
 def _in_parallel() -> list[str]:
@@ -65,8 +81,6 @@ def _in_parallel() -> list[str]:
 
 def _waits(run: Run) -> None:
     """Count the operations that make the host wait, as CUDA itself reports them."""
-    if not run.on_gpu:
-        return
     model = random_model(tiny(DIMENSIONS["base"]), run.device)
     windows = Windows(model, run, slots=8)
     for beams in (1, 5):
@@ -90,4 +104,9 @@ def _waits_of(work: Callable[[], None]) -> int:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return len([w for w in caught if "synchroniz" in str(w.message)])
+    return waits_in([str(warning.message) for warning in caught])
+
+
+def waits_in(messages: Iterable[str]) -> int:
+    """How many of PyTorch's warnings tell of a wait; the first use of the mode also warns of the mode itself."""
+    return sum("called a synchronizing" in message for message in messages)

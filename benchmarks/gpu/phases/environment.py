@@ -3,12 +3,10 @@
 import os
 import platform
 import subprocess
-import sys
 import time
 from functools import partial
 from importlib import import_module
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,23 +18,34 @@ _SMI = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.me
 def measure(run: Run) -> None:
     run.report("versions", **_versions())
     run.report("device", **_device(run))
-    size = 1 << 24 if run.tiny else 1 << 30
-    numbers = torch.empty(size, dtype=torch.uint8, device=run.device).random_()
-    copy = torch.empty_like(numbers)
-    seconds = run.seconds_each(partial(copy.copy_, numbers))
-    run.report("copy", bytes_per_s=2 * size / seconds)
-    del numbers, copy
+    run.attempt("copy", partial(_copy, run))
     for dtype in (torch.float16, torch.float32):
-        if dtype == torch.float16 and not run.on_gpu:
-            continue
-        n = 256 if run.tiny else 8192
-        a, b = torch.randn(2, n, n, device=run.device).to(dtype)
-        seconds = run.seconds_each(partial(torch.matmul, a, b), calls=10)
-        run.report("product", dtype=str(dtype), flops_per_s=2 * n**3 / seconds)
-    _launches(run)
+        # A CPU takes minutes for half precision.
+        if run.on_gpu or dtype == torch.float32:
+            run.attempt(f"product in {dtype}", partial(_product, run, dtype))
+    run.attempt("launch", partial(_launches, run))
     if run.on_gpu:
-        _graph(run)
-    _copies_from_the_host(run)
+        run.attempt("graph", partial(_graph, run))
+    for numbers in (256, 1 << 15, 1 << 18):
+        work = partial(_copies_from_the_host, run, numbers)
+        run.attempt(f"copy of {numbers} numbers", work)
+    if run.on_gpu:
+        run.attempt("nvidia-smi", partial(_driver, run))
+
+
+def _copy(run: Run) -> None:
+    size = 1 << 24 if run.tiny else 1 << 30
+    source = torch.empty(size, dtype=torch.uint8, device=run.device).random_()
+    target = torch.empty_like(source)
+    seconds = run.seconds_each(partial(target.copy_, source))
+    run.report("copy", bytes_per_s=2 * size / seconds)
+
+
+def _product(run: Run, dtype: torch.dtype) -> None:
+    n = 256 if run.tiny else 8192
+    a, b = torch.randn(2, n, n, device=run.device).to(dtype)
+    seconds = run.seconds_each(partial(torch.matmul, a, b), calls=10)
+    run.report("product", dtype=str(dtype), flops_per_s=2 * n**3 / seconds)
 
 
 def _versions() -> dict[str, str | None]:
@@ -56,21 +65,18 @@ def _device(run: Run) -> dict[str, object]:
     if not run.on_gpu:
         return about | {"name": "CPU"}
     properties = torch.cuda.get_device_properties(run.device)
-    about |= {
+    return about | {
         "name": properties.name,
         "bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "capability": f"{properties.major}.{properties.minor}",
     }
-    try:
-        query = ["nvidia-smi", f"--query-gpu={_SMI}", "--format=csv,noheader"]
-        told = subprocess.run(
-            query, check=False, capture_output=True, text=True, timeout=20
-        )
-        about["nvidia_smi"] = told.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        about["nvidia_smi"] = type(error).__name__
-    return about
+
+
+def _driver(run: Run) -> None:
+    query = ["nvidia-smi", f"--query-gpu={_SMI}", "--format=csv,noheader"]
+    told = subprocess.run(query, check=True, capture_output=True, text=True, timeout=5)
+    run.report("driver", nvidia_smi=told.stdout.strip())
 
 
 def _cpu() -> str:
@@ -102,7 +108,6 @@ def _launches(run: Run) -> None:
         "launch",
         host_us=1e6 * host / calls,
         whole_us=1e6 * whole / calls,
-        switch_interval_s=sys.getswitchinterval(),
     )
 
 
@@ -118,31 +123,36 @@ def _graph(run: Run) -> None:
     run.report("graph", node_us=1e6 * seconds / nodes)
 
 
-def _copies_from_the_host(run: Run) -> None:
-    """How long a small copy holds up the host while the device is busy with a large product."""
+def _copies_from_the_host(run: Run, numbers: int) -> None:
+    """How long a copy holds up the host while the device is busy with a large product."""
     n = 64 if run.tiny else 8192
     a = torch.randn(n, n, device=run.device)
-    array = np.arange(256)
+    values = torch.arange(numbers)
 
     def waiting() -> Tensor:
-        return torch.tensor(array, device=run.device)
+        return values.to(run.device)
 
     def not_waiting() -> Tensor:
-        return torch.tensor(array).to(run.device, non_blocking=True)
+        return values.to(run.device, non_blocking=True)
 
     def pinned() -> Tensor:
-        return torch.tensor(array).pin_memory().to(run.device, non_blocking=True)
+        return values.pin_memory().to(run.device, non_blocking=True)
 
     ways = {"waiting": waiting, "not waiting": not_waiting}
     if run.on_gpu:
-        ways["pinned"] = pinned
+        ways["pinned, not waiting"] = pinned
     for way, copied in ways.items():
         copied()
-        run.synchronize()
         busy = run.seconds(partial(torch.matmul, a, a))
         torch.matmul(a, a)
         started = time.perf_counter()
         copied()
         held_up = time.perf_counter() - started
         run.synchronize()
-        run.report("host copy", way=way, held_up_us=1e6 * held_up, busy_us=1e6 * busy)
+        run.report(
+            "host copy",
+            way=way,
+            bytes=values.nbytes,
+            held_up_us=1e6 * held_up,
+            busy_us=1e6 * busy,
+        )

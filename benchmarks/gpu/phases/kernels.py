@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,17 +66,16 @@ def places(run: Run) -> Iterator[Place]:
 
 
 def measure(run: Run) -> None:
-    _layer_norm(run)
+    run.attempt("layer norm", partial(_layer_norm, run))
     for place in places(run):
-        run.need(2)
         ways: dict[str, Callable[..., Tensor]] = {
             "default": F.scaled_dot_product_attention
         }
         if run.on_gpu:
             ways |= {name: _by(kernel) for name, kernel in KERNELS.items()}
-        for way, attention in ways.items():
-            _measure(run, place, way, attention)
-        _measure(run, place, "engine", _engines)
+        for way, attention in (*ways.items(), ("engine", _engines)):
+            work = partial(_attention, run, place, way, attention)
+            run.attempt(f"{place.name} by {way}", work)
 
 
 def _layer_norm(run: Run) -> None:
@@ -114,7 +114,7 @@ def _engines(
     return attend(q, k, v, attn_mask, causal=is_causal)
 
 
-def _measure(
+def _attention(
     run: Run, place: Place, way: str, attention: Callable[..., Tensor]
 ) -> None:
     about = {
@@ -124,10 +124,14 @@ def _measure(
         "queries": place.queries,
         "kernel": way,
     }
+    if way == "default" and run.on_gpu:
+        q, k, v, mask = place.inputs(run, 0)
+        choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, place.causal)
+        about["kernel"] = f"default, {SDPBackend(choice).name.lower()}"
 
     def call(more: int) -> Callable[[], Tensor]:
         q, k, v, mask = place.inputs(run, more)
-        return lambda: attention(q, k, v, attn_mask=mask, is_causal=place.causal)
+        return partial(attention, q, k, v, attn_mask=mask, is_causal=place.causal)
 
     first, second = call(0), call(5)
     try:
@@ -135,6 +139,7 @@ def _measure(
         another = run.seconds(second)
         again = run.seconds_each(first)
     except RuntimeError as error:
+        # Not every kernel takes every call.
         run.report("attention", **about, error=str(error).splitlines()[0][:120])
         return
     run.report(

@@ -1,0 +1,118 @@
+"""Shapes, devices and waits of a decoding step on CUDA itself, without a GPU: tensors without values stand for its own.
+
+PyTorch can do this where it is built for CUDA; its builds for the CPU alone cannot move a tensor to such a device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from whisper.decoding import DecodingOptions
+from whisper.model import ModelDimensions, Whisper
+
+from deployments.engine import batch, parts, sdpa, transfer
+from deployments.engine.plan import Plan
+from tests.engine.tiny_whisper import DIMENSIONS
+
+pytestmark = [
+    pytest.mark.skipif(
+        torch.version.cuda is None, reason="PyTorch is not built for CUDA"
+    ),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests run on it"),
+]
+
+MODELS = {
+    "base": ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6),
+    "medium": ModelDimensions(80, 1500, 1024, 16, 24, 51865, 448, 1024, 16, 24),
+    "turbo": ModelDimensions(128, 1500, 1280, 20, 32, 51866, 448, 1280, 20, 4),
+    "large-v3": ModelDimensions(128, 1500, 1280, 20, 32, 51866, 448, 1280, 20, 32),
+}
+# The encoder takes no part in a step.
+PLANS: list[dict[str, Any]] = [
+    {"beam_size": 5},
+    {},
+    {"temperature": 0.7, "best_of": 3, "without_timestamps": True},
+    {"beam_size": 2, "suppress_tokens": [1, 2], "prompt": [3] * 40},
+]
+aten = torch.ops.aten
+NEED_VALUES = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.equal.default,
+}
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        devices = {x.device.type for x in (*given, *made)}
+        asks_not_to = kwargs.get("non_blocking") or any(x is True for x in args[2:])
+        if func in NEED_VALUES or (len(devices) > 1 and not asks_not_to):
+            self.names.append(str(func))
+        return result
+
+
+def new_tensor(like: Tensor, device: torch.device) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=device)
+
+
+@pytest.fixture(autouse=True)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    monkeypatch.setattr(sdpa, "_has_flash", lambda device: True)
+    # What `send` copies has values, and memory can be pinned only where there is a GPU.
+    for module in (transfer, batch):
+        monkeypatch.setattr(module, "send", new_tensor)
+    # There are no values to read.
+    monkeypatch.setattr(Tensor, "to_sparse", lambda alignment_heads: alignment_heads)
+    monkeypatch.setattr(parts, "_alignment_heads", lambda model, device: {})
+    monkeypatch.setattr(
+        batch, "wait_for", lambda flags: [[False] * flags.shape[1]] * flags.shape[0]
+    )
+    with FakeTensorMode(), torch.inference_mode():
+        yield torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("base", torch.float32), *((name, torch.float16) for name in MODELS)],
+    ids=str,
+)
+def test_a_step_keeps_to_its_device_and_waits_for_nothing(
+    cuda: torch.device, name: str, dtype: torch.dtype
+) -> None:
+    dims = replace(MODELS[name], n_audio_layer=DIMENSIONS.n_audio_layer)
+    with cuda:
+        model = Whisper(dims)
+    made = parts.Parts.of(model, cuda, dtype, slots=8)
+    for windows in (1, 8):
+        slots = list(range(windows))
+        asked = [PLANS[n % len(PLANS)] for n in slots]
+        plans = [
+            Plan(made.facts, DecodingOptions(language="en", **options))
+            for options in asked
+        ]
+        features = torch.empty(dims.n_audio_ctx, dims.n_audio_state, device=cuda)
+        with Waits() as waits:
+            for slot in slots:
+                made.decoder.listen(slot, features.to(dtype))
+            made.batch.join(slots, plans, slots)
+            for some in (slots, slots, slots[: max(1, windows - 1)], slots):
+                made.batch.step(some)
+        assert waits.names == []
