@@ -1,10 +1,12 @@
 """Real speech with real weights: the engine against `whisper.transcribe`, alone and in mixed batches of eight."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 from whisper.model import MultiHeadAttention
 from whisper.tokenizer import get_tokenizer
 
@@ -39,6 +41,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 EQUAL = ("equal", "equal, sampled windows too")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores(one_thread: None) -> Iterator[None]:
+    """The models here are large enough to gain from more threads."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
