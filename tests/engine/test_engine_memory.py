@@ -15,6 +15,7 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine, TranscriptionCancelled
 from deployments.engine.scheduler import NotANumberError
+from tests.engine import devices
 from tests.engine.calls import BRIEF, PATIENCE_S, exact_engine
 from tests.engine.tiny_whisper import as_float, recording, tiny_whisper
 
@@ -126,6 +127,9 @@ def test_a_closed_engine_leaves_nothing(tiny_model: Whisper) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.skipif(
+    not devices.on_cpu(), reason="a GPU's driver loads code when it is first used"
+)
 def test_memory_does_not_grow_with_the_number_of_calls(tiny_model: Whisper) -> None:
     kinds: list[dict[str, Any]] = [
         {},
