@@ -536,6 +536,24 @@ def test_a_connection_that_is_always_cut_is_told(
 
 
 @pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ECONNRESET, "connection cut"),
+        (errno.EHOSTUNREACH, "host cannot be reached"),
+    ],
+)
+def test_a_connection_that_fails_while_it_is_made_is_told(
+    monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def connect(*_: object) -> None:
+        raise OSError(number, "SECRET")
+
+    # A host's reset comes this early only where its process runs before ours goes on.
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    assert host_error("http://127.0.0.1" + SECRET) == reason
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"SSH-2.0-OpenSSH_9.6 SECRET\r\n",
