@@ -53,14 +53,20 @@ def chosen(
     """The recordings that `add_arguments` has asked for; of a manifest the speech of this length."""
     if arguments.recordings and arguments.manifest:
         parser.error("either recordings or --manifest")
-    paths: list[Path] = arguments.recordings or listed_in(
-        arguments.manifest or IN_THE_REPOSITORY,
-        arguments.seconds,
-        shortest_s,
-        longest_s,
-    )
+    try:
+        paths: list[Path] = arguments.recordings or listed_in(
+            arguments.manifest or IN_THE_REPOSITORY,
+            arguments.seconds,
+            shortest_s,
+            longest_s,
+        )
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
     if not paths:
         parser.error("the manifest lists no fitting speech")
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"{path} is no file")
     return paths
 
 

@@ -58,20 +58,31 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def measure(
-    pack: Path, environment: dict[str, str], out: Path, *arguments: str
-) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "benchmarks.gpu.measure", "--tiny"]
-    command += ["--device", "cpu", "--out", str(out), "--weights", str(out / "weights")]
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=pack / "1",
+def call(
+    folder: Path, environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.measure", *arguments],
+        cwd=folder,
         env=environment,
         check=False,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def measure(
+    pack: Path,
+    environment: dict[str, str],
+    out: Path,
+    *arguments: str,
+    missing: str = "everything was measured",
+) -> list[dict[str, Any]]:
+    tiny = ["--tiny", "--device", "cpu", "--weights", str(out / "weights")]
+    done = call(pack / "1", environment, "--out", str(out), *tiny, *arguments)
+    complete = missing == "everything was measured"
+    assert done.returncode == (0 if complete else 1), done.stderr
+    assert done.stderr.splitlines()[-1].startswith(missing)
     lines = (out / "results.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -111,18 +122,84 @@ def test_weights_that_come_in_parts_are_whole_after_the_last_one(
 ) -> None:
     alone = tmp_path / "pack"
     shutil.copytree(pack / "1", alone / "1")
-    lines = measure(alone, bare, tmp_path, "--phases", "speech")
-    assert ends(lines)["speech"].startswith("WeightsMissingError: there is no ")
+    incomplete = "WeightsMissingError: base's weights are not whole: bring pack/2"
+    lines = measure(
+        *(alone, bare, tmp_path, "--phases", "speech"),
+        missing=f"speech, all of it: {incomplete}",
+    )
+    assert ends(lines)["speech"].startswith(incomplete)
     for number in ("2", "3"):
         (alone / number).symlink_to(pack / number)
     lines = measure(alone, bare, tmp_path, "--phases", "speech")
     assert ends(lines)["speech"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("folder", "arguments", "reason"),
+    [
+        ("1", ["--out", ""], "a folder is needed"),
+        ("1", ["--out", "{out}", "--phases", "steps, test"], "no phase 'test' among"),
+        ("1", ["--out", "/proc/1/here"], "error: /proc/1/here: "),
+        ("1", ["--out", "{out}"], "error: this pack has a tiny model"),
+        ("root", ["--out", "{out}"], "error: run this in pack/1, which"),
+    ],
+)
+def test_a_call_that_cannot_work_is_refused_before_it_measures(
+    pack: Path, tmp_path: Path, folder: str, arguments: list[str], reason: str
+) -> None:
+    asked = [argument.format(out=tmp_path / "out") for argument in arguments]
+    asked += ["--weights", str(tmp_path / "weights")]
+    where = ROOT if folder == "root" else pack / folder
+    done = call(where, dict(os.environ), *asked)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert reason in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_is_told_so_once(pack: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--weights", str(tmp_path / "weights"), "--tiny"]
+    done = call(pack / "1", dict(os.environ), *out)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: PyTorch finds no GPU")
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_tests_that_could_not_start_are_no_measurement(
+    pack: Path, bare: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(Path(bare["PYTHONPATH"]), folder)
+    (folder / "hypothesis.py").write_text("raise ImportError('not on this machine')")
+    lines = measure(
+        *(pack, bare | {"PYTHONPATH": str(folder)}, tmp_path, "--phases", "tests"),
+        missing="tests, tests: RuntimeError: no test ran",
+    )
+    assert [line["measure"] for line in lines] == ["begin", "failed", "end"]
+
+
+def test_what_cannot_be_packed_leaves_the_old_pack(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "old").touch()
+    command = [sys.executable, "-m", "benchmarks.gpu.prepare", "--tiny"]
+    command += ["--out", str(tmp_path), "--manifest", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/manifest.json: No such file" in done.stderr
+    assert (tmp_path / "1" / "old").exists()
+
+
 def test_a_phase_that_has_no_time_is_left_out_and_said_to_be(
     pack: Path, bare: dict[str, str], tmp_path: Path
 ) -> None:
-    lines = measure(pack, bare, tmp_path, "--phases", "steps", "--seconds", "0.5")
+    lines = measure(
+        *(pack, bare, tmp_path, "--phases", "steps", "--seconds", "0.5"),
+        missing="steps, all of it: no time left",
+    )
     assert ends(lines) == {"steps": "no time left"}
     text = report(tmp_path)
     assert "- steps: no time left" in text
@@ -232,14 +309,14 @@ def test_parts_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(3)]
     for folder in folders:
         folder.mkdir()
-    models.split(b"a checkpoint in parts", folders, None, "nowhere")
+    models.Weights(b"a checkpoint in parts", None, "nowhere", tiny=True).split(folders)
     whole = b"".join(path.read_bytes() for f in folders for path in f.glob("*.part-*"))
     assert whole == b"a checkpoint in parts"
     for folder in folders[1:]:
         for path in folder.iterdir():
             path.rename(folders[0] / path.name)
     (folders[0] / "base.pt.part-2").write_bytes(b"another")
-    with pytest.raises(models.WeightsMissingError, match="do not give the checkpoint"):
+    with pytest.raises(models.WeightsMissingError, match="are of different packs"):
         models.base(folders[0], torch.device("cpu"))
 
 

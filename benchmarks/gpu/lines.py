@@ -39,6 +39,11 @@ class Lines:
             and all(line.get(name) == value for name, value in fixed.items())
         ]
 
+    @property
+    def rehearsed(self) -> bool:
+        """Whether any call used tiny models, whose figures mean nothing."""
+        return any(line["tiny"] for line in self.of("all", "begin"))
+
     def last(self, phase: str, measure: str, **fixed: Any) -> Line:
         """The newest such line, or an empty one."""
         found = self.of(phase, measure, **fixed)

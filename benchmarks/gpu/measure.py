@@ -3,13 +3,15 @@
     python3 -m benchmarks.gpu.measure --out FOLDER [--phases NAME,...] [--seconds N]
 
 Every figure is a line of JSON that is appended to FOLDER/results.jsonl at once. The most valuable phases run first. Each
-phase runs in a process of its own, which is killed when its time is up; the figures that it has written remain.
+phase runs in a process of its own, which is killed when its time is up; the figures that it has written remain. What
+failed or was left out is named on stderr at the end, and makes the exit status 1.
 """
 
 import argparse
 import contextlib
 import datetime
 import importlib
+import json
 import multiprocessing
 import os
 import shlex
@@ -33,7 +35,7 @@ PACK = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Phase:
-    """module: in `benchmarks.gpu.phases`; seconds: what it may take"""
+    """module: in `benchmarks.gpu.phases`; seconds: what it may take, but for a tiny run"""
 
     module: str
     seconds: float
@@ -60,26 +62,50 @@ def main() -> int:
     arguments = _parser().parse_args()
     # The tests' process has another working directory.
     arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    _gather_weights(arguments.weights)
-    _stand_in_for_numba()
-    ends = time.monotonic() + arguments.seconds
-    # The phases' processes inherit this import. This process itself must not touch the GPU before it forks.
-    import whisper  # noqa: F401
+    if obstacle := _obstacle(arguments):
+        print(f"error: {obstacle}", file=sys.stderr)
+        return 1
+    _measure(arguments)
+    missing = _missing(arguments.out / "results.jsonl")
+    print("\n".join(missing or ["everything was measured"]), file=sys.stderr)
+    return 1 if missing else 0
 
-    command = shlex.join(["python3", "-m", "benchmarks.gpu.measure", *sys.argv[1:]])
-    date = datetime.date.today().isoformat()
+
+def _obstacle(arguments: argparse.Namespace) -> str | None:
+    """Make everything ready for a measurement. Returns why there cannot be one."""
+    if not (PACK / "commit.txt").exists():
+        return "run this in pack/1, which benchmarks.gpu.prepare makes"
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        _gather_weights(arguments.weights)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    _stand_in_for_numba()
+    # This imports Whisper, and the phases' processes inherit it.
+    from benchmarks.gpu import models
+
+    if models.about(arguments.weights).get("tiny") and not arguments.tiny:
+        return "this pack has a tiny model: pack without --tiny"
+    if arguments.device == "cuda" and not _has_gpu():
+        return "PyTorch finds no GPU; '--device cpu --tiny' checks that all else works"
+    return None
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    ends = time.monotonic() + arguments.seconds
     append(
         arguments.out,
         phase="all",
         measure="begin",
-        command=command,
-        date=date,
+        command=shlex.join(["python3", "-m", "benchmarks.gpu.measure", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
         code=(PACK / "commit.txt").read_text().strip(),
         tiny=arguments.tiny,
     )
     for name in arguments.phases:
-        seconds = min(PHASES[name].seconds, ends - time.monotonic())
+        seconds = ends - time.monotonic()
+        if not arguments.tiny:
+            seconds = min(PHASES[name].seconds, seconds)
         if seconds < 1:
             append(arguments.out, phase=name, measure="end", reason="no time left")
             continue
@@ -87,13 +113,36 @@ def main() -> int:
         reason = _in_a_process(partial(_phase, name, arguments, seconds), seconds)
         took = round(time.monotonic() - started, 1)
         append(arguments.out, phase=name, measure="end", seconds=took, reason=reason)
-    return 0
+
+
+def _missing(results: Path) -> list[str]:
+    """What failed or was left out in the last call."""
+    missing: list[str] = []
+    for line in map(json.loads, results.read_text().splitlines()):
+        if line["measure"] == "begin":
+            missing = []
+        elif line.get("reason", "done") != "done":
+            what = line.get("what", "all of it")
+            missing.append(f"{line['phase']}, {what}: {line['reason']}")
+    return missing
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch finds one, asked in a process of its own: one that has used CUDA cannot fork the phases."""
+
+    def ask() -> None:
+        os._exit(0 if torch.cuda.is_available() else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=ask)
+    process.start()
+    process.join()
+    return process.exitcode == 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu.measure")
     add = parser.add_argument
-    add("--out", type=Path, required=True)
+    add("--out", type=_folder, required=True, metavar="FOLDER")
     add("--phases", type=_names, default=list(PHASES), help=",".join(PHASES))
     add("--seconds", type=float, default=480, help="for all of them together")
     add("--weights", type=Path, default=Path("/tmp/whisper-gpu-kit"), metavar="FOLDER")
@@ -102,17 +151,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a folder is needed")
+    return Path(text)
+
+
 def _names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(PHASES):
-        raise argparse.ArgumentTypeError(f"no such phase: {', '.join(sorted(unknown))}")
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PHASES:
+            known = ", ".join(PHASES)
+            raise argparse.ArgumentTypeError(f"no phase '{name}' among {known}")
     return names
 
 
 def _gather_weights(folder: Path) -> None:
     """Copy the parts of the weights together: a later call on the same machine may bring other parts than this one."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in PACK.parent.glob("*/base.*"):
+    for part in PACK.parent.glob("[0-9]/base.*"):
         shutil.copy(part, folder)
 
 

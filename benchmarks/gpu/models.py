@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import whisper
@@ -16,7 +17,7 @@ from benchmarks.gpu.run import Run
 _EOT = 50257
 
 # The parts of the checkpoint, and the file that describes the whole.
-PARTS = "base.pt.part-*"
+PARTS = "base.pt.part-{}"
 ABOUT = "base.json"
 
 DIMENSIONS = {
@@ -66,50 +67,64 @@ def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> 
     return model.eval()
 
 
-def split(
-    checkpoint: bytes,
-    folders: list[Path],
-    alignment_heads: bytes | None,
-    source: str,
-) -> None:
-    """Write one part of a checkpoint into each folder, and the description of the whole into the first.
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint of base as it travels.
 
-    source: in words, where the weights are from
+    checkpoint: a file's content; source: in words, where the weights are from; tiny: the model is for rehearsals
     """
-    size = -(-len(checkpoint) // len(folders))
-    for number, folder in enumerate(folders):
-        part = checkpoint[number * size : (number + 1) * size]
-        (folder / PARTS.replace("*", str(number + 1))).write_bytes(part)
-    about = {
-        "parts": len(folders),
-        "sha256": hashlib.sha256(checkpoint).hexdigest(),
-        "alignment_heads": alignment_heads and alignment_heads.decode("ascii"),
-        "source": source,
-    }
-    (folders[0] / ABOUT).write_text(json.dumps(about))
+
+    checkpoint: bytes
+    alignment_heads: bytes | None
+    source: str
+    tiny: bool
+
+    def split(self, folders: Sequence[Path]) -> None:
+        """Write one part of the checkpoint into each folder, and the description of the whole into the first."""
+        size = -(-len(self.checkpoint) // len(folders))
+        for number, folder in enumerate(folders):
+            part = self.checkpoint[number * size : (number + 1) * size]
+            (folder / PARTS.format(number + 1)).write_bytes(part)
+        description = {
+            "parts": len(folders),
+            "sha256": hashlib.sha256(self.checkpoint).hexdigest(),
+            "alignment_heads": (self.alignment_heads or b"").decode("ascii"),
+            "source": self.source,
+            "tiny": self.tiny,
+        }
+        (folders[0] / ABOUT).write_text(json.dumps(description))
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """The description of the weights whose parts come together in this folder; empty where there is none."""
+    path = folder / ABOUT
+    description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return description
 
 
 def base(folder: Path, device: torch.device) -> tuple[Whisper, str]:
     """The model whose parts are all in this folder, and where its weights are from. Raises WeightsMissingError."""
-    try:
-        about = json.loads((folder / ABOUT).read_text())
-        whole = b"".join(
-            (folder / PARTS.replace("*", str(number + 1))).read_bytes()
-            for number in range(about["parts"])
+    told = about(folder)
+    parts = range(1, 1 + told.get("parts", 1))
+    paths = {number: folder / PARTS.format(number) for number in parts}
+    for number, path in paths.items():
+        if not path.exists():
+            raise WeightsMissingError(
+                f"base's weights are not whole: bring pack/{number} and call again"
+            )
+    whole = b"".join(path.read_bytes() for path in paths.values())
+    if hashlib.sha256(whole).hexdigest() != told.get("sha256"):
+        raise WeightsMissingError(
+            f"the parts in {folder} are of different packs: delete them and bring all three folders again"
         )
-    except FileNotFoundError as error:
-        raise WeightsMissingError(f"there is no {error.filename}") from None
-    if hashlib.sha256(whole).hexdigest() != about["sha256"]:
-        raise WeightsMissingError("the parts do not give the checkpoint that was split")
     content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     with torch.device(device):
         model = Whisper(ModelDimensions(**content["dims"]))
     model.load_state_dict(content["model_state_dict"])
-    if about["alignment_heads"]:
-        model.set_alignment_heads(about["alignment_heads"].encode("ascii"))
-    return model.eval().requires_grad_(
-        False
-    ), f"{about['source']}, {about['sha256'][:12]}"
+    if told["alignment_heads"]:
+        model.set_alignment_heads(told["alignment_heads"].encode("ascii"))
+    model.eval().requires_grad_(False)
+    return model, f"{told['source']}, {told['sha256'][:12]}"
 
 
 def official_alignment_heads(name: str) -> bytes:

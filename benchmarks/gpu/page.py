@@ -17,7 +17,9 @@ def page(lines: Lines, picture: str | None = None) -> str:
     }
     parts = [_head(lines)]
     if picture:
-        parts.append(f"![Milliseconds a step, and what the card allows]({picture})")
+        parts.append(
+            f"![Milliseconds a step, beside what the card allows, and the speed of requests]({picture})"
+        )
     for title, tables in sections.items():
         told = [text for table in tables if (text := table(lines))]
         parts += [f"## {title}", *told] if told else []
@@ -67,8 +69,12 @@ def _head(lines: Lines) -> str:
     )
     driver = lines.last("environment", "driver").get("nvidia_smi", "")
     driver = driver and f" ({driver})"
+    card = ""
+    if device:
+        machine = f"{device['cores']} cores of {device['cpu']}"
+        card = f"; {device['name']}{driver}, {machine}; {versions}"
     rehearsal = ""
-    if any(line["tiny"] for line in begins):
+    if lines.rehearsed:
         rehearsal = (
             "**A rehearsal with tiny models: no figure here means anything.**\n\n"
         )
@@ -76,7 +82,7 @@ def _head(lines: Lines) -> str:
 
 {rehearsal}{commands}
 
-{dates}; code {codes}; {device.get("name", "?")}{driver}, {device.get("cores", "?")} cores of {device.get("cpu", "?")}; {versions}.
+{dates}; code {codes}{card}.
 "Least" is what the card allows: bytes that must be read over the rate of a copy, operations over the rate of a large product in
 half precision, both measured in the same run."""
 
@@ -231,7 +237,8 @@ def _requests(lines: Lines) -> str:
                 line["bytes_held"] / 1e9,
             ]
         )
-    head = ["random weights, 110 tokens a window", "requests", "× real time"]
+    tokens = lines.last("end-to-end", "requests").get("steps")
+    head = [f"random weights, {tokens} tokens a window", "requests", "× real time"]
     head += ["at the card's limit", "p50 s", "p95 s", "windows", "GPU busy %"]
     head += ["slots", "GB held"]
     return _table(head, rows)
@@ -309,7 +316,7 @@ def _joins(lines: Lines) -> str:
 def _profile(lines: Lines) -> str:
     rows = [
         [
-            f"{line['model']}, {line['what']}",
+            f"{line['model']}, {line['what']}, {_windows(line['windows'])}",
             line["kernels"],
             line["device_ms"],
             line["ms"],
@@ -317,7 +324,7 @@ def _profile(lines: Lines) -> str:
         ]
         for line in lines.of("profile", "profile")
     ]
-    head = ["32 windows, beam 5", "kernels", "ms of the GPU", "ms in all", "GPU idle"]
+    head = ["beam 5", "kernels", "ms of the GPU", "ms in all", "GPU idle"]
     return _table(head, rows)
 
 

