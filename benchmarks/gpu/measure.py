@@ -195,6 +195,9 @@ def _phase(name: str, arguments: argparse.Namespace, seconds: float) -> None:
         arguments.out,
         time.monotonic() + seconds,
     )
+    if arguments.tiny:
+        # Tiny operations gain nothing from threads, which wait for each other for seconds on a busy machine.
+        torch.set_num_threads(1)
     importlib.import_module(f"benchmarks.gpu.phases.{PHASES[name].module}").measure(run)
 
 
