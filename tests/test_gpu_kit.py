@@ -249,24 +249,32 @@ def test_of_a_phase_that_was_measured_again_the_last_call_counts(
     assert kept == ["texts", "join", "end"]
 
 
-def test_outcomes_of_tests_are_counted_even_where_pytest_was_cut_off() -> None:
-    parallel = [
-        "============ test session starts ============",
-        "tests/engine/test_a.py::test_one[{'x': 1}] ",
-        "[gw0] [  1%] PASSED tests/engine/test_a.py::test_one[{'x': 1}] ",
-        "[gw1] [  2%] FAILED tests/engine/test_b.py::test_two ",
-    ]
-    counts, failed = engine_tests.outcomes(parallel)
-    assert counts == {"passed": 1, "failed": 1}
-    assert failed == ["tests/engine/test_b.py::test_two"]
-    alone = [
-        "tests/engine/test_a.py::test_one PASSED    [ 50%]",
-        "tests/engine/test_b.py::test_two ERROR     [100%]",
-        "============ short test summary info ============",
-        "ERROR tests/engine/test_b.py::test_two - RuntimeError",
-    ]
-    counts, failed = engine_tests.outcomes(alone)
-    assert counts == {"passed": 1, "error": 1}
+IN_PARALLEL_AND_CUT_OFF = [
+    "============ test session starts ============",
+    "tests/engine/test_a.py::test_one[{'x': 1}] ",
+    "[gw0] [  1%] PASSED tests/engine/test_a.py::test_one[{'x': 1}] ",
+    "[gw1] [  2%] FAILED tests/engine/test_b.py::test_two ",
+]
+IN_ONE_PROCESS = [
+    "tests/engine/test_a.py::test_one PASSED    [ 50%]",
+    "tests/engine/test_b.py::test_two ERROR     [100%]",
+    "============ short test summary info ============",
+    "ERROR tests/engine/test_b.py::test_two - RuntimeError",
+]
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        (IN_PARALLEL_AND_CUT_OFF, {"passed": 1, "failed": 1}),
+        (IN_ONE_PROCESS, {"passed": 1, "error": 1}),
+    ],
+)
+def test_outcomes_of_tests_are_counted_even_where_pytest_was_cut_off(
+    printed: list[str], expected: dict[str, int]
+) -> None:
+    counts, failed = engine_tests.outcomes(printed)
+    assert counts == expected
     assert failed == ["tests/engine/test_b.py::test_two"]
 
 

@@ -35,7 +35,7 @@ PACK = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Phase:
-    """module: in `benchmarks.gpu.phases`; seconds: what it may take, but for a tiny run"""
+    """module: in `benchmarks.gpu.phases`; seconds: the most it may take, except in a tiny run, which only `--seconds` bounds"""
 
     module: str
     seconds: float
@@ -128,7 +128,7 @@ def _missing(results: Path) -> list[str]:
 
 
 def _has_gpu() -> bool:
-    """Whether PyTorch finds one, asked in a process of its own: one that has used CUDA cannot fork the phases."""
+    """Whether PyTorch finds a GPU. Another process asks, because one that has used CUDA cannot fork the phases."""
 
     def ask() -> None:
         os._exit(0 if torch.cuda.is_available() else 1)
