@@ -62,7 +62,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     WHISPER_CHECKPOINT_DIR=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN python -c "from deployments.engine.alignment import compile_dtw; compile_dtw()" \
+RUN python -c "from deployments.engine.upstream.timing import compile_dtw; compile_dtw()" \
     && chmod -R a+rwX /opt/numba
 USER 1000
-CMD ["python", "-m", "deployments.runpod_worker"]
+CMD ["python", "-m", "deployments.runpod.worker"]

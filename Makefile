@@ -37,10 +37,10 @@ check: .venv/installed-dev
 	@.venv/bin/mypy
 
 parity: .venv/installed-dev
-	@.venv/bin/python -m tests.parity "$(AUDIO_DIR)"
+	@.venv/bin/python -m tools.parity "$(AUDIO_DIR)"
 
 equality: .venv/installed-dev
-	@.venv/bin/python -m tests.equality "$(AUDIO_DIR)"
+	@.venv/bin/python -m tools.equality "$(AUDIO_DIR)"
 
 image-test: export STORAGE_DRIVER := $(STORAGE_DRIVER)
 image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)

@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deployments import checkpoints, local
-from tests.job_api import JobApi
+from deployments import checkpoints
+from deployments.local import loopback
+from tests.support.job_api import JobApi
 
 _RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 _TIMEOUT_S = 300
@@ -50,13 +51,13 @@ def worker(model: str, recording: Path) -> tuple[Stages, str]:
     with (
         tempfile.NamedTemporaryFile("r") as log,
         JobApi() as api,
-        local.served(recording) as url,
+        loopback.served(recording) as url,
     ):
         [job] = api.submit({"audio": url})
         environment = {"WHISPER_MODEL": model}
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.runpod_worker"],
+            [sys.executable, "-m", "deployments.runpod.worker"],
             env=os.environ | environment | api.environment(),
             stdout=subprocess.DEVNULL,
             stderr=open(log.name, "w"),  # noqa: SIM115 - the worker's

@@ -34,8 +34,9 @@ from whisper.model import Whisper
 from benchmarks import engine_report, recordings
 from benchmarks.engine_report import Measurement
 from benchmarks.recordings import Recording
-from deployments import catalog, checkpoints, model_loading
+from deployments import catalog, checkpoints
 from deployments.engine import Engine
+from deployments.replica import loading as model_loading
 
 # Of a recording; enough for each system to have done once all that it does.
 _WARM_UP_S = 5

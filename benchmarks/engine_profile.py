@@ -24,9 +24,10 @@ from whisper.model import ModelDimensions
 from benchmarks import engine_report, recordings
 from benchmarks.floors import Machine, Work
 from benchmarks.recordings import Recording
-from deployments import catalog, checkpoints, model_loading
+from deployments import catalog, checkpoints
 from deployments.engine import Engine
-from deployments.engine.layers import linear
+from deployments.engine.model.layers import linear
+from deployments.replica import loading as model_loading
 
 _GIGA = 1e9
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import recordings
-from deployments import local
-from deployments.audio import SAMPLE_RATE
-from tests.runpod_process import running_worker
+from deployments.audio.decode import SAMPLE_RATE
+from deployments.local import loopback
+from tests.support.runpod_process import running_worker
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         path = Path(folder) / "long.wav"
         _join(spoken, arguments.hours * 3600, path)
         with (
-            local.served(path) as url,
+            loopback.served(path) as url,
             running_worker(
                 Path(folder) / "log", WHISPER_MODEL=arguments.model
             ) as worker,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import requests
 
-from deployments import checkpoints, launch, local
+from deployments import checkpoints, launch
+from deployments.local import loopback
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 STAGES = ("download", "decode", "model_start", "queue")
@@ -30,8 +31,8 @@ def measure(count: int) -> list[dict[str, float]]:
     checkpoints.fetch(args.default_model)
     rows = []
     with (
-        local.served(RECORDING) as audio,
-        launch.running_app(config, args, local.free_port("127.0.0.1")) as url,
+        loopback.served(RECORDING) as audio,
+        launch.running_app(config, args, loopback.free_port("127.0.0.1")) as url,
     ):
         for number in range(count + 1):
             started = time.perf_counter()

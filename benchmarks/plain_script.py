@@ -16,7 +16,7 @@ model = whisper.load_model(sys.argv[1], device="cpu")
 loaded = time.monotonic()
 
 # Official decoding needs the ffmpeg program; this takes a few hundredths of a second.
-from deployments.audio import decode_audio
+from deployments.audio.decode import decode_audio
 
 with open(sys.argv[2], "rb") as file:
     audio = decode_audio(file, 3600).astype("float32") / 32768

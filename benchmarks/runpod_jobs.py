@@ -26,8 +26,9 @@ from whisper.audio import N_FRAMES, N_SAMPLES
 
 from benchmarks import recordings
 from benchmarks.recordings import Recording
-from deployments import checkpoints, local
-from tests.runpod_process import Worker, running_worker
+from deployments import checkpoints
+from deployments.local import loopback
+from tests.support.runpod_process import Worker, running_worker
 
 SHORTEST_S, LONGEST_S = 3.0, 30.0
 _LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -55,7 +56,7 @@ def main() -> None:
     languages = [_language(model, one) if named else None for one in spoken]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        urls = [stack.enter_context(local.served(path)) for path in paths]
+        urls = [stack.enter_context(loopback.served(path)) for path in paths]
         jobs = [
             {"audio": url, "language": language}
             for url, language in zip(urls, languages, strict=True)

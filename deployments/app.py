@@ -8,10 +8,10 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from deployments import http_api
+from deployments.api import native as http_api
 from deployments.config import AppArgs, ModelArgs, windows_together
-from deployments.router import Router
-from deployments.whisper_model import WhisperModel
+from deployments.replica.whisper_model import WhisperModel
+from deployments.router.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _card_memory() -> int:
     try:
         return _memory_by_driver()
     except Exception:  # noqa: BLE001 - PyTorch may know; importing it takes seconds of the start
-        from deployments.model_loading import card_memory
+        from deployments.replica.loading import card_memory
 
         return card_memory()
 

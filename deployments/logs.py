@@ -4,7 +4,7 @@ import logging
 import time
 from pathlib import Path
 
-from deployments.errors import WhisperServeError
+from deployments.contract.errors import WhisperServeError
 
 _SERVE_LOGGER = "ray.serve"
 

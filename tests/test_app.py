@@ -9,11 +9,12 @@ import pytest
 import ray
 from ray.serve import Application, Deployment
 
-from deployments import app, catalog, model_loading
+from deployments import app, catalog
 from deployments.app import build_app
 from deployments.config import AppArgs
-from deployments.router import Router
-from deployments.whisper_model import WhisperModel
+from deployments.replica import loading as model_loading
+from deployments.replica.whisper_model import WhisperModel
+from deployments.router.router import Router
 
 OFFICIAL = list(catalog.MODELS)
 
@@ -297,7 +298,7 @@ HEAVY = {"torch", "whisper", "numba"}
     [
         (
             (
-                "import deployments.router, deployments.whisper_model\n"
+                "import deployments.router.router, deployments.replica.whisper_model\n"
                 "from deployments.app import build_app\n"
                 "from deployments.config import AppArgs\n"
                 "build_app(AppArgs(device='cuda', gpu_memory_gb=24))"
@@ -306,14 +307,14 @@ HEAVY = {"torch", "whisper", "numba"}
         ),
         (
             (
-                "from deployments import runpod_environment, runpod_worker\n"
-                "runpod_environment.prepare()\n"
-                "runpod_worker._import_the_rest()"
+                "from deployments.runpod import environment, worker\n"
+                "environment.prepare()\n"
+                "worker._import_the_rest()"
             ),
             HEAVY,
         ),
         # The health port is up before any of them is imported.
-        ("import deployments.runpod_worker", HEAVY | {"ray", "runpod", "pydantic"}),
+        ("import deployments.runpod.worker", HEAVY | {"ray", "runpod", "pydantic"}),
     ],
     ids=["application", "worker", "health port"],
 )

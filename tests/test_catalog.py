@@ -102,7 +102,7 @@ def test_whispers_formulas_recover_the_kind_of_model_from_its_vocabulary(
 
 def test_it_loads_neither_torch_nor_whisper() -> None:
     program = (
-        "import sys, deployments.catalog, deployments.checkpoints;"
+        "import sys, deployments.catalog, deployments.checkpoints.store;"
         "sys.exit(bool({'torch', 'whisper', 'numpy'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]

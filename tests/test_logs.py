@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployments.errors import ModelUnavailableError
+from deployments.contract.errors import ModelUnavailableError
 from deployments.logs import Stages, log_through_serve
 
 
@@ -53,7 +53,7 @@ def log_failure(error: Exception) -> None:
 
 def test_the_packages_lines_go_to_serves_log_at_its_level(serve_log: Lines) -> None:
     log_through_serve()
-    logger = logging.getLogger("deployments.router")
+    logger = logging.getLogger("deployments.router.router")
     logger.info("event=%s", "started")
     logger.debug("event=unheard")
     assert serve_log.lines == ["event=started"]
@@ -86,7 +86,7 @@ def test_lines_without_an_error_pass_unchanged(serve_log: Lines) -> None:
 def test_asking_twice_changes_nothing(serve_log: Lines) -> None:
     for _ in range(2):
         log_through_serve()
-    logging.getLogger("deployments.router").info("once")
+    logging.getLogger("deployments.router.router").info("once")
     log_failure(ModelUnavailableError("base", "gone"))
     assert len(serve_log.lines) == 2
     assert serve_log.lines[0] == "once"
@@ -98,7 +98,7 @@ def test_a_handler_that_serve_adds_later_gets_the_lines_too(serve_log: Lines) ->
     log_through_serve()
     later = Lines()
     logging.getLogger("ray.serve").addHandler(later)
-    logging.getLogger("deployments.router").info("event=started")
+    logging.getLogger("deployments.router.router").info("event=started")
     assert later.lines == ["event=started"]
 
 

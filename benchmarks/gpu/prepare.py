@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import recordings
 from benchmarks.gpu import audio, models
 from deployments import checkpoints
-from deployments.errors import CheckpointError
+from deployments.contract.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"
@@ -40,6 +40,8 @@ CODE = (
     "tests/__init__.py",
     "tests/conftest.py",
     "tests/engine",
+    "tests/support/__init__.py",
+    "tests/support/engine",
 )
 # These need PyAV, or run where the pack is made.
 LEFT_OUT = {

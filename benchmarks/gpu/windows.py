@@ -7,7 +7,7 @@ from whisper.model import Whisper
 
 from benchmarks.gpu.run import Run
 from deployments.engine.parts import Parts
-from deployments.engine.plan import Plan
+from deployments.engine.upstream.decoding import Plan
 
 _A_WORD = 2425
 

@@ -2,7 +2,7 @@
 
 from deployments.engine.engine import Engine, EngineStats
 from deployments.engine.process import own_process
-from deployments.engine.session import (
+from deployments.engine.tasks import (
     EngineClosedError,
     TranscriptionCancelled,
     Usage,

@@ -11,12 +11,12 @@ import torch
 from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
 
-from deployments.engine.decoder import Decoder
-from deployments.engine.long_form import OnProgress, OnSegments, transcribe
-from deployments.engine.mel import Spectrograms
+from deployments.engine.model.decoder import Decoder
 from deployments.engine.parts import MAX_WIDTH, Parts
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.session import Cancelled, Session, Usage
+from deployments.engine.tasks import Cancelled, Session, Usage
+from deployments.engine.upstream.mel import Spectrograms
+from deployments.engine.upstream.transcribe import OnProgress, OnSegments, transcribe
 
 _MAX_WINDOWS = {"cpu": 8, "cuda": 32}
 # Encoding several windows in one call gains nothing on a CPU and would hold up the others.

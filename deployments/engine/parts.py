@@ -8,12 +8,12 @@ from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
-from deployments.engine.batch import Batch
-from deployments.engine.decoder import Decoder
-from deployments.engine.encoder import Encoder
-from deployments.engine.plan import ModelFacts
-from deployments.engine.rules import Vocabulary
+from deployments.engine.decoding.batch import Batch
+from deployments.engine.decoding.logit_filters import Vocabulary
+from deployments.engine.model.decoder import Decoder
+from deployments.engine.model.encoder import Encoder
 from deployments.engine.transfer import to_device
+from deployments.engine.upstream.decoding import ModelFacts
 
 # The most beams, or samples, of a window.
 MAX_WIDTH = 10

@@ -17,12 +17,9 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from deployments.engine.alignment import AttendedFrames, attention_matrix
-from deployments.engine.batch import Progress
-from deployments.engine.mel import Mel, Spectrograms
+from deployments.engine.decoding.batch import Progress
 from deployments.engine.parts import Parts
-from deployments.engine.plan import language_probabilities
-from deployments.engine.session import (
+from deployments.engine.tasks import (
     AlignTask,
     DecodeTask,
     DetectTask,
@@ -33,6 +30,9 @@ from deployments.engine.session import (
     TranscriptionCancelled,
 )
 from deployments.engine.transfer import to_device
+from deployments.engine.upstream.decoding import language_probabilities
+from deployments.engine.upstream.mel import Mel, Spectrograms
+from deployments.engine.upstream.timing import AttendedFrames, attention_matrix
 
 logger = logging.getLogger(__name__)
 

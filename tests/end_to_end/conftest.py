@@ -29,11 +29,12 @@ from ray import serve
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
-from deployments import catalog, checkpoints, launch, local
+from deployments import catalog, checkpoints, launch
 from deployments.app import build_app
-from deployments.audio import decode_audio
+from deployments.audio.decode import decode_audio
 from deployments.config import AppArgs, ModelArgs
-from deployments.engine.plan import SEED
+from deployments.engine.upstream.decoding import SEED
+from deployments.local import loopback
 
 AUDIO = Path(__file__).parent.parent / "audio"
 
@@ -127,7 +128,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         path = checkpoints.fetch(name).path
         (folder / path.name).symlink_to(path)
     config, _ = launch.read_config()
-    port = local.free_port(config.http_options.host)
+    port = loopback.free_port(config.http_options.host)
     with contextlib.ExitStack() as stack:
         # For Ray's processes, which inherit it now; not for the other tests.
         with pytest.MonkeyPatch.context() as environment:
@@ -196,7 +197,7 @@ def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(np.tile(samples, 55).tobytes())
-    with local.served(path) as url:
+    with loopback.served(path) as url:
         yield url
 
 

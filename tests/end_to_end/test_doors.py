@@ -19,7 +19,7 @@ CLIENT = """
 import asyncio, json, sys
 import ray
 from ray import serve
-from deployments.errors import AudioHostError
+from deployments.contract.errors import AudioHostError
 
 ray.init(address=sys.argv[1], log_to_driver=False, namespace="client")
 request = json.loads(sys.argv[2])
@@ -123,8 +123,9 @@ def test_every_answer_has_a_request_id(app: App) -> None:
 
 def test_the_server_is_found_by_a_second_make_transcribe(app: App) -> None:
     # The configured port belongs to whoever runs the tests; the look-up is the same.
-    from deployments import local
+    from deployments.local import loopback
+    from deployments.local.__main__ import running_url
 
     host, port = app.url.removeprefix("http://").split(":")
-    assert local.running_url(host, int(port)) == app.url
-    assert local.running_url(host, local.free_port(host)) is None
+    assert running_url(host, int(port)) == app.url
+    assert running_url(host, loopback.free_port(host)) is None

@@ -21,7 +21,7 @@ from tests.end_to_end.conftest import (
     replicas,
     wait_for,
 )
-from tests.misbehaving_server import Connection, MisbehavingServer
+from tests.support.misbehaving_server import Connection, MisbehavingServer
 
 Url = Callable[[str], str]
 

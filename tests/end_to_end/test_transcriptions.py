@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.schema import Timings, TranscriptionResponse
+from deployments.contract.schema import Timings, TranscriptionResponse
 from tests.end_to_end.conftest import (
     AUDIO,
     App,

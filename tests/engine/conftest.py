@@ -7,9 +7,15 @@ import torch
 from whisper.model import Whisper
 
 from deployments.engine import Engine
-from tests.engine import devices
-from tests.engine.calls import PATIENCE_S, Calls, Gate, StuckEncoder, exact_engine
-from tests.engine.tiny_whisper import tiny_whisper
+from tests.support.engine import devices
+from tests.support.engine.calls import (
+    PATIENCE_S,
+    Calls,
+    Gate,
+    StuckEncoder,
+    exact_engine,
+)
+from tests.support.engine.tiny_whisper import tiny_whisper
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,8 +11,8 @@ from whisper.model import MultiHeadAttention, Whisper
 
 from deployments.engine import Engine
 from deployments.engine import engine as engine_module
-from tests.engine import devices
-from tests.engine.calls import (
+from tests.support.engine import devices
+from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
     Result,
@@ -21,8 +21,8 @@ from tests.engine.calls import (
     exact_engine,
     official,
 )
-from tests.engine.lively_whisper import lively_whisper
-from tests.engine.tiny_whisper import as_float, recording, sounds
+from tests.support.engine.lively_whisper import lively_whisper
+from tests.support.engine.tiny_whisper import as_float, recording, sounds
 
 GREEDY: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 12}
 # Some windows are good enough without sampling, others are not.

@@ -18,10 +18,10 @@ from deployments.engine import (
     EngineStats,
     TranscriptionCancelled,
     Usage,
-    attention,
 )
-from deployments.engine.batch import Progress
-from tests.engine.calls import (
+from deployments.engine.decoding.batch import Progress
+from deployments.engine.model import kv_cache
+from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
     Calls,
@@ -31,7 +31,7 @@ from tests.engine.calls import (
     succeeds,
     until,
 )
-from tests.engine.tiny_whisper import recording
+from tests.support.engine.tiny_whisper import recording
 
 one_slot = pytest.mark.parametrize("slots", [1])
 
@@ -340,7 +340,7 @@ def test_a_slot_takes_what_is_said(
     tiny_model: Whisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What oneDNN has packed does not tell its size.
-    monkeypatch.setattr(attention, "packs_weights", lambda device, dtype: False)
+    monkeypatch.setattr(kv_cache, "packs_weights", lambda device, dtype: False)
     held = []
     for slots in (1, 3):
         with exact_engine(tiny_model, slots) as engine:

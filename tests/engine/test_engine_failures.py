@@ -11,12 +11,12 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine, EngineClosedError
 from deployments.engine import engine as engine_module
-from deployments.engine.batch import Progress
-from deployments.engine.plan import Outcome
+from deployments.engine.decoding.batch import Progress
 from deployments.engine.scheduler import NotANumberError
-from deployments.engine.session import Session, Task
-from tests.engine import devices
-from tests.engine.calls import (
+from deployments.engine.tasks import Session, Task
+from deployments.engine.upstream.decoding import Outcome
+from tests.support.engine import devices
+from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
     QUIET,
@@ -29,7 +29,7 @@ from tests.engine.calls import (
     slots_of_quiet,
     succeeds,
 )
-from tests.engine.tiny_whisper import as_float, recording
+from tests.support.engine.tiny_whisper import as_float, recording
 
 OTHERS: list[dict[str, Any]] = [
     {},

@@ -15,9 +15,9 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine, TranscriptionCancelled
 from deployments.engine.scheduler import NotANumberError
-from tests.engine import devices
-from tests.engine.calls import BRIEF, PATIENCE_S, exact_engine
-from tests.engine.tiny_whisper import as_float, recording, tiny_whisper
+from tests.support.engine import devices
+from tests.support.engine.calls import BRIEF, PATIENCE_S, exact_engine
+from tests.support.engine.tiny_whisper import as_float, recording, tiny_whisper
 
 GROWTH_BYTES = 40_000_000
 

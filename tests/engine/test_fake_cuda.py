@@ -17,8 +17,10 @@ from whisper.decoding import DecodingOptions
 from whisper.model import Whisper
 
 from benchmarks.gpu.models import DIMENSIONS
-from deployments.engine import batch, parts, sdpa, transfer
-from deployments.engine.plan import Plan
+from deployments.engine import parts, transfer
+from deployments.engine.decoding import batch
+from deployments.engine.model import sdpa
+from deployments.engine.upstream.decoding import Plan
 
 pytestmark = [
     pytest.mark.skipif(

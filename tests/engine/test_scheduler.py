@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from deployments.engine import EngineClosedError, TranscriptionCancelled
 from deployments.engine import scheduler as scheduler_module
-from deployments.engine.batch import Progress
-from deployments.engine.session import DecodeTask
-from tests.engine.calls import PATIENCE_S, until
-from tests.engine.scheduling import (
+from deployments.engine.decoding.batch import Progress
+from deployments.engine.tasks import DecodeTask
+from tests.support.engine.calls import PATIENCE_S, until
+from tests.support.engine.scheduling import (
     ERRORS,
     Attempt,
     Fate,

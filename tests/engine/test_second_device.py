@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deployments.engine import Engine
-from deployments.engine.plan import Plan
-from tests.engine import devices, emulated_gpu
-from tests.engine.calls import PATIENCE_S, assert_same
-from tests.engine.emulated_gpu import Operation
-from tests.engine.lively_whisper import Slots, job, lively_whisper
-from tests.engine.tiny_whisper import sounds
-from tests.engine.window_cases import EOT, WORDS
+from deployments.engine.upstream.decoding import Plan
+from tests.support.engine import devices, emulated_gpu
+from tests.support.engine.calls import PATIENCE_S, assert_same
+from tests.support.engine.emulated_gpu import Operation
+from tests.support.engine.lively_whisper import Slots, job, lively_whisper
+from tests.support.engine.tiny_whisper import sounds
+from tests.support.engine.window_cases import EOT, WORDS
 
 pytestmark = pytest.mark.skipif(
     not devices.on_cpu(), reason="the other tests run on the chosen device"

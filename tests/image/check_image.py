@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments import local
-from tests.job_api import JobApi
+from deployments.local import loopback
+from tests.support.job_api import JobApi
 
 IMAGE = os.environ.get("IMAGE", "localhost/whisper-serve:check")
 AUDIO = Path(__file__).parent.parent / "audio"
-COMMAND = ["python", "-m", "deployments.runpod_worker"]
+COMMAND = ["python", "-m", "deployments.runpod.worker"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_job_of_test_input_json_is_done(container: str) -> None:
 
 
 def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> None:
-    with JobApi() as api, local.served(AUDIO / "jfk.flac") as url:
+    with JobApi() as api, loopback.served(AUDIO / "jfk.flac") as url:
         process = subprocess.Popen(run(container, *COMMAND, **api.environment()))
         try:
             good = {"audio": url, "word_timestamps": True}

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.models import DIMENSIONS
 from benchmarks.gpu.run import Run
-from deployments.engine.sdpa import attend
+from deployments.engine.model.sdpa import attend
 
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -1,0 +1,744 @@
+"""The download against a real local server that misbehaves in every way it can."""
+
+import errno
+import gzip
+import io
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.audio import download as fetch
+from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.contract.errors import (
+    AudioHostError,
+    AudioUrlError,
+    RequestCancelledError,
+)
+from tests.support.misbehaving_server import (
+    Connection,
+    MisbehavingServer,
+    answer_with,
+    endless,
+    raw,
+    redirect_to,
+    reset_at_accept,
+    silent_at_accept,
+)
+
+SOUND = bytes(range(256)) * 2000
+SECRET = "/speech.mp3?signature=SECRET"
+LIMITS = FetchLimits(
+    max_bytes=1 << 20, connect_timeout_s=5.0, read_timeout_s=5.0, total_timeout_s=9.0
+)
+IMPATIENT = replace(LIMITS, connect_timeout_s=0.2, read_timeout_s=0.2)
+ONLY_HTTP = "only http and https can be fetched, also after a redirect"
+OK_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK_UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def short_back_offs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_BACK_OFFS_S", (0.01, 0.02))
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files go; after the test none is left there, by name or merely open."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert os.listdir(folder) == []
+    assert not [path for path in open_files() if path.startswith(str(folder))]
+    assert not [t for t in threading.enumerate() if t.name == "fetch"]
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Everything logged; after the test it holds neither the query nor the host."""
+    with caplog.at_level(logging.DEBUG):
+        yield caplog
+    for secret in ("SECRET", "signature", "127.0.0.1", "speech.mp3"):
+        assert secret not in caplog.text
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    with MisbehavingServer() as server:
+        yield server
+
+
+def open_files() -> list[str]:
+    paths = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except FileNotFoundError:
+            continue
+    return paths
+
+
+def download(
+    url: str,
+    limits: FetchLimits = LIMITS,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> bytes:
+    with fetch_audio(url, limits, cancelled) as file:
+        return file.read()
+
+
+def url_error(url: str, limits: FetchLimits = LIMITS) -> str:
+    """The reason why the URL is at fault."""
+    with pytest.raises(AudioUrlError) as caught:
+        download(url, limits)
+    assert type(caught.value) is AudioUrlError
+    return reason_of(caught.value, status=422)
+
+
+def host_error(url: str, limits: FetchLimits = LIMITS) -> str:
+    """The reason why the host is at fault."""
+    with pytest.raises(AudioHostError) as caught:
+        download(url, limits)
+    return reason_of(caught.value, status=502)
+
+
+def reason_of(error: AudioUrlError, status: int) -> str:
+    assert error.status == status
+    assert error.__cause__ is None and error.__context__ is None
+    prefix, _, reason = str(error).partition("Audio download failed: ")
+    assert prefix == ""
+    return reason
+
+
+def seconds_since(start: float) -> float:
+    return time.monotonic() - start
+
+
+def test_a_file_arrives_whole_and_can_be_sought(server: MisbehavingServer) -> None:
+    server.answer(answer_with(body=SOUND))
+    with fetch_audio(server.url(SECRET), LIMITS) as file:
+        assert file.read() == SOUND
+        assert file.seek(100) == 100
+        assert file.read(3) == SOUND[100:103]
+
+
+def test_the_file_has_no_name_while_it_is_in_use(
+    server: MisbehavingServer, temporary_folder: Path
+) -> None:
+    server.answer(answer_with(body=SOUND))
+    with fetch_audio(server.url(), LIMITS):
+        assert os.listdir(temporary_folder) == []
+        assert [p for p in open_files() if p.startswith(str(temporary_folder))]
+
+
+def test_the_file_is_gone_when_its_user_fails(server: MisbehavingServer) -> None:
+    server.answer(answer_with(body=SOUND))
+    with pytest.raises(RuntimeError), fetch_audio(server.url(), LIMITS) as file:
+        raise RuntimeError("decoding")
+    assert file.closed
+
+
+def test_a_wrong_content_type_does_not_matter(server: MisbehavingServer) -> None:
+    server.answer(answer_with(body=SOUND, headers=("Content-Type: text/html",)))
+    assert download(server.url()) == SOUND
+
+
+def test_chunked_and_compressed_bodies_are_undone(server: MisbehavingServer) -> None:
+    packed = gzip.compress(SOUND)
+    chunk = b"%x\r\n%s\r\n" % (len(packed), packed)
+    head = OK_CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    server.answer(raw(head, chunk, b"0\r\n\r\n"))
+    assert download(server.url()) == SOUND
+
+
+def test_a_body_that_ends_with_the_connection_is_whole(
+    server: MisbehavingServer,
+) -> None:
+    server.answer(raw(OK_UNTIL_CLOSE, SOUND))
+    assert download(server.url()) == SOUND
+
+
+def test_a_damaged_content_encoding_is_the_hosts_fault(
+    server: MisbehavingServer,
+) -> None:
+    server.answer(answer_with(body=SOUND, headers=("Content-Encoding: gzip",)))
+    assert host_error(server.url()) == "damaged content encoding"
+
+
+def test_ten_redirects_are_followed(server: MisbehavingServer) -> None:
+    hops = [redirect_to(f"/hop{i}") for i in range(10)]
+    server.answer(*hops, answer_with(body=SOUND))
+    assert download(server.url()) == SOUND
+    assert server.requests[10].startswith("GET /hop9 ")
+
+
+def test_a_redirect_loop_is_the_urls_fault(server: MisbehavingServer) -> None:
+    server.answer(redirect_to(SECRET))
+    assert url_error(server.url(SECRET)) == "more than 10 redirects"
+    assert server.n_connections == 11
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/speech.mp3", "data:,x"]
+)
+def test_a_redirect_out_of_http_is_refused(
+    server: MisbehavingServer, target: str
+) -> None:
+    server.answer(redirect_to(target))
+    assert url_error(server.url()) == ONLY_HTTP
+    assert server.n_connections == 1
+
+
+def test_the_body_of_a_redirect_is_never_read(server: MisbehavingServer) -> None:
+    sent: list[int] = []
+
+    def endless_redirect(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 302 Found\r\nLocation: /next\r\n\r\n")
+        while connection.open:
+            connection.send(SOUND)
+            sent.append(len(SOUND))
+
+    server.answer(endless_redirect, answer_with(body=SOUND))
+    assert download(server.url()) == SOUND
+    assert sum(sent) < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://host/a", "speech.mp3", "/speech.mp3", "C:\\a.mp3"],
+)
+def test_another_scheme_is_refused(url: str) -> None:
+    assert url_error(url) == ONLY_HTTP
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://[::1/a", "http://host:99999/", "http://a b/", "https://.x/"],
+)
+def test_a_malformed_url_is_told(url: str) -> None:
+    assert url_error(url) == "malformed URL"
+
+
+def test_a_redirect_to_a_malformed_url_is_told(server: MisbehavingServer) -> None:
+    server.answer(redirect_to("http://[::1/a"))
+    assert url_error(server.url()) == "malformed URL"
+
+
+@pytest.mark.parametrize(
+    "status, reason",
+    [
+        ("404 <script>SECRET</script>", "HTTP 404 Not Found"),
+        ("403 ", "HTTP 403 Forbidden"),
+        ("416 x", "HTTP 416 Requested Range Not Satisfiable"),
+        ("499 SECRET", "HTTP 499"),
+        ("304 x", "HTTP 304 Not Modified"),
+        ("999 SECRET", "HTTP 999"),
+    ],
+)
+def test_a_refusal_is_told_in_our_words_and_not_retried(
+    server: MisbehavingServer, status: str, reason: str
+) -> None:
+    server.answer(answer_with(status, body=b"SECRET"))
+    assert url_error(server.url(SECRET)) == reason
+    assert server.n_connections == 1
+
+
+def test_a_hosts_own_request_timeout_is_its_fault(server: MisbehavingServer) -> None:
+    server.answer(answer_with("408 x"))
+    assert host_error(server.url()) == "HTTP 408 Request Timeout"
+    assert server.n_connections == 1
+
+
+@pytest.mark.parametrize(
+    "statuses", [("429 x",), ("500 x", "500 x"), ("503 x",), ("502 x", "429 x")]
+)
+def test_an_overloaded_host_gets_another_try(
+    server: MisbehavingServer, statuses: tuple[str, ...]
+) -> None:
+    failures = [answer_with(status) for status in statuses]
+    server.answer(*failures, answer_with(body=SOUND))
+    assert download(server.url()) == SOUND
+    assert server.n_connections == len(statuses) + 1
+
+
+@pytest.mark.parametrize(
+    "status, reason",
+    [
+        ("500 SECRET", "HTTP 500 Internal Server Error"),
+        ("429 x", "HTTP 429 Too Many Requests"),
+        ("599 x", "HTTP 599"),
+    ],
+)
+def test_a_host_that_stays_overloaded_gets_three_tries(
+    server: MisbehavingServer,
+    log: pytest.LogCaptureFixture,
+    status: str,
+    reason: str,
+) -> None:
+    server.answer(answer_with(status, body=b"SECRET"))
+    assert host_error(server.url(SECRET)) == reason
+    assert server.n_connections == 3
+    assert log.messages == [
+        f"Audio download: {reason}; next try in 0.01 s",
+        f"Audio download: {reason}; next try in 0.02 s",
+    ]
+
+
+def test_a_short_retry_after_is_respected(server: MisbehavingServer) -> None:
+    busy = answer_with("429 x", headers=("Retry-After: 1",))
+    server.answer(busy, answer_with(body=SOUND))
+    start = time.monotonic()
+    assert download(server.url()) == SOUND
+    assert 1.0 <= seconds_since(start) < 4.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["11", "9" * 5000, "-1", "1e3", "\u00b2", "Fri, 31 Dec 2027 23:59:59 GMT"],
+)
+def test_a_long_or_odd_retry_after_is_ignored(
+    server: MisbehavingServer, value: str
+) -> None:
+    busy = answer_with("503 x", headers=(f"Retry-After: {value}",))
+    server.answer(busy, answer_with(body=SOUND))
+    start = time.monotonic()
+    assert download(server.url()) == SOUND
+    assert seconds_since(start) < 1.0
+
+
+def test_a_claimed_length_over_the_cap_is_refused_unread(
+    server: MisbehavingServer,
+) -> None:
+    def without_body(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n")
+        connection.wait(5)
+
+    server.answer(without_body)
+    assert url_error(server.url()) == "file is larger than 1 MiB"
+    assert server.n_connections == 1
+
+
+def test_a_body_of_exactly_the_cap_is_taken(server: MisbehavingServer) -> None:
+    server.answer(answer_with(body=SOUND))
+    assert download(server.url(), FetchLimits(max_bytes=len(SOUND))) == SOUND
+
+
+def test_an_endless_chunked_body_stops_at_the_cap(server: MisbehavingServer) -> None:
+    server.answer(endless(OK_CHUNKED, b"10000\r\n" + bytes(65536) + b"\r\n"))
+    assert url_error(server.url()) == "file is larger than 1 MiB"
+
+
+def test_an_endless_unframed_body_stops_at_the_cap(server: MisbehavingServer) -> None:
+    server.answer(endless(OK_UNTIL_CLOSE, bytes(65536)))
+    limits = FetchLimits(max_bytes=1000)
+    assert url_error(server.url(), limits) == "file is larger than 1000 bytes"
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_gzip_bomb_stops_at_the_cap(server: MisbehavingServer, layers: int) -> None:
+    bomb = bytes(64 << 20)
+    for _ in range(layers):
+        bomb = gzip.compress(bomb, 1 if layers == 1 else 9)
+    encoding = "Content-Encoding: " + ", ".join(["gzip"] * layers)
+    server.answer(answer_with(body=bomb, headers=(encoding,)))
+    assert len(bomb) < LIMITS.max_bytes
+    assert url_error(server.url()) == "file is larger than 1 MiB"
+
+
+def test_the_default_cap_reads_well() -> None:
+    assert fetch._size(FetchLimits().max_bytes) == "1 GiB"
+
+
+def test_an_empty_body_is_the_urls_fault(server: MisbehavingServer) -> None:
+    server.answer(answer_with(body=b""))
+    assert url_error(server.url()) == "the file is empty"
+
+
+DRIPS = {
+    "body of known length": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"x"),
+    "body that ends with the connection": (OK_UNTIL_CLOSE, b"x"),
+    "chunked body": (OK_CHUNKED, b"1\r\nx\r\n"),
+    "chunk size": (OK_CHUNKED, b"0"),
+    "headers": (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "status line": (b"HTTP/1.1 302", b" "),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_a_dripping_host_meets_the_total_deadline(
+    server: MisbehavingServer, drip: str
+) -> None:
+    head, part = DRIPS[drip]
+    server.answer(endless(head, part, every_s=0.05))
+    limits = FetchLimits(read_timeout_s=5.0, total_timeout_s=0.3)
+    start = time.monotonic()
+    assert host_error(server.url(SECRET), limits) == "timed out after 0.3 s in total"
+    assert 0.3 <= seconds_since(start) < 2.0
+    assert server.n_connections == 1
+
+
+def test_the_total_deadline_covers_back_offs(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_BACK_OFFS_S", (5.0, 5.0))
+    server.answer(answer_with("500 x"))
+    limits = FetchLimits(total_timeout_s=0.3)
+    start = time.monotonic()
+    assert host_error(server.url(), limits) == "timed out after 0.3 s in total"
+    assert seconds_since(start) < 2.0
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", OK_CHUNKED + b"1\r"]
+)
+def test_a_silent_host_meets_the_read_deadline(
+    server: MisbehavingServer, start: bytes
+) -> None:
+    server.answer(raw(start, then_wait_s=5))
+    reason = host_error(server.url(), IMPATIENT)
+    assert reason == "timed out after 0.2 s without data"
+    assert server.n_connections == 1
+
+
+def test_a_host_that_does_not_accept_meets_the_connect_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+        reason = host_error(f"http://127.0.0.1:{port}/", IMPATIENT)
+        for sock in waiting:
+            sock.close()
+    assert reason == "timed out after 0.2 s without a connection"
+
+
+def test_a_silent_tls_handshake_meets_the_connect_deadline(
+    server: MisbehavingServer,
+) -> None:
+    server.answer(silent_at_accept)
+    reason = host_error(server.url(scheme="https"), IMPATIENT)
+    assert reason == "timed out after 0.2 s without a connection"
+
+
+def test_a_host_without_tls_is_told(server: MisbehavingServer) -> None:
+    server.answer(lambda connection: connection.send(OK_UNTIL_CLOSE))
+    assert host_error(server.url(scheme="https")) == "TLS connection failed"
+
+
+def test_an_untrusted_certificate_is_told_and_not_retried(
+    server: MisbehavingServer, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(own_certificate(tmp_path))
+
+    def over_tls(connection: Connection) -> None:
+        context.wrap_socket(connection.sock, server_side=True)
+
+    server.answer(over_tls)
+    reason = host_error(server.url(SECRET, scheme="https"))
+    assert reason == "TLS certificate not valid"
+    assert server.n_connections == 1
+
+
+def test_a_dripping_host_meets_the_total_deadline_over_tls(
+    server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = own_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    def drip_over_tls(connection: Connection) -> None:
+        with context.wrap_socket(connection.sock, server_side=True) as tls:
+            drip = endless(OK_UNTIL_CLOSE, b"x", every_s=0.05)
+            drip(Connection(tls, connection.server))
+
+    server.answer(drip_over_tls)
+    limits = FetchLimits(total_timeout_s=0.5)
+    reason = host_error(server.url(scheme="https"), limits)
+    assert reason == "timed out after 0.5 s in total"
+    assert len(server.requests) == 1
+
+
+def own_certificate(folder: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path
+
+
+CUT_SHORT = answer_with(body=SOUND[:300_000], length=len(SOUND))
+CUT_CHUNK = raw(OK_CHUNKED, b"10000\r\n", SOUND[:1000])
+
+
+@pytest.mark.parametrize("cut", [reset_at_accept, CUT_SHORT, CUT_CHUNK, raw(b"")])
+def test_a_cut_connection_gets_another_try_from_the_start(
+    server: MisbehavingServer, cut: Callable[[Connection], None]
+) -> None:
+    server.answer(cut, cut, answer_with(body=b"shorter than what came before"))
+    assert download(server.url()) == b"shorter than what came before"
+    assert server.n_connections == 3
+
+
+@pytest.mark.parametrize("cut", [reset_at_accept, CUT_SHORT, CUT_CHUNK, raw(b"")])
+def test_a_connection_that_is_always_cut_is_told(
+    server: MisbehavingServer, cut: Callable[[Connection], None]
+) -> None:
+    server.answer(cut)
+    assert host_error(server.url(SECRET)) == "connection cut"
+    assert server.n_connections == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ECONNRESET, "connection cut"),
+        (errno.EHOSTUNREACH, "host cannot be reached"),
+    ],
+)
+def test_a_connection_that_fails_while_it_is_made_is_told(
+    monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def connect(*_: object) -> None:
+        raise OSError(number, "SECRET")
+
+    # A host's reset comes this early only where its process runs before ours goes on.
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    assert host_error("http://127.0.0.1" + SECRET) == reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6 SECRET\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_not_http_is_told(
+    server: MisbehavingServer, answer: bytes
+) -> None:
+    server.answer(raw(answer, then_wait_s=0.1))
+    assert host_error(server.url(SECRET)) == "answer is not valid HTTP"
+
+
+def test_malformed_headers_do_not_bring_the_url_into_the_log(
+    server: MisbehavingServer, log: pytest.LogCaptureFixture
+) -> None:
+    # As RunPod's SDK does when it is imported.
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nno colon SECRET\r\n\r\n"
+    server.answer(raw(head + b"x"))
+    download(server.url(SECRET))
+    assert log.messages == []
+
+
+def test_a_closed_port_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert host_error(f"http://127.0.0.1:{port}{SECRET}") == "connection refused"
+
+
+def test_a_name_that_does_not_resolve_is_told() -> None:
+    reason = host_error(f"https://nonexistent.invalid{SECRET}")
+    assert reason == "host name could not be resolved"
+
+
+def test_a_proxy_of_the_environment_is_used(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url(""))
+    server.answer(answer_with(body=SOUND))
+    assert download("http://nonexistent.invalid/a.mp3") == SOUND
+    assert server.requests[0].startswith("GET http://nonexistent.invalid/a.mp3 ")
+
+
+def test_a_long_url_with_odd_characters_is_sent_on_and_not_told(
+    server: MisbehavingServer,
+) -> None:
+    server.answer(answer_with("404 x"))
+    odd = '/\u97f3 \u00e9\r\nX-Evil: 1\t%%20"<>|\\^`{}\x00\U0001f3a7?signature=SECRET&'
+    url = server.url(odd.ljust(5000, "x"))
+    assert url_error(url) == "HTTP 404 Not Found"
+    line, *headers = server.requests[0].split("\r\n")
+    assert len(line) > 4900 and line.isascii() and line.isprintable()
+    assert not [header for header in headers if header.startswith("X-Evil")]
+
+
+def test_credentials_in_the_url_are_sent_to_its_host_only(
+    server: MisbehavingServer,
+) -> None:
+    with MisbehavingServer() as other:
+        server.answer(redirect_to("/again"), redirect_to(other.url()))
+        other.answer(answer_with(body=SOUND))
+        url = server.url().replace("//", "//user:pa%20ss@", 1)
+        assert download(url) == SOUND
+        assert "Authorization: Basic dXNlcjpwYSBzcw==" in server.requests[0]
+        assert "Authorization: Basic dXNlcjpwYSBzcw==" in server.requests[1]
+        assert "Authorization" not in other.requests[0]
+
+
+def test_a_netrc_file_is_never_read(
+    server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password SECRET\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    server.answer(redirect_to("/again"), answer_with(body=SOUND))
+    assert download(server.url()) == SOUND
+    assert not [head for head in server.requests if "Authorization" in head]
+
+
+@pytest.mark.parametrize(
+    "head, every_s",
+    [(OK_UNTIL_CLOSE, 0.01), (OK_UNTIL_CLOSE, 9.0), (b"HTTP/1.1 200 OK\r\nX: ", 0.05)],
+    ids=["in a flowing body", "in a silent body", "in dripping headers"],
+)
+def test_cancelling_ends_the_download(
+    server: MisbehavingServer, head: bytes, every_s: float
+) -> None:
+    server.answer(endless(head, b"x" * 100, every_s))
+    start = time.monotonic()
+    with pytest.raises(RequestCancelledError, match="^The request was cancelled$"):
+        download(server.url(), FetchLimits(), lambda: seconds_since(start) > 0.2)
+    assert seconds_since(start) < 2.0
+    assert server.n_connections == 1
+
+
+def test_cancelling_ends_a_back_off(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_BACK_OFFS_S", (9.0, 9.0))
+    server.answer(answer_with("503 x"))
+    start = time.monotonic()
+    with pytest.raises(RequestCancelledError):
+        download(server.url(), LIMITS, lambda: seconds_since(start) > 0.2)
+    assert seconds_since(start) < 2.0
+    assert server.n_connections == 1
+
+
+def test_a_download_cancelled_before_it_starts_sends_nothing(
+    server: MisbehavingServer,
+) -> None:
+    with pytest.raises(RequestCancelledError):
+        download(server.url(), LIMITS, lambda: True)
+    assert server.n_connections == 0
+
+
+def test_a_full_disk_is_nobodys_fault_but_ours(server: MisbehavingServer) -> None:
+    class FullDisk(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    server.answer(answer_with(body=SOUND))
+    with (
+        mock.patch("tempfile.TemporaryFile", FullDisk),
+        pytest.raises(OSError, match="No space left on device"),
+    ):
+        download(server.url())
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    url=st.text()
+    | st.text().map("http://".__add__)
+    | st.text().map("https://u:p@[".__add__)
+)
+def test_no_url_brings_anything_but_a_download_error(url: str) -> None:
+    unresolved = socket.gaierror(socket.EAI_NONAME, "SECRET")
+    with (
+        mock.patch("socket.getaddrinfo", side_effect=unresolved),
+        mock.patch.object(fetch, "_BACK_OFFS_S", ()),
+        pytest.raises(AudioUrlError) as caught,
+    ):
+        download(url)
+    assert caught.value.args[0] in (
+        ONLY_HTTP,
+        "malformed URL",
+        "host name could not be resolved",
+    )
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(location=st.binary(min_size=1) | st.binary().map(b"http://".__add__))
+def test_no_redirect_brings_anything_but_a_download_error(
+    server: MisbehavingServer, location: bytes
+) -> None:
+    target = location.replace(b"\r", b"").replace(b"\n", b"")
+    head = b"HTTP/1.1 302 x\r\nContent-Length: 0\r\nLocation: " + target + b"\r\n\r\n"
+    server.answer(raw(head))
+    with (
+        mock.patch.object(fetch, "_BACK_OFFS_S", ()),
+        mock.patch("socket.getaddrinfo", only_local_addresses),
+        pytest.raises(AudioUrlError) as caught,
+    ):
+        download(server.url())
+    assert caught.value.args[0].isascii()
+
+
+real_getaddrinfo = socket.getaddrinfo
+
+
+def only_local_addresses(host: str, *args: int) -> object:
+    if host != "127.0.0.1":
+        raise socket.gaierror(socket.EAI_NONAME, "SECRET")
+    return real_getaddrinfo(host, *args)

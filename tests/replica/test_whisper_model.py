@@ -1,0 +1,347 @@
+"""One replica's class by itself: loading, failing to load, health, errors. Random weights, no Serve."""
+
+import asyncio
+import gc
+import logging
+import re
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from whisper.model import Whisper
+
+from deployments.config import ModelArgs
+from deployments.contract.errors import (
+    InvalidRequestError,
+    ModelUnavailableError,
+    RequestCancelledError,
+    TranscriptionError,
+)
+from deployments.contract.schema import TranscriptionRequest, parse_request
+from deployments.engine import (
+    Engine,
+    EngineClosedError,
+    TranscriptionCancelled,
+    Usage,
+)
+from deployments.replica import loading as model_loading
+from deployments.replica import whisper_model
+from deployments.replica.loading import load_model
+from deployments.replica.metrics import EngineMetrics
+from deployments.replica.whisper_model import WhisperModel
+from tests.end_to_end.conftest import random_checkpoint
+from tests.support.engine.calls import assert_same, official, until
+from tests.support.engine.lively_whisper import lively_whisper
+from tests.support.engine.tiny_whisper import sounds
+
+NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tmp_path / "own.pt"
+
+
+@pytest.fixture
+def replica(checkpoint: Path) -> Iterator[WhisperModel]:
+    random_checkpoint(checkpoint)
+    yield _replica(checkpoint, preload=True)
+
+
+def _replica(checkpoint: Path, preload: bool = False) -> WhisperModel:
+    model = ModelArgs(name="own", checkpoint=str(checkpoint))
+    return WhisperModel(model, preload, gpu_share=0.0)
+
+
+def _request(**fields: Any) -> TranscriptionRequest:
+    quick = {"beam_size": None, "temperature_increment_on_fallback": None}
+    return parse_request({"audio": "x", "language": "en"} | quick | fields)
+
+
+async def test_a_failing_preload_fails_the_constructor(checkpoint: Path) -> None:
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        _replica(checkpoint, preload=True)
+
+
+async def test_a_failed_load_is_told_and_the_next_caller_finds_a_new_attempt(
+    checkpoint: Path,
+) -> None:
+    replica = _replica(checkpoint)
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        await replica.ready()
+    random_checkpoint(checkpoint)
+    await replica.ready()
+    await replica.check_health()
+
+
+async def test_a_replica_is_found_before_its_model_is_loaded(checkpoint: Path) -> None:
+    replica = _replica(checkpoint)
+    await replica.ping()
+    await replica.check_health()
+
+
+async def test_the_loaded_model_is_dropped_for_the_engines_own_copy(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(*args: Any) -> Whisper:
+        model = load_model(*args)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(model_loading, "load_model", load)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True)
+    gc.collect()
+    assert [model() for model in loaded] == [None]
+    await replica.check_health()
+
+
+async def test_a_failed_load_leaves_nothing_in_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    def fail(engine: Engine) -> None:
+        scheduler = engine._scheduler
+        loaded.extend(weakref.ref(part) for part in (engine, scheduler.batch))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model_loading, "warm_up", fail)
+    monkeypatch.setattr(whisper_model, "_WARMED_UP_DEVICES", ("cpu",))
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint)
+    gc.collect()
+    gc.disable()  # what is in a circle stays, and shows
+    try:
+        with pytest.raises(ModelUnavailableError, match=r"out of memory \(cpu\)"):
+            await replica.ready()
+        until(lambda: [part() for part in loaded] == [None] * 2)
+    finally:
+        gc.enable()
+
+
+async def test_the_log_tells_what_a_loaded_model_takes(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("deployments.replica.whisper_model")
+    logger.addHandler(caplog.handler)
+    try:
+        random_checkpoint(checkpoint)
+        replica = _replica(checkpoint, preload=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    stats = (await replica._engine()).stats()
+    line = caplog.messages[-1]
+    assert line.startswith("model=own event=loaded device=cpu converted=False")
+    slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
+    assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
+    assert re.search(r"import=\S+ read=\S+ prepare=\S+$", line)
+
+
+async def test_a_replica_takes_its_share_of_the_gpus_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def make_engine(model: Whisper, **options: Any) -> Engine:
+        given.update(options)
+        return Engine(model)
+
+    monkeypatch.setattr(model_loading, "card_memory", lambda: 24_000_000_000)
+    monkeypatch.setattr("deployments.engine.Engine", make_engine)
+    random_checkpoint(checkpoint)
+    WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), True, 0.25)
+    assert given == {"device": "cuda", "memory_bytes": 6_000_000_000}
+
+
+async def test_a_replicas_process_belongs_to_its_engine(checkpoint: Path) -> None:
+    random_checkpoint(checkpoint)
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        await _replica(checkpoint).ready()
+        assert sys.getswitchinterval() == pytest.approx(0.0001)
+    finally:
+        sys.setswitchinterval(before)
+
+
+async def test_slots_are_known_once_the_model_is_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def load(*args: Any) -> Whisper:
+        assert goes_on.wait(10)
+        return load_model(*args)
+
+    monkeypatch.setattr(model_loading, "load_model", load)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint)
+    assert await replica.slots() is None
+    goes_on.set()
+    await replica.ready()
+    assert await replica.slots() == {
+        "slots": 8,
+        "slots_in_use": 0,
+        "windows_waiting": 0,
+    }
+
+
+async def test_timings_tell_the_wait_apart_and_how_many_decoded_together(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        options["on_usage"](Usage(queue_s=0.1, windows=2, occupancy=3.5))
+        return {"segments": [], "language": "en", "text": ""}
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    monkeypatch.setattr(
+        EngineMetrics, "observe", lambda _, usage: observed.append(usage)
+    )
+    timings = (await replica.transcribe(NOISE, _request()))["timings"]
+    assert timings == {"queue": 0.1, "transcribe": timings["transcribe"], "batch": 3.5}
+    assert 0.2 <= timings["transcribe"] < 5
+    assert [usage.windows for usage in observed] == [2]
+
+
+async def test_requests_decode_together(replica: WhisperModel) -> None:
+    noise = np.random.default_rng(1).normal(size=(4, 160_000)) * 3000
+    answers = await asyncio.gather(
+        *(replica.transcribe(audio.astype(np.int16), _request()) for audio in noise)
+    )
+    assert max(answer["timings"]["batch"] for answer in answers) > 1
+
+
+async def test_health_fails_when_the_engines_thread_is_gone(
+    replica: WhisperModel,
+) -> None:
+    await replica.check_health()
+    (await replica._engine()).close()
+    with pytest.raises(RuntimeError, match="thread is gone"):
+        await replica.check_health()
+    with pytest.raises(ModelUnavailableError, match="its engine has stopped"):
+        await replica.transcribe(NOISE, _request())
+
+
+async def test_own_weights_are_asked_what_they_can_do(replica: WhisperModel) -> None:
+    request = _request(suppress_tokens=[51_866])
+    with pytest.raises(InvalidRequestError, match="token ids up to 51865"):
+        await replica.transcribe(NOISE, request)
+
+
+@pytest.mark.parametrize(
+    ("raised", "answered", "text"),
+    [
+        (TranscriptionCancelled(), RequestCancelledError, "The request was cancelled"),
+        (
+            EngineClosedError(),
+            ModelUnavailableError,
+            "Model 'own' is not available: its engine has stopped",
+        ),
+        (
+            torch.OutOfMemoryError("2 GiB at 0x7f"),
+            TranscriptionError,
+            "Transcription failed: out of GPU memory",
+        ),
+        (
+            ValueError("said the transcript"),
+            TranscriptionError,
+            "Transcription failed: ValueError",
+        ),
+    ],
+)
+async def test_what_the_engine_raises_becomes_an_answer_without_its_text(
+    replica: WhisperModel,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    answered: type[Exception],
+    text: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(Engine, "transcribe", fail)
+    with pytest.raises(answered) as caught:
+        await replica.transcribe(NOISE, _request())
+    assert str(caught.value) == text
+    assert caught.value.__cause__ is None
+
+
+async def test_a_gpu_error_has_the_replica_replaced(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("device-side assert", 710)
+
+    monkeypatch.setattr(Engine, "transcribe", fail)
+    with pytest.raises(TranscriptionError, match="AcceleratorError"):
+        await replica.transcribe(NOISE, _request())
+    with pytest.raises(RuntimeError, match="GPU error"):
+        await replica.check_health()
+
+
+async def test_word_timestamps_are_present_exactly_when_asked_for(
+    replica: WhisperModel,
+) -> None:
+    without = await replica.transcribe(NOISE, _request())
+    assert "word_timestamps" not in without
+    with_words = await replica.transcribe(NOISE, _request(word_timestamps=True))
+    assert isinstance(with_words["word_timestamps"], list)
+
+
+async def test_segments_are_told_only_if_they_are_wanted(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> None:
+        wanted.append(options["on_segments"] is not None)
+        raise TranscriptionCancelled
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    for segments in (True, False):
+        with pytest.raises(RequestCancelledError):
+            async for _ in replica.stream(NOISE, _request(), segments):
+                pass
+    assert wanted == [True, False]
+
+
+async def test_leaving_a_stream_ends_its_work(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> None:
+        options["on_progress"](0.0, 1.0)
+        while not options["cancelled"]():
+            time.sleep(0.01)
+        ended.set()
+        raise TranscriptionCancelled
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    events = replica.stream(NOISE, _request())
+    assert (await anext(events))["event"] == "progress"
+    await events.aclose()  # type: ignore[attr-defined]
+    assert await asyncio.to_thread(ended.wait, 5)
+
+
+def test_a_request_without_options_gives_the_result_of_whisper_transcribe() -> None:
+    model, audio = lively_whisper(n_audio_ctx=1500), sounds(12)
+    options = parse_request({"audio": "https://example.com/a"}).whisper_options()
+    # No window of this model is good enough for the thresholds.
+    options |= {"sample_len": 8, "logprob_threshold": None}
+    with Engine(model) as engine:
+        ours = engine.transcribe(audio, **options)
+    assert_same(ours, official(model, audio, **options))

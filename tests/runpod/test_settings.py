@@ -1,0 +1,109 @@
+import pytest
+
+from deployments.config import AppArgs, ModelArgs
+from deployments.runpod.settings import Settings, SettingsError, read_settings
+
+
+def test_an_empty_environment_leaves_everything_to_the_contract() -> None:
+    assert read_settings({}) == Settings(
+        model=None,
+        job_defaults={},
+        max_concurrency=None,
+        max_result_bytes=10_000_000,
+        http_port=None,
+    )
+
+
+def test_empty_values_count_as_unset() -> None:
+    names = ("MODEL", "LANGUAGE", "TEMPERATURE", "BEAM_SIZE", "WORD_TIMESTAMPS")
+    unset = {f"WHISPER_{name}": "" for name in names}
+    unset |= {"RUNPOD_MAX_CONCURRENCY": " ", "WHISPER_HTTP_PORT": ""}
+    assert read_settings(unset) == read_settings({})
+
+
+def test_values_are_understood_as_the_console_writes_them() -> None:
+    settings = read_settings(
+        {
+            "WHISPER_MODEL": "turbo",
+            "WHISPER_LANGUAGE": "Portuguese",
+            "WHISPER_TEMPERATURE": "2e-01",
+            "WHISPER_BEAM_SIZE": "1e+01",
+            "WHISPER_WORD_TIMESTAMPS": "True",
+            "RUNPOD_MAX_CONCURRENCY": "1.2e+01",
+            "WHISPER_MAX_RESULT_BYTES": "2e+07",
+            "WHISPER_HTTP_PORT": "8000.0",
+        }
+    )
+    assert settings.model == "turbo"
+    assert settings.job_defaults == {
+        "language": "Portuguese",
+        "temperature": 0.2,
+        "beam_size": 10,
+        "word_timestamps": True,
+    }
+    assert settings.max_concurrency == 12
+    assert settings.max_result_bytes == 20_000_000
+    assert settings.http_port == 8000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WHISPER_LANGUAGE", "Elvish", "must be a language code or English name"),
+        ("WHISPER_TEMPERATURE", "1.5", "must be between 0 and 1"),
+        ("WHISPER_TEMPERATURE", "warm", "must be a number"),
+        ("WHISPER_TEMPERATURE", "nan", "must be a number"),
+        ("WHISPER_BEAM_SIZE", "11", "must be an integer between 1 and 10"),
+        ("WHISPER_BEAM_SIZE", "2.5", "must be an integer between 1 and 10"),
+        ("WHISPER_WORD_TIMESTAMPS", "maybe", "must be true or false"),
+        ("RUNPOD_MAX_CONCURRENCY", "0", "must be a whole number from 1 to 1000"),
+        ("WHISPER_MAX_RESULT_BYTES", "5", "must be a whole number from 1000 to"),
+        ("WHISPER_HTTP_PORT", "99999", "must be a whole number from 1 to 65535"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(
+    variable: str, value: str, message: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({variable: value})
+    assert str(caught.value).startswith(f"{variable} {message}")
+
+
+def test_a_job_is_completed_with_what_it_leaves_out() -> None:
+    settings = read_settings(
+        {
+            "WHISPER_LANGUAGE": "pt",
+            "WHISPER_BEAM_SIZE": "3",
+            "WHISPER_WORD_TIMESTAMPS": "true",
+            "WHISPER_TEMPERATURE": "0.2",
+        }
+    )
+    job = {"audio": "x", "beam_size": None, "word_timestamps": None, "task": None}
+    assert settings.completed(job, AppArgs()) == {
+        "audio": "x",
+        "task": None,
+        "language": "pt",
+        # Whisper gives this null a meaning; elsewhere null is absent.
+        "beam_size": None,
+        "word_timestamps": True,
+        "temperature": 0.2,
+    }
+
+
+@pytest.mark.parametrize("default", ["base", "tiny.en"])
+def test_a_default_language_stands_back_where_the_model_knows_english_only(
+    default: str,
+) -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": "pt"})
+    args = AppArgs(default_model=default)
+    request = {} if default == "tiny.en" else {"model": "base.en"}
+    assert settings.completed(request, args) == request
+    assert settings.completed({"model": "base"}, args)["language"] == "pt"
+
+
+def test_a_default_language_that_the_default_model_does_not_know_is_refused() -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": "yue"})
+    settings.check_language(ModelArgs(name="large-v3"))
+    settings.check_language(ModelArgs(name="tiny.en"))
+    with pytest.raises(SettingsError, match="WHISPER_LANGUAGE: model 'base' does not"):
+        settings.check_language(ModelArgs(name="base"))

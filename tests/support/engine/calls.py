@@ -1,0 +1,158 @@
+"""Calls to an engine whose work can be held up, watched and made to fail."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from torch import Tensor
+from whisper.model import Whisper
+
+from deployments.engine import Engine
+from deployments.engine.decoding.batch import Progress
+from deployments.engine.upstream.mel import Mel
+from tests.support.engine import devices
+from tests.support.engine.tiny_whisper import as_float, recording
+
+BRIEF: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 4}
+PATIENCE_S = 60
+QUIET = np.zeros(16_000, dtype=np.int16)  # `is_quiet` tells its window from the others
+
+Result = dict[str, Any]
+
+
+def exact_engine(model: Whisper, max_windows: int | None = None) -> Engine:
+    """An engine in fp32 on every device, whose tokens can be compared with official ones."""
+    return Engine(model, max_windows, dtype=torch.float32)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def is_quiet(mel: Tensor | Mel) -> bool:
+    heard = (mel.tensor() if isinstance(mel, Mel) else mel)[
+        :, :50
+    ]  # silence is appended to every recording
+    return bool((heard == heard[0, 0]).all())
+
+
+def slots_of_quiet(engine: Engine, slots: Sequence[int]) -> list[int]:
+    decoding = engine._scheduler._decoding
+    return [slot for slot in slots if is_quiet(decoding[slot].mel)]
+
+
+class Gate:
+    """Windows that have been encoded stay in their slots until it is opened; the loop runs on meanwhile."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self.error: BaseException | None = None
+        self._step = engine._scheduler.batch.step
+        vars(engine._scheduler.batch)["step"] = self.step
+
+    def step(self, slots: Sequence[int]) -> Progress:
+        self.entered.set()
+        if not self.opened.wait(0.001):
+            return Progress([], [])
+        if self.error is not None:
+            raise self.error
+        return self._step(slots)
+
+
+class StuckEncoder:
+    """The loop stands still in it until it is let go."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.entered = threading.Event()
+        self.let_go = threading.Event()
+        self.windows = 0
+        self._encoder = engine._scheduler._encoder
+        vars(engine._scheduler)["_encoder"] = self
+
+    def __call__(self, mel: Tensor) -> Tensor:
+        self.windows += len(mel)
+        self.entered.set()
+        assert self.let_go.wait(PATIENCE_S)
+        return self._encoder(mel)
+
+
+class Calls:
+    """Calls that arrive one after the other, each in a thread of its own."""
+
+    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
+        self.engine = engine
+        self.threads = threads
+
+    def start(self, seconds: float = 1, **options: Any) -> Future[Result]:
+        audio = recording(seconds)
+        return self.threads.submit(self.engine.transcribe, audio, **BRIEF | options)
+
+    def running(self, seconds: float = 1, **options: Any) -> Future[Result]:
+        """One that has taken a slot."""
+        before = self.engine.stats().slots_in_use
+        future = self.start(seconds, **options)
+        until(lambda: self.engine.stats().slots_in_use == before + 1)
+        return future
+
+    def waiting(self, seconds: float = 1, **options: Any) -> Future[Result]:
+        """One that waits for a slot."""
+        before = self.engine.stats().windows_waiting
+        future = self.start(seconds, **options)
+        until(lambda: self.engine.stats().windows_waiting == before + 1)
+        return future
+
+    def submitted(self, seconds: float = 1, **options: Any) -> Future[Result]:
+        """One that waits for the loop to do anything."""
+        pending = self.engine._scheduler._pending
+        before = len(pending)
+        future = self.start(seconds, **options)
+        until(lambda: len(pending) == before + 1)
+        return future
+
+
+def succeeds(future: Future[Result]) -> bool:
+    return len(future.result(PATIENCE_S)["segments"]) > 0
+
+
+def official(model: Whisper, audio: np.ndarray, **options: Any) -> Result:
+    torch.manual_seed(0)
+    result: Result = whisper.transcribe(
+        devices.official(model), as_float(audio), fp16=False, **options
+    )
+    return result
+
+
+def assert_same(ours: Result, expected: Result) -> None:
+    """Equal, up to rounding of probabilities."""
+    assert (ours["text"], ours["language"]) == (expected["text"], expected["language"])
+    assert_same_segments(ours["segments"], expected["segments"])
+
+
+def assert_same_segments(ours: list[Result], expected: list[Result]) -> None:
+    rounded = {"avg_logprob", "no_speech_prob", "words"}
+    assert len(ours) == len(expected)
+    for one, other in zip(ours, expected, strict=True):
+        assert one.keys() == other.keys()
+        exact = one.keys() - rounded
+        assert {key: one[key] for key in exact} == {key: other[key] for key in exact}
+        for key in ("avg_logprob", "no_speech_prob"):
+            assert one[key] == pytest.approx(other[key], abs=1e-3)
+        assert_same_words(one.get("words", []), other.get("words", []))
+
+
+def assert_same_words(ours: list[Result], expected: list[Result]) -> None:
+    assert len(ours) == len(expected)
+    for one, other in zip(ours, expected, strict=True):
+        chance, other_chance = one["probability"], other["probability"]
+        assert chance == pytest.approx(other_chance, abs=1e-3)
+        assert one | {"probability": 0} == other | {"probability": 0}

@@ -1,0 +1,77 @@
+"""Every recording of a folder through the application and through `whisper.transcribe`: are they equal?
+
+    python -m tools.parity FOLDER [--model NAME]
+
+The table goes to stdout, progress to stderr; exit status 1 if any recording differs.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from deployments import checkpoints, launch
+from deployments.audio.decode import decode_audio
+from deployments.contract.errors import InvalidAudioError
+from deployments.local import loopback
+from tests.end_to_end.conftest import as_official, assert_equals_official, official
+
+NO_RECORDINGS = {".json", ".md", ".npz", ".txt"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.parity")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="base")
+    arguments = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):
+        outcomes = _compare(arguments.folder, arguments.model)
+    for name, outcome in outcomes.items():
+        print(f"{name:<60} {outcome}")
+    equal = sum(outcome == "equal" for outcome in outcomes.values())
+    refused = sum(outcome == "refused by both" for outcome in outcomes.values())
+    print(f"{equal} equal, {refused} refused by both, of {len(outcomes)}")
+    return 0 if equal + refused == len(outcomes) else 1
+
+
+def _compare(folder: Path, model: str) -> dict[str, str]:
+    config, args = launch.read_config()
+    checkpoints.fetch(model)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in NO_RECORDINGS
+    )
+    port = loopback.free_port(config.http_options.host)
+    outcomes = {}
+    with launch.running_app(config, args, port) as url:
+        for number, path in enumerate(files, 1):
+            outcome = _outcome(url, path, model)
+            outcomes[str(path.relative_to(folder))] = outcome
+            print(f"{number} of {len(files)}: {outcome}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def _outcome(url: str, path: Path, model: str) -> str:
+    with loopback.served(path) as audio:
+        request: dict[str, Any] = {"audio": audio, "model": model}
+        request["word_timestamps"] = True
+        response = requests.post(f"{url}/transcribe", json=request, timeout=3600)
+    try:
+        with path.open("rb") as file:
+            samples = decode_audio(file, 4 * 3600)
+    except InvalidAudioError:
+        return "refused by both" if response.status_code == 422 else "DIFFERENT"
+    expected = official(model, as_official(samples), word_timestamps=True)
+    try:
+        assert_equals_official(response.json(), expected)
+    except (AssertionError, KeyError):
+        return "DIFFERENT"
+    return "equal"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
