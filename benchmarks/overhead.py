@@ -1,10 +1,11 @@
-"""What the service adds to a transcription: wall time of `POST /transcribe` less its `timings.transcribe`.
+"""What the service adds to a transcription: wall time of `POST /transcribe` less its
+`timings.transcribe`.
 
     python -m benchmarks.overhead [--requests N] [--json]
 
-One request after another, tests/audio/jfk.flac (11 s, stereo, 44.1 kHz) by loopback URL, to the default
-model of an application that this script starts; download and decoding included. The table goes to
-stdout, progress to stderr.
+One request after another, tests/audio/jfk.flac (11 s, stereo, 44.1 kHz) by loopback URL, to the
+default model of an application that this script starts; download and decoding included. The table
+goes to stdout, progress to stderr.
 """
 
 import argparse
@@ -26,7 +27,9 @@ STAGES = ("download", "decode", "model_start", "queue")
 
 
 def measure(count: int) -> list[dict[str, float]]:
-    """For each request the milliseconds of overhead in all and by stage; `rest` is HTTP, JSON and Ray."""
+    """For each request the milliseconds of overhead in all and by stage; `rest` is HTTP, JSON and
+    Ray.
+    """
     config, args = launch.read_config()
     checkpoints.fetch(args.default_model)
     rows = []

@@ -1,4 +1,5 @@
-"""What people run without this project: import, load, transcribe. Prints the seconds of each as JSON.
+"""What people run without this project: import, load, transcribe. Prints the seconds of each as
+JSON.
 
 python -m benchmarks.plain_script CHECKPOINT RECORDING
 """

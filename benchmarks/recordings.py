@@ -19,7 +19,9 @@ _MAX_S = 4 * 3600
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """pcm: int16 at 16 kHz, shape (samples,); wave: the same between -1 and 1, as `whisper.load_audio` gives it."""
+    """pcm: int16 at 16 kHz, shape (samples,); wave: the same between -1 and 1, as
+    `whisper.load_audio` gives it.
+    """
 
     name: str
     pcm: npt.NDArray[np.int16]
@@ -76,10 +78,12 @@ def listed_in(
     shortest_s: float = SHORTEST_S,
     longest_s: float = LONGEST_S,
 ) -> list[Path]:
-    """Speech of this length in the order of the manifest, up to the first recording with which it would be more than `seconds`.
+    """Speech of this length in the order of the manifest, up to the first recording with which it
+    would be more than `seconds`.
 
-    manifest: a list of objects with `path` or `file` (beside the manifest), `duration_s` or `seconds`, and, where the
-        folder holds more than speech, `kind` and `decodes`; or the folder of a manifest.json
+    manifest: a list of objects with `path` or `file` (beside the manifest), `duration_s` or
+        `seconds`, and, where the folder holds more than speech, `kind` and `decodes`; or the folder
+        of a manifest.json
     """
     if manifest.is_dir():
         manifest /= "manifest.json"

@@ -1,26 +1,23 @@
-"""Builds the Serve application from its typed arguments. Imports no torch: Serve runs this in the controller's
-helper processes as well.
+"""Builds the Serve application from its typed arguments.
+
+It imports no torch, because Serve also runs the builder in a helper process of its controller.
 """
 
-import logging
+from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Application
 
 from deployments.api import native as http_api
-from deployments.config import AppArgs, ModelArgs, windows_together
+from deployments.config import AppArgs, ModelArgs, max_batch_windows
+from deployments.gpu import gpu_shares
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
 
-logger = logging.getLogger(__name__)
-
-_CARD_QUERY_TIMEOUT_S = 60
-
 
 def build_app(args: AppArgs) -> Application:
-    """The router and one deployment for each model; applies the only `serve.ingress`."""
-    shares = _gpu_shares(args)
+    """The router and one deployment for each model."""
+    shares = gpu_shares(args)
     handles = {
         model.name: _model_deployment(args, model, shares[model.name])
         for model in args.models
@@ -35,83 +32,35 @@ def build_app(args: AppArgs) -> Application:
     return router.bind(args, handles, shares)
 
 
-def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
-    min_replicas = args.min_replicas(model)
-    at_once = args.requests_at_once(model, gpu_share > 0)
-    deployment = serve.deployment(
-        name=model.deployment,
-        # The router lets no more through; they may all have to go to one replica.
-        max_ongoing_requests=at_once,
-        # A CPU is no resource to reserve here: the third model would never start on two cores.
-        ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share},
-        autoscaling_config={
-            "min_replicas": min_replicas,
+def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str, Any]:
+    """The arguments of `serve.deployment` for a model."""
+    on_gpu = gpu_share > 0
+    max_concurrency = args.max_concurrency(model, on_gpu)
+    return {
+        "name": model.deployment,
+        # The router lets no more through, and all of them may have to go to one replica.
+        "max_ongoing_requests": max_concurrency,
+        # Reserving a CPU for each replica would keep a third model from starting on two cores.
+        "ray_actor_options": {"num_cpus": 0, "num_gpus": gpu_share},
+        "autoscaling_config": {
+            "min_replicas": args.min_replicas(model),
             "max_replicas": model.max_replicas,
-            # A further replica is worth starting for what those there do not decode together.
+            # A further replica is worth starting for requests that the running ones do not decode
+            # together.
             "target_ongoing_requests": min(
-                windows_together(gpu_share > 0), max(1, at_once // model.max_replicas)
+                max_batch_windows(on_gpu),
+                max(1, max_concurrency // model.max_replicas),
             ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
         },
-        # The next request after a replica's death waits for this.
-        health_check_period_s=1,
-        # A replica that is to stop finishes what it has begun.
-        graceful_shutdown_timeout_s=args.request_timeout_s,
-    )(WhisperModel)
-    return deployment.bind(model, min_replicas > 0, gpu_share)
+        # After a replica's death the next request waits up to this long.
+        "health_check_period_s": 1,
+        # A replica that is told to stop finishes the requests that it has begun.
+        "graceful_shutdown_timeout_s": args.request_timeout_s,
+    }
 
 
-def _gpu_shares(args: AppArgs) -> dict[str, float]:
-    """What a replica of each model asks of one GPU: by default the VRAM it needs over the card's."""
-    if not _on_gpu(args):
-        return {model.name: 0.0 for model in args.models}
-    card_gb = args.gpu_memory_gb or _card_memory_gb()
-    return {model.name: _share(model, card_gb) for model in args.models}
-
-
-def _on_gpu(args: AppArgs) -> bool:
-    if args.device == "auto":
-        # The cluster's, not this machine's: a head node may have no GPU.
-        return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    return args.device == "cuda"
-
-
-def _share(model: ModelArgs, card_gb: float | None) -> float:
-    if model.gpu_share is not None:
-        return model.gpu_share
-    if card_gb is None or model.official is None:
-        return 1.0
-    # Ray counts in ten-thousandths.
-    return min(1.0, max(0.0001, round(model.official.vram_gb / card_gb, 4)))
-
-
-def _card_memory_gb() -> float | None:
-    """Memory of one card in GB (1e9 bytes), asked in a task on a machine that has one; None if it cannot be told."""
-    # Ray knows no VRAM. A tiny share finds a GPU machine without waiting for a whole card.
-    task = ray.remote(num_cpus=0, num_gpus=0.0001)(_card_memory)
-    try:
-        return float(ray.get(task.remote(), timeout=_CARD_QUERY_TIMEOUT_S)) / 1e9
-    except Exception as error:  # noqa: BLE001 - a whole card is the safe answer
-        logger.warning("event=card_memory_unknown error=%s", type(error).__name__)
-        return None
-
-
-def _card_memory() -> int:
-    try:
-        return _memory_by_driver()
-    except Exception:  # noqa: BLE001 - PyTorch may know; importing it takes seconds of the start
-        from deployments.replica.loading import card_memory
-
-        return card_memory()
-
-
-def _memory_by_driver() -> int:
-    """Bytes of this machine's only card. Raises where there are several, which CUDA may count in another order."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    if pynvml.nvmlDeviceGetCount() != 1:
-        raise LookupError("which card is meant is PyTorch's to tell")
-    card = pynvml.nvmlDeviceGetHandleByIndex(0)
-    return int(pynvml.nvmlDeviceGetMemoryInfo(card).total)
+def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
+    deployment = serve.deployment(**model_options(args, model, gpu_share))(WhisperModel)
+    return deployment.bind(model, args.min_replicas(model) > 0, gpu_share)

@@ -1,4 +1,5 @@
-"""The official Whisper checkpoints and languages, as plain data: no torch, no whisper, cheap to import everywhere.
+"""The official Whisper checkpoints and languages as plain data. It is cheap to import: no torch, no
+whisper.
 
 A test holds every table equal to the installed `whisper` package.
 """
@@ -13,35 +14,33 @@ class OfficialModel:
     name: the canonical name, used for the deployment and in answers
     sha256: of the checkpoint file; part of its address
     parameters_m: millions of parameters, as upstream quotes them
-    vram_gb: GB (1e9 bytes) of a GPU for weights in fp16, the engine's workspace and the slots of 16 windows or
-        more; computed from the model's dimensions, not measured
+    vram_gb: GB (1e9 bytes) of a GPU for weights in fp16, the engine's workspace and the slots of 16
+        windows or more; computed from the model's dimensions, not measured
+    multilingual: whether it knows any language but English
+    num_languages: languages that its vocabulary has a token for; large-v3 added Cantonese
+    translates: whether it was trained to translate into English
     aliases: other official names of the same file
-    file: the file's name, where it is not the canonical name
+    file: the name of the file, where it is not the canonical name with `.pt`
     """
 
     name: str
     sha256: str
     parameters_m: int
     vram_gb: float
+    multilingual: bool = True
+    num_languages: int = 99
+    translates: bool = True
     aliases: tuple[str, ...] = ()
     file: str = ""
 
     @property
     def url(self) -> str:
-        return f"https://openaipublic.azureedge.net/main/whisper/models/{self.sha256}/{self.filename}"
+        folder = "https://openaipublic.azureedge.net/main/whisper/models"
+        return f"{folder}/{self.sha256}/{self.filename}"
 
     @property
     def filename(self) -> str:
         return self.file or f"{self.name}.pt"
-
-    @property
-    def multilingual(self) -> bool:
-        return not self.name.endswith(".en")
-
-    @property
-    def num_languages(self) -> int:
-        """Languages that the model's vocabulary has a token for; only the third generation knows Cantonese."""
-        return 100 if self.name in ("large-v3", "turbo") else 99
 
     @property
     def n_vocab(self) -> int:
@@ -51,77 +50,88 @@ class OfficialModel:
 
 _OFFICIAL = (
     OfficialModel(
-        "tiny.en",
-        "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
-        39,
-        2.0,
+        name="tiny.en",
+        sha256="d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
+        parameters_m=39,
+        vram_gb=2.0,
+        multilingual=False,
+        translates=False,
     ),
     OfficialModel(
-        "tiny",
-        "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
-        39,
-        2.0,
+        name="tiny",
+        sha256="65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
+        parameters_m=39,
+        vram_gb=2.0,
     ),
     OfficialModel(
-        "base.en",
-        "25a8566e1d0c1e2231d1c762132cd20e0f96a85d16145c3a00adf5d1ac670ead",
-        74,
-        2.5,
+        name="base.en",
+        sha256="25a8566e1d0c1e2231d1c762132cd20e0f96a85d16145c3a00adf5d1ac670ead",
+        parameters_m=74,
+        vram_gb=2.5,
+        multilingual=False,
+        translates=False,
     ),
     OfficialModel(
-        "base",
-        "ed3a0b6b1c0edf879ad9b11b1af5a0e6ab5db9205f891f668f8b0e6c6326e34e",
-        74,
-        2.5,
+        name="base",
+        sha256="ed3a0b6b1c0edf879ad9b11b1af5a0e6ab5db9205f891f668f8b0e6c6326e34e",
+        parameters_m=74,
+        vram_gb=2.5,
     ),
     OfficialModel(
-        "small.en",
-        "f953ad0fd29cacd07d5a9eda5624af0f6bcf2258be67c92b79389873d91e0872",
-        244,
-        4.5,
+        name="small.en",
+        sha256="f953ad0fd29cacd07d5a9eda5624af0f6bcf2258be67c92b79389873d91e0872",
+        parameters_m=244,
+        vram_gb=4.5,
+        multilingual=False,
+        translates=False,
     ),
     OfficialModel(
-        "small",
-        "9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
-        244,
-        4.5,
+        name="small",
+        sha256="9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
+        parameters_m=244,
+        vram_gb=4.5,
     ),
     OfficialModel(
-        "medium.en",
-        "d7440d1dc186f76616474e0ff0b3b6b879abc9d1a4926b7adfa41db2d497ab4f",
-        769,
-        10.0,
+        name="medium.en",
+        sha256="d7440d1dc186f76616474e0ff0b3b6b879abc9d1a4926b7adfa41db2d497ab4f",
+        parameters_m=769,
+        vram_gb=10.0,
+        multilingual=False,
+        translates=False,
     ),
     OfficialModel(
-        "medium",
-        "345ae4da62f9b3d59415adc60127b97c714f32e89e936602e85993674d08dcb1",
-        769,
-        10.0,
+        name="medium",
+        sha256="345ae4da62f9b3d59415adc60127b97c714f32e89e936602e85993674d08dcb1",
+        parameters_m=769,
+        vram_gb=10.0,
     ),
     OfficialModel(
-        "large-v1",
-        "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a",
-        1550,
-        15.0,
+        name="large-v1",
+        sha256="e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a",
+        parameters_m=1550,
+        vram_gb=15.0,
     ),
     OfficialModel(
-        "large-v2",
-        "81f7c96c852ee8fc832187b0132e569d6c3065a3252ed18e56effd0b6a73e524",
-        1550,
-        15.0,
+        name="large-v2",
+        sha256="81f7c96c852ee8fc832187b0132e569d6c3065a3252ed18e56effd0b6a73e524",
+        parameters_m=1550,
+        vram_gb=15.0,
     ),
     OfficialModel(
-        "large-v3",
-        "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
-        1550,
-        15.0,
+        name="large-v3",
+        sha256="e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
+        parameters_m=1550,
+        vram_gb=15.0,
+        num_languages=100,
         aliases=("large",),
     ),
     OfficialModel(
-        "turbo",
-        "aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
-        809,
-        6.0,
+        name="turbo",
+        sha256="aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
+        parameters_m=809,
+        vram_gb=6.0,
+        num_languages=100,
+        translates=False,
         aliases=("large-v3-turbo",),
         file="large-v3-turbo.pt",
     ),
@@ -263,6 +273,8 @@ LANGUAGE_CODES: dict[str, str] = {
 
 
 def language_code(language: str) -> str | None:
-    """The code of a language given by code or English name, in any case; None if Whisper does not know it."""
+    """The code of a language given by code or English name, in any case; None if Whisper does not
+    know it.
+    """
     language = language.lower()
     return language if language in LANGUAGES else LANGUAGE_CODES.get(language)

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments import catalog
+from deployments.contract.errors import InvalidRequestError
 
-# The engine's most windows at once; it may have memory for fewer.
-_WINDOWS_TOGETHER = {"cpu": 8, "cuda": 32}
+_MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
+_MAX_ECHO = 60
 
 
 class _Args(BaseModel):
@@ -93,8 +94,8 @@ class AppArgs(_Args):
     max_requests_per_model: int | None = Field(
         None,
         ge=1,
-        description="fetched and in work at once, for each model;"
-        " unset: twice what its replicas decode together",
+        description="fetched or in work at once, for each model;"
+        " unset: twice as many as its replicas decode together",
     )
     max_waiting_requests: int = Field(
         1000, ge=0, description="beyond those, for each model; more are refused"
@@ -118,10 +119,25 @@ class AppArgs(_Args):
             )
         return self
 
+    def model(self, name: str) -> ModelArgs:
+        """The served model of this name or alias.
+
+        Raises InvalidRequestError with the names that are served.
+        """
+        canonical = catalog.ALIASES.get(name, name)
+        for model in self.models:
+            if model.name == canonical:
+                return model
+        raise InvalidRequestError(
+            f"Invalid model: '{_quotable(name)}'. Valid models: {', '.join(self.valid_names())}"
+        )
+
     def find_model(self, name: str) -> ModelArgs | None:
-        """The served model of this name or alias; None if there is none."""
-        name = catalog.ALIASES.get(name, name)
-        return next((model for model in self.models if model.name == name), None)
+        """The name that router/ and runpod/ used before."""
+        try:
+            return self.model(name)
+        except InvalidRequestError:
+            return None
 
     def valid_names(self) -> list[str]:
         """Every name and alias that a request may use."""
@@ -129,15 +145,20 @@ class AppArgs(_Args):
         aliases = [alias for alias, name in catalog.ALIASES.items() if name in served]
         return [model.name for model in self.models] + aliases
 
-    def requests_at_once(self, model: ModelArgs, on_gpu: bool) -> int:
-        """How many requests for the model may be fetched and in work at the same time.
+    def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
+        """How many requests for the model may be fetched or in work at the same time.
 
-        Each holds its samples in the router, and its samples, its spectrogram and a thread in a replica.
-        Those above what decodes together are fetched meanwhile and take over at once.
+        Each holds its samples in the router, and its samples, its spectrogram and a thread in a
+        replica. By default twice as many are admitted as decode together, so that the next ones are
+        ready when a slot is free.
         """
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
-        return 2 * windows_together(on_gpu) * model.max_replicas
+        return 2 * max_batch_windows(on_gpu) * model.max_replicas
+
+    def requests_at_once(self, model: ModelArgs, on_gpu: bool) -> int:
+        """The name that router/ used before."""
+        return self.max_concurrency(model, on_gpu)
 
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""
@@ -146,6 +167,15 @@ class AppArgs(_Args):
         return 1 if model.name == self.default_model else 0
 
 
-def windows_together(on_gpu: bool) -> int:
-    """How many windows, each of another request, a replica decodes together at most."""
-    return _WINDOWS_TOGETHER["cuda" if on_gpu else "cpu"]
+def max_batch_windows(on_gpu: bool) -> int:
+    """How many windows, each of another request, a replica decodes together at most.
+
+    Where memory is short, the engine decodes fewer.
+    """
+    return _MAX_BATCH_WINDOWS["cuda" if on_gpu else "cpu"]
+
+
+def _quotable(text: str) -> str:
+    """What a caller wrote, short enough and well-formed enough to be quoted in an answer."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= _MAX_ECHO else text[: _MAX_ECHO - 3] + "..."

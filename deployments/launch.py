@@ -1,7 +1,8 @@
-"""Ray and the application in this process: what `local` and `runpod_worker` have in common.
+"""Starts Ray and the application from this process, for `deployments.local` and
+`deployments.runpod`.
 
-Importing this module is cheap: the application is imported where it is started, so that this can go on
-while Ray comes up.
+Importing this module is cheap. The application is imported where it is started, so that a caller
+can import it while Ray starts.
 """
 
 import contextlib
@@ -39,25 +40,32 @@ def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
 
 
 def read_args(path: Path = CONFIG) -> AppArgs:
-    """The application's typed arguments alone, without importing Serve. Raises pydantic.ValidationError."""
+    """The application's typed arguments alone, read without importing Serve.
+
+    Raises pydantic.ValidationError.
+    """
     [application] = yaml.safe_load(path.read_text())["applications"]
     return AppArgs.model_validate(application.get("args") or {})
 
 
 def start_ray(*, show_logs: bool) -> None:
-    """A new Ray on this machine. It ends with the calling thread: call it from the main one.
+    """Start a new Ray on this machine. Ray ends with the thread that calls this, so call it from
+    the main thread.
 
-    show_logs: replicas' log lines on stderr, besides Ray's log folder
+    show_logs: whether the replicas' log lines also go to stderr; they are always in Ray's log
+        folder
     """
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray starts workers at niceness 15: models would stand still beside anything else that the machine does.
+    # By default Ray starts workers at niceness 15, and models would stand still beside any other
+    # work.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Serve by itself gives an HTTP proxy up whose imports take 15 s, as on a busy machine from a cold disk.
+    # Serve's default (5 s) gives up on the proxy when its imports are slow, for example from a cold
+    # disk.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     for variable in ("NO_PROXY", "no_proxy"):
-        # No proxy can reach this machine's own servers, which replicas may be told to fetch from.
+        # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
     ray.init(
         address="local",
@@ -76,11 +84,11 @@ def start_app(
     http_port: int | None = None,
     stages: Stages | None = None,
 ) -> "DeploymentHandle[Any]":
-    """The application on the Ray that this process has started; gives the router's handle.
+    """Start the application on the Ray that this process has started; gives the router's handle.
 
-    http_host: instead of the configured one
-    http_port: None: no HTTP
-    stages: told when Serve runs and when the preloaded models do
+    http_host: the address to listen on; None: the configured one
+    http_port: the port to listen on; None: there is no HTTP
+    stages: notes when Serve runs and when the preloaded models do
 
     Raises RuntimeError if Serve or a preloaded model cannot start.
     """
@@ -114,7 +122,7 @@ def start_app(
     [router] = serve.run_many([target], wait_for_applications_running=False)
     preloaded = [m.deployment for m in args.models if args.min_replicas(m) > 0]
     models = [serve.get_deployment_handle(name, APPLICATION) for name in preloaded]
-    # All of them are asked before any is waited for.
+    # All are asked before the first answer is awaited, so that the models load side by side.
     answers = [model.ready.remote() for model in models] + [router.health.remote()]
     for answer in answers:
         _wait_for(answer)
@@ -123,10 +131,10 @@ def start_app(
 
 
 def _wait_for(answer: Any) -> None:
-    """A replica's first answer. Raises RuntimeError if the application cannot start.
+    """Wait for a replica's first answer. Raises RuntimeError if the application cannot start.
 
-    Serve itself would look at the application's status once a second. Each look takes a third of a second of this
-    process, and as much of the controller's, while the models load.
+    Serve's own wait asks for the application's status every second. Each question costs a third of
+    a second in this process and as much in the controller, while the models load.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -151,7 +159,7 @@ def _wait_for(answer: Any) -> None:
 def running_app(
     config: "ServeDeploySchema", args: AppArgs, port: int, *, show_logs: bool = False
 ) -> Iterator[str]:
-    """Run the application in a new local Ray; gives its base URL; ends all that it started.
+    """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
     Raises RuntimeError if a preloaded model cannot start.
     """
@@ -170,7 +178,7 @@ def running_app(
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Another Ctrl-C while all is being ended would leave processes behind."""
+    """Ignore signals: a second Ctrl-C during the shutdown would leave processes behind."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:

@@ -1,26 +1,39 @@
-"""The package's log lines in Serve's own log: one line an event, no tracebacks of expected failures."""
+"""Log lines of the package, in Serve's own log: one line an event, without tracebacks of expected
+failures.
+"""
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from deployments.contract.errors import WhisperServeError
 
-_SERVE_LOGGER = "ray.serve"
+_SERVE_LOGGER = logging.getLogger("ray.serve")
 
 
 def log_through_serve() -> None:
-    """Called by every replica: hands the package's log lines to the handlers that Serve has set up."""
-    serve_logger = logging.getLogger(_SERVE_LOGGER)
-    package_logger = logging.getLogger(__package__)
-    package_logger.handlers = serve_logger.handlers
-    package_logger.setLevel(logging.INFO)
-    package_logger.propagate = False
-    serve_logger.addFilter(_without_traceback)
+    """Write the package's log lines to Serve's log. Every replica calls this at its start."""
+    logger = logging.getLogger(__package__)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not any(isinstance(handler, _ServeHandler) for handler in logger.handlers):
+        logger.addHandler(_ServeHandler())
+    _SERVE_LOGGER.addFilter(_without_traceback)
 
 
-def place_of(error: BaseException) -> str:
-    """File and line of the innermost frame: what a log may tell of an error whose text may quote the request."""
+class _ServeHandler(logging.Handler):
+    """Hands each record to Serve's logger, and so to whatever handlers that one has at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _SERVE_LOGGER.handle(record)
+
+
+def error_location(error: BaseException) -> str:
+    """File and line where the error was raised.
+
+    A log may tell these where it may not tell the error's text, which can quote the request.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -29,22 +42,30 @@ def place_of(error: BaseException) -> str:
     return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
-class Stages:
-    """How long each part of a start took, for one line of the log: `imports=2.10 weights=0.21`, in seconds."""
+# The name that router/, replica/ and runpod/ used before.
+place_of = error_location
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+
+class Stages:
+    """How long each part of a start took, in seconds; as text `imports=2.10 weights=0.21`.
+
+    The first part begins when this is made.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
         self._seconds: dict[str, float] = {}
 
     def done(self, name: str) -> None:
         """The part of this name has just ended, and the next one begins."""
-        now = time.monotonic()
+        now = self._clock()
         self._seconds[name] = now - self._last
         self._last = now
 
     @property
     def seconds(self) -> float:
-        """Of all so far."""
+        """The sum of all parts so far."""
         return sum(self._seconds.values())
 
     def __str__(self) -> str:
@@ -52,8 +73,8 @@ class Stages:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    # Serve logs every exception that leaves a replica with its traceback. Ours are answers to a caller,
-    # logged where they were understood.
+    # Serve logs every exception that leaves a replica with its traceback. The errors of the
+    # contract are answers to a caller; the router logs them.
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, WhisperServeError):
         record.msg, record.args = f"{record.getMessage()} {error.type}: {error}", ()

@@ -77,6 +77,11 @@ def test_a_language_is_known_by_code_or_name_in_any_case(
     assert catalog.language_code(given) == code
 
 
+def test_models_without_training_in_translation_say_so() -> None:
+    not_trained = {model.name for model in MODELS if not model.translates}
+    assert not_trained == {"tiny.en", "base.en", "small.en", "medium.en", "turbo"}
+
+
 @BY_NAME
 def test_the_vocabulary_ends_with_the_last_timestamp(
     model: catalog.OfficialModel,

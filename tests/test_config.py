@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import catalog
-from deployments.config import AppArgs, ModelArgs, windows_together
-from deployments.engine.engine import _MAX_WINDOWS
+from deployments.config import AppArgs, ModelArgs, max_batch_windows
+from deployments.contract.errors import InvalidRequestError
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 
@@ -79,7 +79,7 @@ def test_an_alias_stands_for_its_model_everywhere(alias: str, name: str) -> None
     args = app_args(default_model=alias, models=models(alias, "tiny"))
     assert args.default_model == name
     assert [model.name for model in args.models] == [name, "tiny"]
-    assert args.find_model(alias) is args.find_model(name) is args.models[0]
+    assert args.model(alias) is args.model(name) is args.models[0]
     assert args.models[0].deployment == f"whisper-{name}"
     assert args.valid_names() == [name, "tiny", alias]
 
@@ -87,7 +87,24 @@ def test_an_alias_stands_for_its_model_everywhere(alias: str, name: str) -> None
 def test_an_alias_of_a_model_that_is_not_served_is_no_valid_name() -> None:
     args = app_args(models=models("base"))
     assert args.valid_names() == ["base"]
-    assert args.find_model("large") is None
+    with pytest.raises(InvalidRequestError):
+        args.model("large")
+
+
+def test_an_unknown_name_is_refused_with_the_valid_ones() -> None:
+    args = app_args(default_model="tiny", models=models("tiny", "large"))
+    with pytest.raises(InvalidRequestError) as caught:
+        args.model("huge")
+    assert str(caught.value) == (
+        "Invalid model: 'huge'. Valid models: tiny, large-v3, large"
+    )
+
+
+def test_a_long_or_ill_formed_name_is_quoted_in_part() -> None:
+    for name, quoted in (("x" * 100, "x" * 57 + "..."), ("\ud800", "?")):
+        with pytest.raises(InvalidRequestError) as caught:
+            app_args().model(name)
+        assert str(caught.value).startswith(f"Invalid model: '{quoted}'. Valid")
 
 
 @pytest.mark.parametrize("twice", [("base", "base"), ("turbo", "large-v3-turbo")])
@@ -162,19 +179,14 @@ def test_even_the_default_model_may_start_at_its_first_request() -> None:
     assert args.min_replicas(args.models[0]) == 0
 
 
-def test_twice_what_decodes_together_is_let_in_unless_told_otherwise() -> None:
+def test_twice_as_many_as_decode_together_are_admitted_unless_told_otherwise() -> None:
     args = app_args(models=[{"name": "base"}, {"name": "tiny", "max_replicas": 3}])
     base, tiny = args.models
-    assert args.requests_at_once(base, on_gpu=False) == 16
-    assert args.requests_at_once(base, on_gpu=True) == 64
-    assert args.requests_at_once(tiny, on_gpu=True) == 192
+    assert args.max_concurrency(base, on_gpu=False) == 2 * max_batch_windows(False)
+    assert args.max_concurrency(base, on_gpu=True) == 2 * max_batch_windows(True)
+    assert args.max_concurrency(tiny, on_gpu=True) == 6 * max_batch_windows(True)
     told = args.model_copy(update={"max_requests_per_model": 5})
-    assert told.requests_at_once(tiny, on_gpu=True) == 5
-
-
-def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
-    assert windows_together(on_gpu=False) == _MAX_WINDOWS["cpu"]
-    assert windows_together(on_gpu=True) == _MAX_WINDOWS["cuda"]
+    assert told.max_concurrency(tiny, on_gpu=True) == 5
 
 
 @pytest.mark.parametrize(

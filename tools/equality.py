@@ -1,13 +1,14 @@
-"""Every recording of a folder through the engine, in mixed batches, and through `whisper.transcribe`: are they equal?
+"""Every recording of a folder through the engine, in mixed batches, and through
+`whisper.transcribe`: are they equal?
 
     python -m tools.equality FOLDER [--model NAME] [--json FILE]
 
-Each recording is transcribed with several option sets; eight of all these transcriptions are under way at any
-time, in shuffled order. Progress goes to stderr, the table to stdout; exit status 1 if anything differs before the first
-window that sampled.
+Each recording is transcribed with several option sets; eight of all these transcriptions are under
+way at any time, in shuffled order. Progress goes to stderr, the table to stdout; exit status 1 if
+anything differs before the first window that sampled.
 
-Official decoding gets the engine's random draws, so that windows that sampled can be compared as well. They are
-counted apart: rounding may turn a draw that falls between two tokens.
+Official decoding gets the engine's random draws, so that windows that sampled can be compared as
+well. They are counted apart: rounding may turn a draw that falls between two tokens.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import numpy as np
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.engine import Engine
-from tests.end_to_end.conftest import as_official, official, official_model
+from tools.official import as_official, official, official_model
 from tools.parity import NO_RECORDINGS
 
 LADDER = (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0)

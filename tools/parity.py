@@ -1,4 +1,5 @@
-"""Every recording of a folder through the application and through `whisper.transcribe`: are they equal?
+"""Every recording of a folder through the application and through `whisper.transcribe`: are they
+equal?
 
     python -m tools.parity FOLDER [--model NAME]
 
@@ -17,7 +18,7 @@ from deployments import checkpoints, launch
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
-from tests.end_to_end.conftest import as_official, assert_equals_official, official
+from tools.official import as_official, assert_equals_official, official
 
 NO_RECORDINGS = {".json", ".md", ".npz", ".txt"}
 

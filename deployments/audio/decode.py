@@ -1,7 +1,9 @@
-"""Any audio or video container, any codec, to the waveform that Whisper hears: 16 kHz, mono, 16 bits.
+"""Any audio or video file to the waveform that Whisper hears: 16 kHz, mono, 16 bits.
 
-The stand-in for `whisper.load_audio` (whisper/audio.py), which runs the `ffmpeg` program; here FFmpeg's libraries do the same in process.
-A file is hostile until decoded: it may open no other file and no URL, cost no more memory than its cap allows, and log nothing.
+This stands in for `whisper.load_audio` (whisper/audio.py), which runs the `ffmpeg` program:
+FFmpeg's libraries do the same in this process. A file counts as hostile. It must not open another
+file or a URL, must not need more memory than the limit on its length allows, and must not write to
+a log.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,24 +26,29 @@ from deployments.contract.errors import InvalidAudioError, RequestCancelledError
 
 SAMPLE_RATE = 16_000
 
-# In Hz. DSD1024 decodes at 5.6 MHz; a rate of GHz is a lie that costs the resampler gigabytes.
-_HIGHEST_RATE = 6_000_000
+# DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
+_HIGHEST_RATE_HZ = 6_000_000
 
 # FFmpeg's log quotes tags and URLs out of the file.
 av.logging.set_level(None)
 
-# An allow-list, because FFmpeg also knows playlists and session descriptions (hls, concat, sdp, image2, ...) that make it open what they
-# name. Each of these demuxers reads its own bytes only.
-DEMUXERS = (
-    # containers of audio
-    "aa,aac,aax,aea,aiff,ape,asf,au,avr,caf,dsf,flac,iamf,ircam,loas,mp3,mpc,mpc8,msnwctcp,nistsphere,oma,osq,paf,pvf,qcp,rso,sds,sox,tak,"
-    "tta,voc,vqf,w64,wav,wavarc,wsd,wv,wve,xwma,"
-    # streams of one codec; some have no header and are known by the file's name only
-    "ac3,ac4,act,adx,alaw,amr,amrnb,amrwb,aptx,aptx_hd,bit,codec2,dts,dtshd,eac3,g722,g723_1,g726,g726le,g728,g729,gsm,ilbc,lc3,mlp,mulaw,"
-    "sbc,shn,sln,spdif,truehd,"
-    # containers of video
-    "avi,dhav,dv,flv,gxf,live_flv,lxf,matroska,mov,mpeg,mpegts,mxf,nsv,nut,ogg,rm,swf,wtv"
+# An allow-list, because FFmpeg also knows playlists and session descriptions (hls, concat, sdp,
+# image2) that make it open the files and URLs that they name. Each of these demuxers reads nothing
+# but its file.
+_AUDIO_CONTAINERS = (
+    "aa aac aax aea aiff ape asf au avr caf dsf flac iamf ircam loas mp3 mpc mpc8 msnwctcp"
+    " nistsphere oma osq paf pvf qcp rso sds sox tak tta voc vqf w64 wav wavarc wsd wv wve xwma"
 )
+# Some of these streams of one codec have no header and are known by the name of the file alone.
+_CODEC_STREAMS = (
+    "ac3 ac4 act adx alaw amr amrnb amrwb aptx aptx_hd bit codec2 dts dtshd eac3 g722 g723_1 g726"
+    " g726le g728 g729 gsm ilbc lc3 mlp mulaw sbc shn sln spdif truehd"
+)
+_VIDEO_CONTAINERS = (
+    "avi dhav dv flv gxf live_flv lxf matroska mov mpeg mpegts mxf nsv nut ogg rm"
+    " swf wtv"
+)
+DEMUXERS = f"{_AUDIO_CONTAINERS} {_CODEC_STREAMS} {_VIDEO_CONTAINERS}".split()
 
 
 def decode_audio(
@@ -49,17 +56,18 @@ def decode_audio(
     max_seconds: float,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> npt.NDArray[np.int16]:
-    """The recording as `ffmpeg -i FILE -f s16le -ac 1 -acodec pcm_s16le -ar 16000 -` would give it: int16, shape (samples,), mono, 16 kHz.
+    """Decode a recording as `ffmpeg -i FILE -f s16le -ac 1 -acodec pcm_s16le -ar 16000 -` does.
 
-    Blocks; call it in a thread. Damaged packets are skipped and a file that ends early gives what it holds, as in FFmpeg.
+    Gives int16 at 16 kHz, mono, shape (samples,). As in FFmpeg, damaged packets are skipped, and a
+    file that ends early gives what it holds. Blocks; call it in a thread.
 
     file: seekable, open in binary mode, at its beginning; it stays open
-    max_seconds: the longest recording allowed; a longer one is refused as soon as it has grown past this
-    cancelled: asked at every packet; true ends the work
+    max_seconds: the longest recording allowed; decoding ends where a longer one passes this
+    cancelled: called at every packet; true ends the work
 
     Raises InvalidAudioError (nothing to decode, or too long) and RequestCancelledError.
     """
-    # Grows in place by an eighth, so that hours of audio are never held twice.
+    # A bytearray grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
     try:
         # "replace", because a tag that is not UTF-8 would otherwise end the decoding.
@@ -89,15 +97,19 @@ def _audio_decoders() -> Iterator[str]:
 
 
 _CONTAINER_OPTIONS = {
-    "format_whitelist": DEMUXERS,
+    "format_whitelist": ",".join(DEMUXERS),
     "protocol_whitelist": "none",
-    # Probing would otherwise decode a cover picture or a video frame: of no use here, and a small one can unpack to a gigabyte.
+    # Without this, FFmpeg decodes a cover picture or a video frame while it probes the file. That
+    # is of no use here, and a small picture can unpack to a gigabyte.
     "codec_whitelist": ",".join(_audio_decoders()),
 }
 
 
 def _choose_stream(container: InputContainer) -> AudioStream:
-    """The stream that the `ffmpeg` program takes: one marked as default first, then the one of most channels, then the first."""
+    """The stream that the `ffmpeg` program takes.
+
+    A stream that is marked as default comes first, then the one with most channels, then the first.
+    """
     known = [s for s in container.streams.audio if s.codec_context is not None]
     if not known:
         raise InvalidAudioError("the file has no audio stream of a known codec")
@@ -128,20 +140,23 @@ def _packets(
     try:
         yield from container.demux(stream)
     except FFmpegError:
-        # The file cannot be read on; what the decoder still holds is good.
+        # The rest of the file cannot be read. None makes the decoder give the frames that it holds.
         yield None
 
 
 def _limit(frames: Iterator[AudioFrame], max_seconds: float) -> Iterator[AudioFrame]:
-    """Counts before resampling: at a false sample rate of 1 Hz even a small frame becomes hours."""
+    """Pass the frames on, and raise InvalidAudioError where they exceed the limit.
+
+    This comes before resampling: at a false sample rate of 1 Hz even a small frame becomes hours.
+    """
     seconds = 0.0
     for frame in frames:
-        if not 0 < frame.sample_rate <= _HIGHEST_RATE:
+        if not 0 < frame.sample_rate <= _HIGHEST_RATE_HZ:
             raise InvalidAudioError(
                 f"its sample rate of {frame.sample_rate} Hz is not plausible"
             )
         seconds += frame.samples / frame.sample_rate
-        # Half a sample forgives the rounding of a long sum.
+        # Half a sample allows for the rounding of a long sum.
         if seconds > max_seconds + 0.5 / SAMPLE_RATE:
             limit = timedelta(seconds=max_seconds)
             raise InvalidAudioError(
@@ -159,5 +174,5 @@ def _resample(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
         ):
             resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         yield from resampler.resample(frame)
-    # A resampler with nothing to do answers its end with [None].
+    # At its end, a resampler that had nothing to do gives [None].
     yield from filter(None, resampler.resample(None))

@@ -1,6 +1,7 @@
-"""Guarded download of an audio URL: bounded in size and in time, into a file without a name.
+"""Download of an audio URL, bounded in size and in time, into a file without a name.
 
-Every failure is told in our own words. What the URL or the host says reaches no error text and no log.
+Every failure has a text of this module's own. Neither the URL nor anything that the host says
+reaches an error text or a log.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from deployments.contract.errors import (
 )
 
 logger = logging.getLogger(__name__)
-# urllib3 writes whole URLs, signatures included, into debug lines and into its warning about malformed headers. The
-# level of its loggers' parent is not ours alone: RunPod's SDK sets it when it is imported.
+# urllib3 writes whole URLs, signatures included, into debug lines and into its warning about
+# malformed headers. Each of its loggers is silenced by itself, because RunPod's SDK sets their
+# parent's level when it is imported.
 for _module in ("connection", "connectionpool", "poolmanager", "util.retry"):
     logging.getLogger(f"urllib3.{_module}").setLevel(logging.ERROR)
 
-_BACK_OFFS_S = (0.5, 1.0)
 _LONGEST_RETRY_AFTER_S = 10
 _CHUNK_BYTES = 1 << 16
 _POLL_S = 0.1
@@ -57,23 +58,28 @@ class FetchLimits:
     max_bytes: of the file, after any Content-Encoding is undone
     connect_timeout_s: to reach each address of the host, and again for the TLS handshake
     read_timeout_s: the longest silence of the host
-    total_timeout_s: all tries and the waits between them; only a name's resolution or a connect in progress overruns it
+    total_timeout_s: all tries and the waits between them; only the resolution of a name or a
+        connect in progress overruns it
+    back_offs_s: the wait before each further try after a temporary failure
     """
 
-    max_bytes: int = 1 << 30
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
-    total_timeout_s: float = 600.0
+    max_bytes: int
+    connect_timeout_s: float
+    read_timeout_s: float
+    total_timeout_s: float
+    back_offs_s: tuple[float, ...] = (0.5, 1.0)
 
 
 @contextmanager
 def fetch_audio(
     url: str, limits: FetchLimits, cancelled: Callable[[], bool] = lambda: False
 ) -> Iterator[BinaryIO]:
-    """Download `url` and yield it as a seekable file at its start, which is gone after the `with` block.
+    """Download `url` and yield it as a seekable file at its start, which is gone after the block.
 
-    The file has no name on disk: nothing is left behind, even by a killed process. Blocks; `cancelled` is asked several
-    times a second, also from another thread. Private addresses are not refused: that is a task of the network's policy.
+    The file has no name on disk, so that even a killed process leaves nothing behind. Private
+    addresses are not refused: the network's policy has to do that. Blocks.
+
+    cancelled: called several times a second, also from another thread; true ends the download
 
     Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError.
     """
@@ -87,7 +93,7 @@ def fetch_audio(
 def _download(
     url: str, file: BinaryIO, limits: FetchLimits, watchdog: _Watchdog
 ) -> None:
-    for back_off_s in (*_BACK_OFFS_S, None):
+    for back_off_s in (*limits.back_offs_s, None):
         file.seek(0)
         file.truncate()
         try:
@@ -96,7 +102,7 @@ def _download(
             failure = error
         if back_off_s is not None:
             wait_s = max(back_off_s, failure.retry_after_s)
-            logger.warning("Audio download: %s; next try in %g s", failure, wait_s)
+            logger.warning('event=download_retry wait=%g reason="%s"', wait_s, failure)
             watchdog.sleep(wait_s)
     raise AudioHostError(str(failure))
 
@@ -114,16 +120,17 @@ def _download_once(
             _Session(watchdog) as session,
             session.get(url, stream=True, timeout=timeout) as response,
         ):
-            # Headers that the watchdog has cut short can look complete.
+            # Headers that the watchdog has cut short may look complete.
             watchdog.check()
             _check_status(response)
             _save(response, file, limits.max_bytes, watchdog)
         return
     except (rx.RequestException, ux.HTTPError, ValueError) as error:
         failure = _meaning(error, limits)
-    # A socket that the watchdog has shut fails like one that the host has cut.
+    # A connection that the watchdog has shut fails like one that the host has cut.
     watchdog.check()
-    # Raised out here, so that the text of requests, which holds the URL, does not ride along as the context.
+    # Outside the except block: there the exception of requests, whose text holds the URL, would
+    # become the context of this one.
     raise failure
 
 
@@ -140,7 +147,7 @@ def _check_status(response: requests.Response) -> None:
 
 
 def _retry_after_s(response: requests.Response) -> int:
-    """Seconds that the host asks us to wait; 0 where it names a date or more than a caller can bear."""
+    """Seconds that the host asks to wait; 0 where it names a date or an unreasonably long time."""
     value = response.headers.get("Retry-After", "")
     seconds = int(value) if re.fullmatch("[0-9]{1,4}", value) else 0
     return seconds if seconds <= _LONGEST_RETRY_AFTER_S else 0
@@ -157,7 +164,7 @@ def _save(
         if file.tell() + len(chunk) > max_bytes:
             raise too_large
         file.write(chunk)
-    # A socket that the watchdog has shut can look like the end of the body.
+    # A connection that the watchdog has shut may look like the end of the body.
     watchdog.check()
     if file.tell() == 0:
         raise AudioUrlError("the file is empty")
@@ -171,13 +178,13 @@ def _size(n_bytes: int) -> str:
 
 
 class _TemporaryError(Exception):
-    """This try failed; the next one may not."""
+    """This try has failed, and the next one may succeed."""
 
     retry_after_s = 0
 
 
 def _meaning(error: Exception, limits: FetchLimits) -> Exception:
-    """The failure behind an exception of requests or urllib3, in our own words."""
+    """The failure behind an exception of requests or urllib3, with a text of ours."""
     causes = tuple(_causes(error))
     for kind, failure, reason in _MEANINGS:
         if any(isinstance(cause, kind) for cause in causes):
@@ -192,7 +199,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-# Where one kind is a case of another, or its cause, the special one comes first.
+# The first kind that is found among an exception's causes decides. A kind that is a case of another
+# one, or may be its cause, therefore comes before it.
 _MEANINGS: tuple[tuple[type[Exception], type[Exception], str], ...] = (
     (rx.TooManyRedirects, AudioUrlError, "more than 10 redirects"),
     (rx.InvalidSchema, AudioUrlError, _ONLY_HTTP),
@@ -217,9 +225,10 @@ _MEANINGS: tuple[tuple[type[Exception], type[Exception], str], ...] = (
 
 
 class _Watchdog:
-    """Breaks off the blocking reads of one download at its deadline or when its caller has left.
+    """Ends the blocking reads of one download at its deadline, or when its caller has left.
 
-    A socket's own timeout is for each read: a host that drips a byte a second never meets it.
+    A socket's own timeout counts for each read alone, so a host that sends a byte a second never
+    exceeds it.
     """
 
     def __init__(self, total_s: float, cancelled: Callable[[], bool]) -> None:
@@ -258,7 +267,8 @@ class _Watchdog:
             time.sleep(min(left_s, _POLL_S))
 
     def watch(self, connected: socket.socket) -> None:
-        # A duplicate, because the original may be closed, and its number used again, while the watchdog shuts it.
+        # A duplicate, because the original may be closed, and its number used for another file,
+        # while the watchdog shuts it.
         self._sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
     def _run(self) -> None:
@@ -270,12 +280,15 @@ class _Watchdog:
 
 
 class _Session(requests.Session):
-    """A session of one try: environment proxies and CA bundles as usual, no .netrc, every connection watched."""
+    """The session of one try. Every connection is watched, and .netrc is never read.
+
+    Proxies and CA bundles come from the environment as usual.
+    """
 
     def __init__(self, watchdog: _Watchdog) -> None:
         super().__init__()
         self.max_redirects = 10
-        # requests looks into .netrc unless `auth` is set.
+        # requests reads .netrc unless `auth` is set.
         self.auth = _credentials_of_url
         self.hooks["response"] = [_drop_body_of_redirect]
         self.mount("http://", _WatchedAdapter(watchdog))
@@ -284,7 +297,7 @@ class _Session(requests.Session):
     def rebuild_auth(
         self, prepared_request: requests.PreparedRequest, response: requests.Response
     ) -> None:
-        """As upstream, without its look into .netrc."""
+        """The method of requests, less the part that reads .netrc."""
         strip: Any = self.should_strip_auth
         if strip(response.request.url, prepared_request.url):
             prepared_request.headers.pop("Authorization", None)
@@ -296,7 +309,8 @@ def _credentials_of_url(request: requests.PreparedRequest) -> requests.PreparedR
 
 
 def _drop_body_of_redirect(response: requests.Response, **_: Any) -> None:
-    # requests reads the whole body of a redirect into memory before it follows; an endless one would fill it.
+    # requests reads the whole body of a redirect into memory before it follows, and an endless body
+    # would fill the memory.
     if response.is_redirect:
         response.close()
 
@@ -318,7 +332,7 @@ def _watched(connection_class: Any, watchdog: _Watchdog) -> type[Any]:
             try:
                 super().connect()
             except TimeoutError as error:
-                # urllib3 takes a TLS handshake that times out for a silent host.
+                # urllib3 would report a TLS handshake that times out as a silent host.
                 raise ux.ConnectTimeoutError() from error
             watchdog.watch(self.sock)
 

@@ -1,4 +1,4 @@
-"""This machine's own servers: a free port, a session that no proxy intercepts, and one file over HTTP."""
+"""HTTP on this machine alone: one file served, a free port, a session that uses no proxy."""
 
 import contextlib
 import http.server
@@ -14,7 +14,7 @@ import requests
 
 @contextlib.contextmanager
 def served(path: Path) -> Iterator[str]:
-    """The URL of a file on a loopback server of its own, under a name that nobody guesses."""
+    """Serve one file on loopback, under a name that nobody can guess; gives its URL."""
     name = f"/{secrets.token_hex(16)}"
 
     class OneFile(http.server.BaseHTTPRequestHandler):
@@ -24,7 +24,7 @@ def served(path: Path) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Length", str(path.stat().st_size))
             self.end_headers()
-            # The reader may have enough before the end, at a limit of size.
+            # A reader that has reached its size limit closes the connection before the end.
             with path.open("rb") as file, contextlib.suppress(ConnectionError):
                 shutil.copyfileobj(file, self.wfile)
 
@@ -40,12 +40,13 @@ def served(path: Path) -> Iterator[str]:
 
 
 def free_port(host: str) -> int:
+    """A port that nothing listens on now."""
     with socket.create_server((host, 0)) as server:
         return int(server.getsockname()[1])
 
 
 def session() -> requests.Session:
-    """For this machine's own servers, which no proxy can reach."""
+    """A session for this machine's own servers, which no proxy can reach."""
     session = requests.Session()
     session.trust_env = False
     return session

@@ -1,4 +1,6 @@
-"""Decoding real recordings and hostile files. What the `ffmpeg` program makes of the recordings is kept in `tests/audio/ffmpeg.npz`."""
+"""Decoding real recordings and hostile files. What the `ffmpeg` program makes of the recordings is
+kept in `tests/audio/ffmpeg.npz`.
+"""
 
 import contextlib
 import io
@@ -22,8 +24,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deployments.audio import decode as audio
-from deployments.audio.decode import SAMPLE_RATE, decode_audio
+from deployments.audio.decode import DEMUXERS, SAMPLE_RATE, decode_audio
 from deployments.contract.errors import InvalidAudioError, RequestCancelledError
 
 FOLDER = Path(__file__).parent
@@ -118,8 +119,9 @@ def test_every_recording_decodes_as_the_ffmpeg_program_does(
 
 
 def test_the_manifest_lists_every_recording_of_the_folder() -> None:
-    others = {"README.md", "manifest.json", "ffmpeg.npz"}
-    names = {path.name for path in FOLDER.iterdir()} - others
+    others = {"README.md", "manifest.json", "ffmpeg.npz", "official.json"}
+    files = {path for path in FOLDER.iterdir() if path.is_file()}
+    names = {path.name for path in files if path.suffix != ".py"} - others
     assert names == {entry["file"] for entry in RECORDINGS}
 
 
@@ -205,7 +207,7 @@ def test_a_cover_picture_is_never_unpacked(tmp_path: Path) -> None:
     file = tmp_path / "covered.mp3"
     file.write_bytes(b"ID3\3\0\0" + size + frame + recording("jfk.mp3"))
     script = (
-        "import resource, sys; from deployments.audio import decode_audio\n"
+        "import resource, sys; from deployments.audio.decode import decode_audio\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "before = peak(); samples = decode_audio(open(sys.argv[1], 'rb'), 60)\n"
         "print(len(samples), peak() - before)"
@@ -343,16 +345,28 @@ def server() -> Iterator[CountingServer]:
 
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
-    "hls key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n',
+    "hls key": (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n"
+        '#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n'
+    ),
     "concat": "ffconcat version 1.0\nfile '{0}'\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S" '
-    'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="audio/wav">'
-    '<Representation id="1" bandwidth="1"><BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>',
-    "imf": '<?xml version="1.0"?><CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2016"><Id>{0}</Id></CompositionPlaylist>',
+    "dash": (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"'
+        ' mediaPresentationDuration="PT1S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011">'
+        '<Period><AdaptationSet mimeType="audio/wav"><Representation id="1" bandwidth="1">'
+        "<BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    ),
+    "imf": (
+        '<?xml version="1.0"?><CompositionPlaylist'
+        ' xmlns="http://www.smpte-ra.org/schemas/2067-3/2016"><Id>{0}</Id></CompositionPlaylist>'
+    ),
     "asx": '<asx version="3.0"><entry><ref href="{0}"/></entry></asx>',
     "pls": "[playlist]\nFile1={0}\nNumberOfEntries=1\n",
     "rtsp text": "RTSPtext\nrtsp://{0}\n",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns={0}\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "sdp": (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns={0}\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=audio 5004 RTP/AVP 0\n"
+    ),
     "bare address": "{0}\n",
 }
 
@@ -409,7 +423,9 @@ def test_an_mp4_whose_samples_lie_in_another_file_does_not_open_it(
 
 
 def with_external_samples(mov: bytes, path: str) -> bytes:
-    """Rewrites the data reference of a QuickTime file to a Macintosh alias of `path` (see `mov_read_dref` in libavformat/mov.c)."""
+    """Rewrites the data reference of a QuickTime file to a Macintosh alias of `path` (see
+    `mov_read_dref` in libavformat/mov.c).
+    """
     padded = path.encode() + bytes(len(path) % 2)
     record = bytes(150) + struct.pack(">HH", 2, len(path)) + padded + b"\xff\xff\0\0"
     alias = b"alis" + bytes(4) + record
@@ -428,10 +444,13 @@ def with_external_samples(mov: bytes, path: str) -> bytes:
 
 
 def test_every_allowed_demuxer_exists_and_none_opens_other_files() -> None:
-    allowed = audio.DEMUXERS.split(",")
+    allowed = DEMUXERS
     for name in allowed:
         av.ContainerFormat(name, "r")
-    openers = "applehttp hls dash concat image2 imf rtp rtsp sap sdp lavfi vobsub webm_dash_manifest tty alsa fbdev oss v4l2 x11grab"
+    openers = (
+        "applehttp hls dash concat image2 imf rtp rtsp sap sdp lavfi vobsub webm_dash_manifest"
+        " tty alsa fbdev oss v4l2 x11grab"
+    )
     assert not set(allowed) & set(openers.split())
     assert len(allowed) == len(set(allowed))
 

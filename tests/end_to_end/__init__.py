@@ -1,1 +1,3 @@
-"""The whole application on real parts: one Ray cluster for the session, real HTTP, real weights, real speech."""
+"""The whole application on real parts: one Ray cluster for the session, real HTTP, real weights,
+real speech.
+"""

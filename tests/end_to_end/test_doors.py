@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -11,9 +10,8 @@ import requests
 from ray import serve
 
 from deployments import catalog
-from tests.end_to_end.conftest import App, assert_equals_official, official
-
-Url = Callable[[str], str]
+from tests.support.app import App, Url
+from tools.official import assert_official
 
 CLIENT = """
 import asyncio, json, sys
@@ -51,7 +49,7 @@ def test_both_handle_calls_from_another_process(app: App, audio_url: Url) -> Non
     assert client.returncode == 0, client.stderr
     lines = [json.loads(line) for line in client.stdout.splitlines()[-3:]]
     for answer in lines[:2]:
-        assert_equals_official(answer, official("tiny.en", "jfk.flac"))
+        assert_official(answer, "tiny.en", "jfk.flac")
     assert lines[2] == [
         "Audio download failed: connection refused",
         502,
@@ -69,7 +67,7 @@ def test_a_stream_of_events_ends_with_the_result(app: App, audio_url: Url) -> No
     done = [event["done"] for event in events if event["event"] == "progress"]
     assert done == sorted(done) and done[0] == 0.0 and done[-1] == 11.0
     result = events[-1]["result"]
-    assert_equals_official(result, official("tiny.en", "jfk.flac"))
+    assert_official(result, "tiny.en", "jfk.flac")
     segments = [event["segment"] for event in events if event["event"] == "segment"]
     assert segments == result["segments"]
 
@@ -119,13 +117,3 @@ def test_every_answer_has_a_request_id(app: App) -> None:
     failed = app.post(audio="")
     assert failed.status_code == 422
     assert len(failed.headers["x-request-id"]) > 8
-
-
-def test_the_server_is_found_by_a_second_make_transcribe(app: App) -> None:
-    # The configured port belongs to whoever runs the tests; the look-up is the same.
-    from deployments.local import loopback
-    from deployments.local.__main__ import running_url
-
-    host, port = app.url.removeprefix("http://").split(":")
-    assert running_url(host, int(port)) == app.url
-    assert running_url(host, loopback.free_port(host)) is None

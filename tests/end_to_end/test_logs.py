@@ -1,15 +1,14 @@
-"""What the application writes into its logs: one line a request, and nothing that is not for others to read."""
+"""What the application writes into its logs: one line a request, and nothing that is not for others
+to read.
+"""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.end_to_end.conftest import App
-
-Url = Callable[[str], str]
+from tests.support.app import App, Url
 
 
 @pytest.fixture

@@ -1,19 +1,21 @@
 """Four hours of audio in one request: its memory is bounded."""
 
 import wave
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from deployments.local import loopback
-from tests.end_to_end.conftest import App, replicas
+from tests.support.app import App, Url, replica_pids
 
 HOURS_4 = 4 * 3600
 GIGABYTE = 10**9
 
 
+@pytest.mark.slow
 def test_four_hours_take_less_than_three_gigabytes(
-    app: App, audio_url: Callable[[str], str], tmp_path: Path
+    app: App, audio_url: Url, tmp_path: Path
 ) -> None:
     path = tmp_path / "four-hours.wav"
     with wave.open(str(path), "wb") as file:
@@ -28,7 +30,7 @@ def test_four_hours_take_less_than_three_gigabytes(
     }
     with loopback.served(path) as url:
         app.transcribe(audio=audio_url("silence.wav"), **request)
-        processes = [*replicas("Router"), *replicas("whisper-tiny.en")]
+        processes = [*replica_pids("Router"), *replica_pids("whisper-tiny.en")]
         assert len(processes) == 2
         for process in processes:
             _forget_peak(process)

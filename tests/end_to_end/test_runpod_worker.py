@@ -1,4 +1,6 @@
-"""The RunPod worker as its container runs it: the real SDK's loop, Ray, the application, tiny.en, real speech."""
+"""The RunPod worker as its container runs it: the real SDK's loop, Ray, the application, tiny.en,
+real speech.
+"""
 
 import json
 import os
@@ -16,17 +18,13 @@ import requests
 
 from deployments import checkpoints
 from deployments.local import loopback
-from tests.end_to_end.conftest import (
-    DEAD_PROXY,
-    LONG_AND_LIGHT,
-    assert_equals_official,
-    official,
-    repeated,
-)
+from tests.support.app import DEAD_PROXY, LONG_AND_LIGHT, repeated
 from tests.support.job_api import JobApi
 from tests.support.runpod_process import ROOT, Worker, running_worker
+from tools.official import assert_equals_official, official
 
-# Four jobs of this kind are still at work when something is killed, and their results are below the limit.
+# Four jobs of this kind are still at work when something is killed, and their results are below the
+# limit.
 LONG_ENOUGH = repeated(4) | {"word_timestamps": False}
 
 # Between five minutes with their tokens and without.
@@ -282,7 +280,9 @@ def four_in_work(worker: Worker, http_port: int, request: dict[str, Any]) -> lis
 
 
 def assert_done_or_told(results: list[dict[str, Any]], error: str) -> None:
-    """Each is tried once more, and one whose second try fails as well is told so. At least one succeeds."""
+    """Each is tried once more, and one whose second try fails as well is told so. At least one
+    succeeds.
+    """
     done = ["output" in result for result in results]
     assert any(done), results
     for result in results:

@@ -11,8 +11,8 @@ from whisper.model import MultiHeadAttention
 from whisper.tokenizer import get_tokenizer
 
 from deployments.engine import Engine, Usage
-from tests.end_to_end.conftest import official, official_model, waveform
 from tools.equality import LADDER, OPTIONS, compared
+from tools.official import official, official_model, waveform
 
 # Each recording with some of them, so that all is in the same batches.
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -1,4 +1,6 @@
-"""The two commands for one machine, as a user runs them: processes of their own, with a Ray of their own."""
+"""The two commands for one machine, as a user runs them: processes of their own, with a Ray of
+their own.
+"""
 
 import contextlib
 import json

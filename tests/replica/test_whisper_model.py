@@ -36,7 +36,7 @@ from deployments.replica import whisper_model
 from deployments.replica.loading import load_model
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.whisper_model import WhisperModel
-from tests.end_to_end.conftest import random_checkpoint
+from tests.support.app import random_checkpoint
 from tests.support.engine.calls import assert_same, official, until
 from tests.support.engine.lively_whisper import lively_whisper
 from tests.support.engine.tiny_whisper import sounds

@@ -1,4 +1,6 @@
-"""A real HTTP server on 127.0.0.1 that answers each connection as told, byte by byte, well or badly."""
+"""A real HTTP server on 127.0.0.1 that answers each connection as told, byte by byte, well or
+badly.
+"""
 
 import socket
 import struct

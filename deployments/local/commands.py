@@ -1,0 +1,135 @@
+"""The two local commands. A `CommandError` holds the one line that tells a user what to change."""
+
+import contextlib
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import ray
+import requests
+
+from deployments import checkpoints
+from deployments.config import AppArgs, ModelArgs
+from deployments.contract.errors import WhisperServeError
+from deployments.contract.schema import parse_request
+from deployments.launch import running_app
+from deployments.local import loopback
+from deployments.local.console import progress, say
+from deployments.router.router import APPLICATION
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+
+class CommandError(Exception):
+    """The command cannot do what it was asked to. The text is one line for the user."""
+
+
+def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    port: the port to listen on; None: the configured one
+
+    Raises CommandError, CheckpointError, and RuntimeError if the application does not start.
+    """
+    host, port = config.http_options.host, port or config.http_options.port
+    if not _is_free(host, port):
+        raise CommandError(
+            f"port {port} on {host} is in use: stop what uses it, or --port"
+        )
+    _fetch_weights(args.model(args.default_model))
+    with running_app(config, args, port, show_logs=True) as url:
+        address = ray.get_runtime_context().gcs_address
+        say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
+        say(f'for handles: ray.init(address="{address}")')
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        say("stopping")
+
+
+def transcribe(
+    config: "ServeDeploySchema", args: AppArgs, audio: str, fields: str, out: TextIO
+) -> None:
+    """Transcribe one recording and write the answer as JSON.
+
+    An application that runs on the configured port is used; otherwise one is started for this
+    request.
+
+    audio: URL or path
+    fields: more fields of the request, a JSON object
+
+    Raises CommandError, CheckpointError, requests.RequestException if the application does not
+    answer, and RuntimeError if it does not start.
+    """
+    request = _request(audio, fields)
+    model = _requested_model(request, args)
+    with contextlib.ExitStack() as stack:
+        if "://" not in audio:
+            if not Path(audio).is_file():
+                raise CommandError(f"no such file: {audio}")
+            request["audio"] = stack.enter_context(loopback.served(Path(audio)))
+        host, port = config.http_options.host, config.http_options.port
+        url = _running_url(host, port)
+        if url is not None:
+            say(f"using the application that runs on {url}")
+        else:
+            for name in dict.fromkeys([args.default_model, model.name]):
+                _fetch_weights(args.model(name))
+            with progress("starting Ray Serve and the model"):
+                url = stack.enter_context(
+                    running_app(config, args, loopback.free_port(host))
+                )
+            stack.callback(say, "stopping")
+        with progress("transcribing"):
+            answer = loopback.session().post(
+                f"{url}/transcribe", json=request, timeout=None
+            )
+    result = answer.json()
+    if not answer.ok:
+        raise CommandError(result["error"])
+    print(json.dumps(result, indent=2, ensure_ascii=False), file=out)
+
+
+def _request(audio: str, fields: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(fields) | {"audio": audio})
+    except (ValueError, TypeError):
+        raise CommandError("ARGS must be a JSON object") from None
+
+
+def _requested_model(request: dict[str, Any], args: AppArgs) -> ModelArgs:
+    """The model of a request, which is checked here so that a wrong one fails before anything
+    starts.
+    """
+    try:
+        return args.model(parse_request(request).model or args.default_model)
+    except WhisperServeError as error:
+        raise CommandError(str(error)) from None
+
+
+def _fetch_weights(model: ModelArgs) -> None:
+    """Fetch the weights before the application starts: a download in a replica would show no
+    progress here.
+    """
+    checkpoints.fetch(model.name, model.checkpoint, accept_unofficial=True)
+
+
+def _running_url(host: str, port: int) -> str | None:
+    """The base URL of this application, if that is what runs on the port."""
+    url = f"http://{host}:{port}"
+    try:
+        health: Any = loopback.session().get(f"{url}/health", timeout=2).json()
+    except (requests.RequestException, ValueError):
+        return None
+    named = isinstance(health, dict) and health.get("application") == APPLICATION
+    return url if named else None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        with socket.create_server((host, port)):
+            return True
+    except OSError:
+        return False
