@@ -1,14 +1,13 @@
-"""Every recording of a folder through the engine, in mixed batches, and through
-`whisper.transcribe`: are they equal?
+"""Every recording of a folder through the engine and through `whisper.transcribe`: are they equal?
 
     python -m tools.equality FOLDER [--model NAME] [--json FILE]
 
-Each recording is transcribed with several option sets; eight of all these transcriptions are under
-way at any time, in shuffled order. Progress goes to stderr, the table to stdout; exit status 1 if
-anything differs before the first window that sampled.
+Each recording is transcribed with several sets of options. Eight of these transcriptions are under
+way at any time, in shuffled order. Progress goes to stderr and the table to stdout; the exit status
+is 1 if anything differs before the first window that sampled.
 
-Official decoding gets the engine's random draws, so that windows that sampled can be compared as
-well. They are counted apart: rounding may turn a draw that falls between two tokens.
+Official decoding gets the engine's random draws, so that windows that sampled can be compared too.
+They are counted apart, because rounding may move a draw from one token to its neighbour.
 """
 
 import argparse
@@ -26,10 +25,16 @@ import numpy as np
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.engine import Engine
-from tools.official import as_official, official, official_model
-from tools.parity import NO_RECORDINGS
+from tools.official import (
+    DEFAULTS,
+    LONGEST_S,
+    as_official,
+    files_in,
+    official,
+    official_model,
+)
 
-LADDER = (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0)
+LADDER = DEFAULTS["temperature"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "beam 5": {"temperature": 0.0, "beam_size": 5},
     "greedy": {"temperature": 0.0, "beam_size": None},
@@ -40,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "word_timestamps": True,
     },
 }
-AT_ONCE = 8
+CONCURRENCY = 8
 
 
 def main() -> int:
@@ -66,15 +71,14 @@ def main() -> int:
 
 
 def _recordings(folder: Path) -> dict[str, np.ndarray]:
-    """int16 at 16 kHz by name; without files that are no recordings."""
+    """The waveform of each recording, int16 at 16 kHz, by its path in the folder."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in NO_RECORDINGS:
-            try:
-                with path.open("rb") as file:
-                    found[str(path.relative_to(folder))] = decode_audio(file, 4 * 3600)
-            except InvalidAudioError:
-                print(f"{path.name}: not decodable", file=sys.stderr)
+    for path in files_in(folder):
+        try:
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = decode_audio(file, LONGEST_S)
+        except InvalidAudioError:
+            print(f"{path.name}: not decodable", file=sys.stderr)
     return found
 
 
@@ -84,7 +88,10 @@ def _by_the_engine(
     shuffled = random.Random(0).sample(cases, len(cases))
     started = time.monotonic()
 
-    with Engine(official_model(model)) as engine, ThreadPoolExecutor(AT_ONCE) as pool:
+    with (
+        Engine(official_model(model)) as engine,
+        ThreadPoolExecutor(CONCURRENCY) as pool,
+    ):
 
         def transcribe(case: tuple[str, str]) -> dict[str, Any]:
             name, options = case
@@ -103,6 +110,7 @@ def _official(
 
 
 def compared(ours: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """How two results of `whisper.transcribe` compare: `outcome`, and how many segments sampled."""
     sampled = [s["temperature"] > 0 for s in expected["segments"]]
     before = sampled.index(True) if any(sampled) else len(sampled)
     languages = ours["language"] == expected["language"]

@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
 # Probabilities in fp32 differ by this much at most.
 ROUNDING = 1e-4
 
-_SEGMENT_FIELDS = (
+SEGMENT_FIELDS = (
     "id",
     "seek",
     "start",
@@ -59,13 +59,12 @@ _SEGMENT_FIELDS = (
     "compression_ratio",
     "no_speech_prob",
 )
-_LONGEST_S = 4 * 3600
+LONGEST_S = 4 * 3600
+_OTHER_FILES = {".json", ".md", ".npz", ".py", ".pyc", ".txt"}
 
 
 class MissingCaseError(LookupError):
-    """official.json has results for these weights, but not for this case. The text tells how to add
-    it.
-    """
+    """official.json has no result of this case. The text says how to add it."""
 
 
 def main() -> int:
@@ -147,8 +146,8 @@ def assert_equals_official(answer: dict[str, Any], expected: dict[str, Any]) -> 
     _same("detected_language", answer["detected_language"], expected["language"])
     _same("segments", len(answer["segments"]), len(expected["segments"]))
     for mine, theirs in zip(answer["segments"], expected["segments"], strict=True):
-        _same("fields of a segment", set(mine), set(_SEGMENT_FIELDS))
-        for field in _SEGMENT_FIELDS:
+        _same("fields of a segment", set(mine), set(SEGMENT_FIELDS))
+        for field in SEGMENT_FIELDS:
             value = theirs["text"].strip() if field == "text" else theirs[field]
             _same(f"segment {theirs['id']} {field}", mine[field], value)
     words = [
@@ -171,7 +170,8 @@ def assert_official(
     try:
         assert_equals_official(answer, official(model, file, **options))
     except AssertionError:
-        assert_equals_official(answer, transcribe(model, waveform(file), **options))
+        here = _transcribed_file(model, file, json.dumps(options, sort_keys=True))
+        assert_equals_official(answer, here)
 
 
 def _same(what: str, mine: Any, theirs: Any) -> None:
@@ -185,10 +185,19 @@ def _same(what: str, mine: Any, theirs: Any) -> None:
         assert mine == theirs, f"{what}: {mine!r} instead of {theirs!r}"
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files below a folder, without those that are no recordings by their names."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in _OTHER_FILES
+    )
+
+
 def waveform(name: str) -> np.ndarray:
     """A file of tests/audio as float32 at 16 kHz, shape (samples,)."""
     with (AUDIO / name).open("rb") as file:
-        return as_official(decode_audio(file, _LONGEST_S))
+        return as_official(decode_audio(file, LONGEST_S))
 
 
 def as_official(samples: np.ndarray) -> np.ndarray:
@@ -198,7 +207,7 @@ def as_official(samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def official_model(name: str) -> Whisper:
-    """OpenAI's model of this name on the CPU, from the folder of checkpoints or downloaded into it."""
+    """OpenAI's model of this name, on the CPU. Its weights are downloaded where they are missing."""
     model = whisper.load_model(str(checkpoints.fetch(name).path), device="cpu")
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
     return model
@@ -218,7 +227,6 @@ def weights_digest(name: str) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
 def _official_of_file(model: str, name: str, options: str) -> dict[str, Any]:
     known = [
         case
@@ -226,15 +234,21 @@ def _official_of_file(model: str, name: str, options: str) -> dict[str, Any]:
         if case["model"] == model and case["weights"] == weights_digest(model)
     ]
     if not known:
-        return transcribe(model, waveform(name), **json.loads(options))
+        return _transcribed_file(model, name, options)
     wanted = (model, name, json.loads(options))
     for case in known:
         if _case(case) == wanted:
             result: dict[str, Any] = case["result"]
             return result
     raise MissingCaseError(
-        f"not in {RESULTS.name}: python -m tools.official --add {model} {name} '{options}'"
+        f"not in {RESULTS.name}:"
+        f" python -m tools.official --add {model} {name} '{options}'"
     )
+
+
+@functools.cache
+def _transcribed_file(model: str, name: str, options: str) -> dict[str, Any]:
+    return transcribe(model, waveform(name), **json.loads(options))
 
 
 def _case(entry: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -244,7 +258,7 @@ def _case(entry: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
 def _kept_of(result: dict[str, Any]) -> dict[str, Any]:
     """The result without what no comparison looks at, as JSON holds it."""
     segments = [
-        {field: segment[field] for field in _SEGMENT_FIELDS}
+        {field: segment[field] for field in SEGMENT_FIELDS}
         | ({"words": segment["words"]} if "words" in segment else {})
         for segment in result["segments"]
     ]

@@ -1,9 +1,8 @@
-"""Every recording of a folder through the application and through `whisper.transcribe`: are they
-equal?
+"""Every recording of a folder through the application and `whisper.transcribe`: are they equal?
 
     python -m tools.parity FOLDER [--model NAME]
 
-The table goes to stdout, progress to stderr; exit status 1 if any recording differs.
+The table goes to stdout, progress to stderr; the exit status is 1 if any recording differs.
 """
 
 import argparse
@@ -18,9 +17,13 @@ from deployments import checkpoints, launch
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
-from tools.official import as_official, assert_equals_official, official
-
-NO_RECORDINGS = {".json", ".md", ".npz", ".txt"}
+from tools.official import (
+    LONGEST_S,
+    as_official,
+    assert_equals_official,
+    files_in,
+    official,
+)
 
 
 def main() -> int:
@@ -41,11 +44,7 @@ def main() -> int:
 def _compare(folder: Path, model: str) -> dict[str, str]:
     config, args = launch.read_config()
     checkpoints.fetch(model)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in NO_RECORDINGS
-    )
+    files = files_in(folder)
     port = loopback.free_port(config.http_options.host)
     outcomes = {}
     with launch.running_app(config, args, port) as url:
@@ -60,12 +59,15 @@ def _outcome(url: str, path: Path, model: str) -> str:
     with loopback.served(path) as audio:
         request: dict[str, Any] = {"audio": audio, "model": model}
         request["word_timestamps"] = True
-        response = requests.post(f"{url}/transcribe", json=request, timeout=3600)
+        response = loopback.session().post(
+            f"{url}/transcribe", json=request, timeout=3600
+        )
     try:
         with path.open("rb") as file:
-            samples = decode_audio(file, 4 * 3600)
+            samples = decode_audio(file, LONGEST_S)
     except InvalidAudioError:
-        return "refused by both" if response.status_code == 422 else "DIFFERENT"
+        refused = response.status_code == requests.codes.unprocessable_entity
+        return "refused by both" if refused else "DIFFERENT"
     expected = official(model, as_official(samples), word_timestamps=True)
     try:
         assert_equals_official(response.json(), expected)

@@ -49,7 +49,7 @@ def recording(name: str) -> bytes:
 
 
 def excerpts(samples: Samples) -> Samples:
-    """64 stretches of 64 samples, evenly spaced from the first sample to the last: shape (64, 64)."""
+    """64 stretches of 64 samples, evenly spaced from first to last: shape (64, 64)."""
     starts = np.linspace(0, len(samples) - 64, 64).astype(int)
     return np.stack([samples[start : start + 64] for start in starts])
 
@@ -88,7 +88,10 @@ def encode(
     layouts: tuple[str, ...] = ("mono", "mono"),
     default: int | None = None,
 ) -> bytes:
-    """One audio stream of one second for each tone; `default` numbers the stream to be marked so."""
+    """One audio stream of one second for each tone.
+
+    default: number of the stream that is marked as default
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         streams: list[av.AudioStream] = []

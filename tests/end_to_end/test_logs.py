@@ -3,26 +3,24 @@ to read.
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support.app import App, Url
+from tests.support.app import App, Url, session_logs
 
 
 @pytest.fixture
 def log(app: App, audio_url: Url) -> str:
     """Every log line of the replicas and the proxy, after a success and several failures."""
     secret = "?signature=SECRET"
-    session = Path(os.path.realpath("/tmp/ray/session_latest"))
     app.transcribe(audio=audio_url("jfk.flac") + secret, model="tiny.en")
     app.post(audio=audio_url("nothing.wav") + secret)
     app.post(audio=f"http://127.0.0.1:9/private.wav{secret}")
     app.post(audio=audio_url("manifest.json") + secret)
     app.post(audio=audio_url("jfk.flac") + secret, model="corrupt")
     app.post(audio=audio_url("jfk.flac") + secret, temperature=7)
-    files = [*session.glob("logs/serve/*.log"), *session.glob("logs/worker-*.*")]
+    files = [*session_logs().glob("serve/*.log"), *session_logs().glob("worker-*.*")]
     return "\n".join(file.read_text(errors="replace") for file in files)
 
 
@@ -34,7 +32,6 @@ def test_no_secret_no_transcript_and_no_traceback_is_logged(log: str) -> None:
 
 
 def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> None:
-    session = Path(os.path.realpath("/tmp/ray/session_latest"))
     own_id = f"one-line-{os.getpid()}"
     response = requests.post(
         f"{app.url}/transcribe",
@@ -43,7 +40,7 @@ def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> Non
         timeout=60,
     )
     assert response.status_code == 422
-    [file] = session.glob("logs/serve/replica_whisper_Router_*.log")
+    [file] = session_logs().glob("serve/replica_whisper_Router_*.log")
     lines = [
         line for line in file.read_text().splitlines() if f"request_id={own_id}" in line
     ]
@@ -56,8 +53,7 @@ def test_the_line_tells_how_long_a_request_waited_and_how_many_decoded_together(
 ) -> None:
     request = {"audio": audio_url("jfk.flac"), "model": "tiny.en", "beam_size": None}
     answer = app.transcribe(**request)
-    session = Path(os.path.realpath("/tmp/ray/session_latest"))
-    [file] = session.glob("logs/serve/replica_whisper_Router_*.log")
+    [file] = session_logs().glob("serve/replica_whisper_Router_*.log")
     [line] = [
         line
         for line in file.read_text().splitlines()

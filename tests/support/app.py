@@ -92,6 +92,12 @@ def replica_pids(deployment: str, application: str = "whisper") -> list[int]:
     return ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in actors])
 
 
+def session_logs() -> Path:
+    """The log folder of the tests' cluster; other Rays on the machine have their own."""
+    [node] = ray.nodes()
+    return Path(node["ObjectStoreSocketName"]).parents[1] / "logs"
+
+
 def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
     """Return once the condition holds. The limit only ends a test that has failed; nothing is
     measured by it.
