@@ -5,14 +5,21 @@ It imports no torch, because Serve also runs the builder in a helper process of 
 
 from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from deployments.api import native as http_api
+from deployments import api
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
+
+
+class _Ingress(Router):
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve in the replica, after the Router was made."""
+        return api.build(self)
 
 
 def build_app(args: AppArgs) -> Application:
@@ -28,7 +35,7 @@ def build_app(args: AppArgs) -> Application:
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
-    )(serve.ingress(http_api.build)(Router))
+    )(serve.ingress()(_Ingress))
     return router.bind(args, handles, shares)
 
 

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deployments import catalog
 from deployments.contract.errors import InvalidRequestError
+from deployments.contract.request import short
+
+# The name of the Serve application.
+APPLICATION = "whisper"
 
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
-_MAX_ECHO = 60
 
 
 class _Args(BaseModel):
@@ -129,7 +132,7 @@ class AppArgs(_Args):
             if model.name == canonical:
                 return model
         raise InvalidRequestError(
-            f"Invalid model: '{_quotable(name)}'. Valid models: {', '.join(self.valid_names())}"
+            f"Invalid model: '{short(name)}'. Valid models: {', '.join(self.valid_names())}"
         )
 
     def find_model(self, name: str) -> ModelArgs | None:
@@ -139,11 +142,15 @@ class AppArgs(_Args):
         except InvalidRequestError:
             return None
 
+    def aliases(self, model: ModelArgs) -> list[str]:
+        """Other names that a request may use for a served model."""
+        return [alias for alias, name in catalog.ALIASES.items() if name == model.name]
+
     def valid_names(self) -> list[str]:
         """Every name and alias that a request may use."""
-        served = {model.name for model in self.models}
+        served = [model.name for model in self.models]
         aliases = [alias for alias, name in catalog.ALIASES.items() if name in served]
-        return [model.name for model in self.models] + aliases
+        return served + aliases
 
     def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
         """How many requests for the model may be fetched or in work at the same time.
@@ -155,10 +162,6 @@ class AppArgs(_Args):
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
         return 2 * max_batch_windows(on_gpu) * model.max_replicas
-
-    def requests_at_once(self, model: ModelArgs, on_gpu: bool) -> int:
-        """The name that router/ used before."""
-        return self.max_concurrency(model, on_gpu)
 
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""
@@ -173,9 +176,3 @@ def max_batch_windows(on_gpu: bool) -> int:
     Where memory is short, the engine decodes fewer.
     """
     return _MAX_BATCH_WINDOWS["cuda" if on_gpu else "cpu"]
-
-
-def _quotable(text: str) -> str:
-    """What a caller wrote, short enough and well-formed enough to be quoted in an answer."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= _MAX_ECHO else text[: _MAX_ECHO - 3] + "..."

@@ -207,7 +207,7 @@ def as_official(samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def official_model(name: str) -> Whisper:
-    """OpenAI's model of this name, on the CPU. Its weights are downloaded where they are missing."""
+    """OpenAI's model of this name, on the CPU; its weights are downloaded if they are missing."""
     model = whisper.load_model(str(checkpoints.fetch(name).path), device="cpu")
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
     return model

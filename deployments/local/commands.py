@@ -11,13 +11,12 @@ import ray
 import requests
 
 from deployments import checkpoints
-from deployments.config import AppArgs, ModelArgs
+from deployments.config import APPLICATION, AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
-from deployments.contract.schema import parse_request
+from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
 from deployments.local.console import progress, say
-from deployments.router.router import APPLICATION
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema

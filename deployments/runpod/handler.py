@@ -21,7 +21,7 @@ from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from deployments.config import AppArgs
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
-from deployments.contract.schema import unwrapped
+from deployments.contract.request import unwrapped
 from deployments.logs import place_of
 from deployments.runpod.job_api import Refused, pause_after, post, reason_of
 from deployments.runpod.settings import Settings

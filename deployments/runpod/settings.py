@@ -10,7 +10,8 @@ from typing import Any
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.schema import check_fits_model, parse_request
+from deployments.contract.options import ModelLimits, check_fits_model
+from deployments.contract.request import parse_options
 
 
 class SettingsError(Exception):
@@ -58,13 +59,8 @@ class Settings:
         if language is None or official is None or not official.multilingual:
             return
         try:
-            check_fits_model(
-                parse_request({"audio": _ANY_URL, "language": language}),
-                model=model.name,
-                multilingual=True,
-                num_languages=official.num_languages,
-                n_vocab=official.n_vocab,
-            )
+            limits = ModelLimits(True, official.num_languages, official.n_vocab)
+            check_fits_model(parse_options({"language": language}), model.name, limits)
         except InvalidRequestError as error:
             rule = str(error).removeprefix("Invalid language: ")
             raise SettingsError(f"WHISPER_LANGUAGE: {rule}") from None
@@ -124,7 +120,6 @@ def _boolean(variable: str, text: str) -> bool:
         raise SettingsError(f"{variable} must be true or false") from None
 
 
-_ANY_URL = "https://example.com/"
 _NULLABLE = {"language", "beam_size"}
 _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "language": ("WHISPER_LANGUAGE", _text),
@@ -137,7 +132,7 @@ _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 def _checked(field: str, variable: str, value: Any) -> Any:
     """By the contract's own rules."""
     try:
-        parse_request({"audio": _ANY_URL, field: value})
+        parse_options({field: value})
     except InvalidRequestError as error:
         rule = (
             str(error)

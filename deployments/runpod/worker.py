@@ -155,13 +155,14 @@ def _import_the_rest() -> None:
 
 def _preload(settings: "Settings", args: "AppArgs") -> None:
     """Make the environment's model the default one, which is loaded at start."""
-    from deployments.contract.schema import unknown_model
+    from deployments.contract.errors import InvalidRequestError
     from deployments.runpod.settings import SettingsError
 
     name = settings.model or args.default_model
-    model = args.find_model(name)
-    if model is None:
-        raise StartError(f"WHISPER_MODEL: {unknown_model(name, args.valid_names())}")
+    try:
+        model = args.model(name)
+    except InvalidRequestError as error:
+        raise StartError(f"WHISPER_MODEL: {error}") from None
     args.default_model = model.name
     model.min_replicas = max(1, args.min_replicas(model))
     try:
@@ -175,8 +176,7 @@ def _fetch_weights(args: "AppArgs") -> None:
     from deployments import checkpoints
     from deployments.contract.errors import CheckpointError
 
-    model = args.find_model(args.default_model)
-    assert model is not None
+    model = args.model(args.default_model)
     try:
         found = checkpoints.find(model.name, model.checkpoint) or checkpoints.fetch(
             model.name, model.checkpoint, progress=False
@@ -198,14 +198,13 @@ def _slots(args: "AppArgs") -> int:
     """How many windows the default model's engine decodes together."""
     from ray import serve
 
-    from deployments.router.router import APPLICATION
+    from deployments.config import APPLICATION
 
-    model = args.find_model(args.default_model)
-    assert model is not None
+    model = args.model(args.default_model)
     replica = serve.get_deployment_handle(model.deployment, APPLICATION)
     try:
         answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
-        return int(answer["slots"])
+        return int(answer.slots)
     except Exception as error:  # noqa: BLE001 - whatever it was, there is no worker without it
         reason = type(error).__name__
         raise StartError(f"model '{model.name}' does not answer ({reason})") from None

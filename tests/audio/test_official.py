@@ -24,7 +24,7 @@ def case_id(case: dict[str, Any]) -> str:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A file of results with one case, of weights whose digest is "known"."""
-    case = {"model": "tiny.en", "weights": "known", "file": "jfk.mp3"}
+    case: dict[str, Any] = {"model": "tiny.en", "weights": "known", "file": "jfk.mp3"}
     case |= {"options": {"beam_size": 7}, "result": TINY}
     path = tmp_path / "official.json"
     path.write_text(json.dumps([case]))
@@ -76,7 +76,7 @@ def test_no_case_is_kept_twice() -> None:
 def test_every_difference_is_found() -> None:
     segment = dict.fromkeys(official.SEGMENT_FIELDS, 1.0) | {"text": " Hi."}
     word = {"word": " Hi.", "start": 0.0, "end": 1.0, "probability": 0.9}
-    expected = {"text": " Hi.", "language": "en"}
+    expected: dict[str, Any] = {"text": " Hi.", "language": "en"}
     expected |= {"segments": [segment | {"words": [word]}]}
 
     def answer() -> dict[str, Any]:
@@ -93,12 +93,13 @@ def test_every_difference_is_found() -> None:
     rounded["segments"][0]["avg_logprob"] += official.ROUNDING / 2
     rounded["word_timestamps"][0]["probability"] -= official.ROUNDING / 2
     official.assert_equals_official(rounded, expected)
-    for path in (
+    paths: list[list[Any]] = [
         *([name] for name in ("transcription", "detected_language", "segments")),
         *(["segments", 0, field] for field in official.SEGMENT_FIELDS),
         *(["word_timestamps", 0, field] for field in word),
         ["word_timestamps"],
-    ):
+    ]
+    for path in paths:
         wrong: Any = answer()
         place = wrong
         for step in path[:-1]:

@@ -50,7 +50,7 @@ def test_eight_requests_at_once_to_one_replica(loaded: App, audio_url: Url) -> N
         )
     for (file, options), answer in zip(jobs, answers, strict=True):
         assert_official(answer, MODEL, file, **options)
-        assert answer["timings"]["batch"] > 1
+        assert answer["batch_windows"] > 1
     assert len(replica_pids(f"whisper-{MODEL}")) == 1
 
 
@@ -91,7 +91,7 @@ def test_asking_for_slots_starts_no_replica(loaded: App, audio_url: Url) -> None
     # A request that came later has been answered, so the question about slots would have reached
     # Serve as well.
     assert loaded.transcribe(audio=audio_url("silence.wav"), model=MODEL)
-    assert not loaded.model("small")["replica_up"]
+    assert not loaded.model("small")["running_replicas"]
     assert replica_pids("whisper-small") == []
 
 

@@ -83,10 +83,11 @@ def test_models_tells_weights_and_replicas(app: App) -> None:
     by_name = {model["name"]: model for model in models}
     assert set(by_name) == {*catalog.MODELS, "random-v3", "corrupt"}
     base, large = by_name["base"], by_name["large-v3"]
-    assert base["default"] and base["weights_at_hand"] and base["replica_up"]
+    assert base["default"] and base["weights_cached"]
+    assert base["running_replicas"] == 1
     assert base["parameters"] == 74_000_000
     assert (base["slots"], base["slots_in_use"], base["windows_waiting"]) == (8, 0, 0)
-    assert not large["weights_at_hand"] and not large["replica_up"]
+    assert not large["weights_cached"] and large["running_replicas"] == 0
     assert large["slots"] is large["slots_in_use"] is large["windows_waiting"] is None
     assert large["aliases"] == ["large"]
 

@@ -67,8 +67,10 @@ REPEATS = 6
         (
             {"audio_base64": "bm8gYXVkaW8="},
             422,
-            "Audio decoding failed: the file is not audio or video of a known kind,"
-            " or it is damaged",
+            (
+                "Audio decoding failed: the file is not audio or video of a known kind,"
+                " or it is damaged"
+            ),
         ),
     ],
 )
@@ -174,11 +176,11 @@ def test_own_weights_with_large_v3s_input_and_vocabulary_come_and_go(
     assert answer["model"] == "random-v3"
     assert answer["detected_language"] == "yue"
 
-    def running() -> bool:
-        return bool(app.model("random-v3")["replica_up"])
+    def running() -> int:
+        return int(app.model("random-v3")["running_replicas"])
 
-    assert running()
-    wait_for(lambda: not running(), SCALE_DOWN_S)
+    assert running() == 1
+    wait_for(lambda: running() == 0, SCALE_DOWN_S)
     assert app.transcribe(**request)["segments"] == answer["segments"]
 
 

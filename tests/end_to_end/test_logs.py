@@ -59,5 +59,5 @@ def test_the_line_tells_how_long_a_request_waited_and_how_many_decoded_together(
         for line in file.read_text().splitlines()
         if f"request_id={answer['request_id']}" in line
     ]
-    timings = answer["timings"]
-    assert f"queue={timings['queue']:.3f} batch={timings['batch']:.1f}" in line
+    queue, windows = answer["timings"]["queue"], answer["batch_windows"]
+    assert f"queue={queue:.3f} batch_windows={windows:.1f}" in line

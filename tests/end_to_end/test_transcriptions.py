@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.audio.decode import SAMPLE_RATE
-from deployments.contract.schema import Timings, TranscriptionResponse
+from deployments.contract.answer import Answer, Timings
 from tests.support.app import AUDIO, App, Url
 from tools.official import assert_official, waveform
 
@@ -39,12 +39,14 @@ def test_the_defaults_and_every_field_of_the_answer(app: App, audio_url: Url) ->
     assert answer["detected_language"] == "pt"
     assert answer["duration"] == len(waveform("declaracao.ogg")) / SAMPLE_RATE
     assert "word_timestamps" not in answer
-    TranscriptionResponse.model_validate(answer)
-    assert {*answer, "word_timestamps"} == set(TranscriptionResponse.model_fields)
+    Answer.model_validate(answer)
+    assert {*answer, "word_timestamps"} == set(Answer.model_fields)
     timings = answer["timings"]
     assert set(timings) == set(Timings.model_fields)
     assert timings["transcribe"] > timings["decode"] > 0
-    assert timings["batch"] == 1
+    assert answer["batch_windows"] == 1
+    assert answer["language_probability"] > 0.5
+    assert answer["warnings"] == []
 
 
 def test_words_of_an_english_model(app: App, audio_url: Url) -> None:
