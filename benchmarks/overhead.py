@@ -1,11 +1,10 @@
-"""What the service adds to a transcription: wall time of `POST /transcribe` less its
-`timings.transcribe`.
+"""What the service adds to a transcription: the time of POST /transcribe less `timings.transcribe`.
 
     python -m benchmarks.overhead [--requests N] [--json]
 
-One request after another, tests/audio/jfk.flac (11 s, stereo, 44.1 kHz) by loopback URL, to the
-default model of an application that this script starts; download and decoding included. The table
-goes to stdout, progress to stderr.
+This script starts an application and sends tests/audio/jfk.flac (11 s, stereo, 44.1 kHz) by
+loopback URL to its default model, one request after another. Download and decoding are included.
+The table goes to stdout, progress to stderr.
 """
 
 import argparse
@@ -27,9 +26,7 @@ STAGES = ("download", "decode", "model_start", "queue")
 
 
 def measure(count: int) -> list[dict[str, float]]:
-    """For each request the milliseconds of overhead in all and by stage; `rest` is HTTP, JSON and
-    Ray.
-    """
+    """The overhead of each request in milliseconds: `total`, by stage, and `rest` (HTTP, Ray)."""
     config, args = launch.read_config()
     checkpoints.fetch(args.default_model)
     rows = []
@@ -48,7 +45,7 @@ def measure(count: int) -> list[dict[str, float]]:
             row |= {stage: timings[stage] for stage in STAGES}
             row["rest"] = row["total"] - sum(timings[stage] for stage in STAGES)
             print(f"request {number} of {count}", file=sys.stderr)
-            if number > 0:  # the first one warms up
+            if number > 0:  # The first request warms up.
                 rows.append({key: 1000 * value for key, value in row.items()})
     return rows
 

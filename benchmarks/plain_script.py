@@ -1,7 +1,8 @@
-"""What people run without this project: import, load, transcribe. Prints the seconds of each as
-JSON.
+"""What people run without this project: import whisper, load a model, transcribe a recording.
 
-python -m benchmarks.plain_script CHECKPOINT RECORDING
+    python -m benchmarks.plain_script CHECKPOINT RECORDING
+
+Prints the seconds of each step as JSON.
 """
 
 import json
@@ -16,7 +17,7 @@ imported = time.monotonic()
 model = whisper.load_model(sys.argv[1], device="cpu")
 loaded = time.monotonic()
 
-# Official decoding needs the ffmpeg program; this takes a few hundredths of a second.
+# whisper.load_audio needs the ffmpeg program. This takes a few hundredths of a second instead.
 from deployments.audio.decode import decode_audio
 
 with open(sys.argv[2], "rb") as file:

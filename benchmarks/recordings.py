@@ -19,8 +19,10 @@ _MAX_S = 4 * 3600
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """pcm: int16 at 16 kHz, shape (samples,); wave: the same between -1 and 1, as
-    `whisper.load_audio` gives it.
+    """A decoded recording.
+
+    pcm: int16 at 16 kHz, shape (samples,)
+    wave: the same samples between -1 and 1, as `whisper.load_audio` gives them
     """
 
     name: str
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest", type=Path, help="file, or folder of a manifest.json"
     )
     parser.add_argument(
-        "--seconds", type=float, default=300, help="so much of the manifest at most"
+        "--seconds", type=float, default=300, help="the most to take of the manifest"
     )
 
 
@@ -52,7 +54,10 @@ def chosen(
     shortest_s: float = SHORTEST_S,
     longest_s: float = LONGEST_S,
 ) -> list[Path]:
-    """The recordings that `add_arguments` has asked for; of a manifest the speech of this length."""
+    """The recordings that the arguments ask for. Of a manifest, only speech of this length counts.
+
+    Ends the program with a message where there are none.
+    """
     if arguments.recordings and arguments.manifest:
         parser.error("either recordings or --manifest")
     try:
@@ -78,8 +83,7 @@ def listed_in(
     shortest_s: float = SHORTEST_S,
     longest_s: float = LONGEST_S,
 ) -> list[Path]:
-    """Speech of this length in the order of the manifest, up to the first recording with which it
-    would be more than `seconds`.
+    """Speech of this length in the manifest's order, until one more would exceed `seconds`.
 
     manifest: a list of objects with `path` or `file` (beside the manifest), `duration_s` or
         `seconds`, and, where the folder holds more than speech, `kind` and `decodes`; or the folder
@@ -100,6 +104,7 @@ def listed_in(
 
 
 def load(paths: Sequence[Path]) -> list[Recording]:
+    """Decode the recordings."""
     return [_load(path) for path in paths]
 
 

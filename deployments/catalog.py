@@ -1,5 +1,4 @@
-"""The official Whisper checkpoints and languages as plain data. It is cheap to import: no torch, no
-whisper.
+"""The official Whisper checkpoints and languages as plain data. Nothing heavy is imported.
 
 A test holds every table equal to the installed `whisper` package.
 """
@@ -273,8 +272,9 @@ LANGUAGE_CODES: dict[str, str] = {
 
 
 def language_code(language: str) -> str | None:
-    """The code of a language given by code or English name, in any case; None if Whisper does not
-    know it.
+    """The code of a language that is given by code or English name, in any case.
+
+    None if Whisper does not know the language.
     """
     language = language.lower()
     return language if language in LANGUAGES else LANGUAGE_CODES.get(language)

@@ -26,9 +26,7 @@ def gpu_shares(args: AppArgs) -> dict[str, float]:
 
 
 def card_memory_gb() -> float | None:
-    """Memory of one card in GB (1e9 bytes), measured by a task on a machine with a GPU; None if
-    that fails.
-    """
+    """Memory of one card in GB (1e9 bytes), told by a machine with a GPU; None if it tells nothing."""
     # A tiny share finds a machine with a GPU without waiting for a whole card.
     task = ray.remote(num_cpus=0, num_gpus=_SMALLEST_SHARE)(card_memory)
     try:
@@ -50,8 +48,9 @@ def card_memory() -> int:
 
 
 def _memory_by_driver() -> int:
-    """Bytes of this machine's only GPU. Raises where there are several, because CUDA may count them
-    in another order.
+    """Bytes of this machine's only GPU.
+
+    Raises where there are several GPUs, because CUDA may count them in another order.
     """
     import pynvml
 

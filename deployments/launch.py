@@ -1,5 +1,4 @@
-"""Starts Ray and the application from this process, for `deployments.local` and
-`deployments.runpod`.
+"""Starts Ray and the application, for `deployments.local` and `deployments.runpod`.
 
 Importing this module is cheap. The application is imported where it is started, so that a caller
 can import it while Ray starts.
@@ -49,8 +48,9 @@ def read_args(path: Path = CONFIG) -> AppArgs:
 
 
 def start_ray(*, show_logs: bool) -> None:
-    """Start a new Ray on this machine. Ray ends with the thread that calls this, so call it from
-    the main thread.
+    """Start a new Ray on this machine.
+
+    Ray ends with the thread that calls this, so call it from the main thread.
 
     show_logs: whether the replicas' log lines also go to stderr; they are always in Ray's log
         folder

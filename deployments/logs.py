@@ -1,6 +1,4 @@
-"""Log lines of the package, in Serve's own log: one line an event, without tracebacks of expected
-failures.
-"""
+"""The package's log lines, in Serve's own log. Expected errors are logged without traceback."""
 
 import logging
 import time

@@ -1,4 +1,13 @@
+import os
+
 import pytest
+from hypothesis import settings
+
+# No deadline, because the time of an example depends on the machine. HYPOTHESIS_PROFILE=slow tries
+# more examples.
+settings.register_profile("fast", deadline=None, max_examples=50)
+settings.register_profile("slow", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,4 @@
-"""The application on this machine, in a Ray of its own: `serve` until Ctrl-C, or `transcribe` one
-recording.
+"""The application on this machine, in a Ray of its own: for good, or for one recording.
 
     python -m deployments.local serve [--port PORT]
     python -m deployments.local transcribe AUDIO [--args JSON]

@@ -21,7 +21,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deployments.audio.decode import DEMUXERS, SAMPLE_RATE, decode_audio
@@ -463,7 +463,6 @@ SEEDS = [recording(name) for name in ("sonnet.ogg", "veneno.m4a", "silence.wav")
 
 @given(st.binary(max_size=4_096))
 @example(b"#!AMR\n")
-@settings(max_examples=100, deadline=None)
 def test_no_bytes_raise_anything_but_invalid_audio(data: bytes) -> None:
     try:
         decode(data, max_seconds=60)
@@ -477,7 +476,6 @@ def test_no_bytes_raise_anything_but_invalid_audio(data: bytes) -> None:
     position=st.floats(0, 1, exclude_max=True),
     patch=st.binary(min_size=1, max_size=16),
 )
-@settings(max_examples=100, deadline=None)
 def test_no_damage_raises_anything_but_invalid_audio(
     seed: bytes, keep: int, position: float, patch: bytes
 ) -> None:

@@ -700,11 +700,7 @@ def test_a_full_disk_is_nobodys_fault_but_ours(server: MisbehavingServer) -> Non
         download(server.url())
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     url=st.text()
     | st.text().map("http://".__add__)
@@ -724,11 +720,7 @@ def test_no_url_brings_anything_but_a_download_error(url: str) -> None:
     )
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(location=st.binary(min_size=1) | st.binary().map(b"http://".__add__))
 def test_no_redirect_brings_anything_but_a_download_error(
     server: MisbehavingServer, location: bytes

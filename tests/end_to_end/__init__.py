@@ -1,3 +1,1 @@
-"""The whole application on real parts: one Ray cluster for the session, real HTTP, real weights,
-real speech.
-"""
+"""The whole application on one Ray cluster: real HTTP, real weights, real speech."""

@@ -1,16 +1,19 @@
-"""HTTP and Python handles: one contract."""
+"""HTTP and Python handles speak one contract."""
 
+import io
 import json
 import subprocess
 import sys
 from typing import Any
 
+import pytest
 import ray
 import requests
 from ray import serve
 
-from deployments import catalog
-from tests.support.app import App, Url
+from deployments import catalog, launch
+from deployments.local import commands
+from tests.support.app import AUDIO, App, Url
 from tools.official import assert_official
 
 CLIENT = """
@@ -118,3 +121,23 @@ def test_every_answer_has_a_request_id(app: App) -> None:
     failed = app.post(audio="")
     assert failed.status_code == 422
     assert len(failed.headers["x-request-id"]) > 8
+
+
+def test_the_local_command_uses_an_application_that_runs(app: App) -> None:
+    host, port = app.url.removeprefix("http://").split(":")
+    config, args = launch.read_config()
+    config.http_options.host, config.http_options.port = host, int(port)
+    out = io.StringIO()
+    fields = json.dumps({"model": "tiny.en", "beam_size": None})
+    commands.transcribe(config, args, str(AUDIO / "jfk.flac"), fields, out)
+    assert_official(json.loads(out.getvalue()), "tiny.en", "jfk.flac", beam_size=None)
+
+
+def test_what_the_application_refuses_is_the_error_of_the_local_command(
+    app: App,
+) -> None:
+    host, port = app.url.removeprefix("http://").split(":")
+    config, args = launch.read_config()
+    config.http_options.host, config.http_options.port = host, int(port)
+    with pytest.raises(commands.CommandError, match="^Audio decoding failed: "):
+        commands.transcribe(config, args, str(AUDIO / "README.md"), "{}", io.StringIO())

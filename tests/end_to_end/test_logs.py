@@ -1,6 +1,4 @@
-"""What the application writes into its logs: one line a request, and nothing that is not for others
-to read.
-"""
+"""What the application logs: one line a request, and nothing confidential."""
 
 import os
 
@@ -25,7 +23,7 @@ def log(app: App, audio_url: Url) -> str:
 
 
 def test_no_secret_no_transcript_and_no_traceback_is_logged(log: str) -> None:
-    assert "reason=audio_url_error" in log  # it is the right log
+    assert "reason=audio_url_error" in log  # This is the right log.
     for leak in ("SECRET", "signature", "private.wav", "fellow Americans", "jfk.flac"):
         assert leak not in log
     assert "Traceback" not in log

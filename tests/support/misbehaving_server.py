@@ -1,7 +1,6 @@
-"""A real HTTP server on 127.0.0.1 that answers each connection as told, byte by byte, well or
-badly.
-"""
+"""An HTTP server on loopback that answers each connection as a test tells it, well or badly."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -11,14 +10,14 @@ from typing import Self
 
 
 class Connection:
-    """One accepted connection, as seen by an answer."""
+    """An accepted connection, which an answer reads from and writes to."""
 
     def __init__(self, sock: socket.socket, server: "MisbehavingServer") -> None:
         self.sock = sock
         self.server = server
 
     def request(self) -> str:
-        """The request's head, recorded by the server."""
+        """Read the head of the request. The server records it."""
         head = b""
         while b"\r\n\r\n" not in head:
             received = self.sock.recv(65536)
@@ -32,7 +31,7 @@ class Connection:
         self.sock.sendall(data)
 
     def wait(self, seconds: float) -> None:
-        """Sleep until then, or until the test is over."""
+        """Sleep so long, or until the test is over."""
         self.server.closing.wait(seconds)
 
     @property
@@ -44,7 +43,7 @@ Answer = Callable[[Connection], None]
 
 
 class MisbehavingServer:
-    """The n-th connection gets the n-th answer; the last answer is for all that follow."""
+    """The n-th connection gets the n-th answer, and all further ones the last answer."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -96,11 +95,9 @@ class MisbehavingServer:
     def _serve(self, sock: socket.socket, answer: Answer) -> None:
         with sock:
             sock.settimeout(5)
-            try:
+            # Most of these answers make the client hang up.
+            with contextlib.suppress(OSError):
                 answer(Connection(sock, self))
-            except OSError:
-                # The client has hung up, which is what most of these answers are about.
-                pass
 
 
 def answer_with(

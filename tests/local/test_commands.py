@@ -1,0 +1,140 @@
+"""The local commands without Ray: what is refused before anything starts."""
+
+import http.server
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deployments import checkpoints, launch
+from deployments.config import AppArgs
+from deployments.local import commands, loopback
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+AUDIO = Path(__file__).parents[1] / "audio"
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class StartedError(Exception):
+        pass
+
+    def start(*_: Any, **__: Any) -> None:
+        raise StartedError
+
+    monkeypatch.setattr(commands, "running_app", start)
+
+
+@pytest.fixture
+def config() -> "ServeDeploySchema":
+    """The shipped configuration, with a port that nothing listens on."""
+    config, _ = launch.read_config()
+    config.http_options.port = loopback.free_port(config.http_options.host)
+    return config
+
+
+def refusal(
+    config: "ServeDeploySchema", audio: str, fields: str, out: io.StringIO
+) -> str:
+    with pytest.raises(commands.CommandError) as caught:
+        commands.transcribe(config, AppArgs(), audio, fields, out)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("audio", "fields", "text"),
+    [
+        ("nothing.wav", "{}", "no such file: nothing.wav"),
+        ("https://example.com/a.mp3", "[]", "ARGS must be a JSON object"),
+        ("https://example.com/a.mp3", "{", "ARGS must be a JSON object"),
+        (
+            "https://example.com/a.mp3",
+            '{"beam_size": 99}',
+            "Invalid beam_size: must be an integer between 1 and 10",
+        ),
+        (
+            "https://example.com/a.mp3",
+            '{"model": "huge"}',
+            "Invalid model: 'huge'. Valid models: tiny.en, ",
+        ),
+    ],
+)
+def test_a_wrong_call_fails_before_anything_starts(
+    config: "ServeDeploySchema", audio: str, fields: str, text: str
+) -> None:
+    out = io.StringIO()
+    assert refusal(config, audio, fields, out).startswith(text)
+    assert out.getvalue() == ""
+
+
+def test_a_port_in_use_is_told(config: "ServeDeploySchema") -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(commands.CommandError) as caught:
+            commands.serve(config, AppArgs(), port)
+    assert str(caught.value).startswith(f"port {port} on 127.0.0.1 is in use")
+
+
+@contextmanager
+def answering(port: int, body: bytes) -> Iterator[list[str]]:
+    """A server on this port that answers everything alike; gives the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield asked
+        server.shutdown()
+
+
+def test_an_application_that_runs_is_used(config: "ServeDeploySchema") -> None:
+    out = io.StringIO()
+    with answering(config.http_options.port, b'{"application": "whisper"}') as asked:
+        commands.transcribe(config, AppArgs(), str(AUDIO / "jfk.mp3"), "{}", out)
+    assert asked == ["/health", "/transcribe"]
+    assert out.getvalue() == '{\n  "application": "whisper"\n}\n'
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"application": "another"}', b'["whisper"]', b"<html>"]
+)
+def test_another_server_on_the_port_is_left_alone(
+    config: "ServeDeploySchema", body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(
+        checkpoints, "fetch", lambda name, *_, **__: fetched.append(name)
+    )
+    with (
+        answering(config.http_options.port, body) as asked,
+        pytest.raises(Exception, match="^$") as caught,
+    ):
+        commands.transcribe(
+            config,
+            AppArgs(),
+            str(AUDIO / "jfk.mp3"),
+            '{"model": "tiny"}',
+            io.StringIO(),
+        )
+    assert type(caught.value).__name__ == "StartedError"
+    assert asked == ["/health"]
+    assert fetched == ["base", "tiny"]
