@@ -26,7 +26,7 @@ def gpu_shares(args: AppArgs) -> dict[str, float]:
 
 
 def card_memory_gb() -> float | None:
-    """Memory of one card in GB (1e9 bytes), told by a machine with a GPU; None if it tells nothing."""
+    """Memory of one card in GB (1e9 bytes), as a machine with a GPU tells it; None if none does."""
     # A tiny share finds a machine with a GPU without waiting for a whole card.
     task = ray.remote(num_cpus=0, num_gpus=_SMALLEST_SHARE)(card_memory)
     try:

@@ -189,6 +189,14 @@ def test_twice_as_many_as_decode_together_are_admitted_unless_told_otherwise() -
     assert told.max_concurrency(tiny, on_gpu=True) == 5
 
 
+def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
+    # The configuration cannot import the engine's table: that would import torch in every process.
+    from deployments.engine.engine import MAX_WINDOWS
+
+    limits = {"cpu": max_batch_windows(False), "cuda": max_batch_windows(True)}
+    assert limits == MAX_WINDOWS
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
