@@ -3,6 +3,7 @@
 Python blocks of one section run together, as a reader would type them.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -58,7 +59,9 @@ def run(app: App, audio_url: Url, text: str, *program: str) -> None:
             # wait, and not communicate: a server in the background keeps the pipes open.
             status = process.wait(timeout=300)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            # Nothing is left of the group where the example started no server.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         _, stderr = process.communicate()
     assert status == 0, stderr
 
