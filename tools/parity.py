@@ -7,17 +7,19 @@ The table goes to stdout, progress to stderr; exit status 1 if any recording dif
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from deployments import checkpoints, launch
+from deployments import launch
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
 from tests.end_to_end.conftest import as_official, assert_equals_official, official
+from tests.support.weights import weights, weights_environment
 
 NO_RECORDINGS = {".json", ".md", ".npz", ".txt"}
 
@@ -39,7 +41,8 @@ def main() -> int:
 
 def _compare(folder: Path, model: str) -> dict[str, str]:
     config, args = launch.read_config()
-    checkpoints.fetch(model)
+    weights(model)
+    os.environ.update(weights_environment())
     files = sorted(
         path
         for path in folder.rglob("*")

@@ -6,7 +6,7 @@ A file is hostile until decoded: it may open no other file and no URL, cost no m
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -26,6 +26,11 @@ SAMPLE_RATE = 16_000
 
 # In Hz. DSD1024 decodes at 5.6 MHz; a rate of GHz is a lie that costs the resampler gigabytes.
 _HIGHEST_RATE = 6_000_000
+
+# PyAV before 19 raises an error for a tag that is not UTF-8, unless it is told to replace what it cannot read.
+_TAG_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 # FFmpeg's log quotes tags and URLs out of the file.
 av.logging.set_level(None)
@@ -62,10 +67,10 @@ def decode_audio(
     # Grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
     try:
-        # "replace", because a tag that is not UTF-8 would otherwise end the decoding.
-        with av.open(
-            file, "r", metadata_errors="replace", container_options=_CONTAINER_OPTIONS
-        ) as container:
+        opened: InputContainer = av.open(
+            file, "r", container_options=_CONTAINER_OPTIONS, **_TAG_OPTIONS
+        )
+        with opened as container:
             frames = _decode(container, _choose_stream(container), cancelled)
             for frame in _resample(_limit(frames, max_seconds)):
                 # A plane is padded beyond its samples.

@@ -154,7 +154,7 @@ class WhisperModel:
         imports = threading.Thread(target=_import_engine, daemon=True)
         imports.start()
         try:
-            checkpoint = checkpoints.fetch(
+            path = checkpoints.fetch(
                 name,
                 self._model.checkpoint,
                 progress=False,
@@ -163,7 +163,7 @@ class WhisperModel:
             stages.done("verify")
             imports.join()
             stages.done("import")
-            engine = self._start_engine(checkpoint.path, stages)
+            engine = self._start_engine(path, stages)
         except CheckpointError as error:
             reason = str(error)
         except MemoryError:
@@ -178,11 +178,10 @@ class WhisperModel:
             raise self._unavailable(reason)
         stats = engine.stats()
         logger.info(
-            "model=%s event=loaded device=%s converted=%s seconds=%.1f"
+            "model=%s event=loaded device=%s seconds=%.1f"
             " slots=%d slot_mb=%.0f held_mb=%.0f %s",
             name,
             self._device,
-            checkpoint.converted,
             stages.seconds,
             stats.slots,
             stats.slot_bytes / 1e6,

