@@ -57,7 +57,7 @@ def test_every_installed_package_has_its_pinned_version() -> None:
     needed = pins(NAMED[0], running) | pins(NAMED[1], running)
     assert needed.keys() <= installed.keys()
     pinned = pins("constraints.txt", running) | needed
-    found = {name: installed[name] for name in pinned if name in installed}
+    found = {name: version for name, version in installed.items() if name in pinned}
     assert found == {name: pinned[name] for name in found}
 
 
