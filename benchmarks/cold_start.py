@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deployments import checkpoints
 from deployments.local import loopback
 from tests.support.job_api import JobApi
+from tests.support.weights import weights, weights_environment
 
 _RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 _TIMEOUT_S = 300
@@ -58,7 +58,7 @@ def worker(model: str, recording: Path) -> tuple[Stages, str]:
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments.runpod.worker"],
-            env=os.environ | environment | api.environment(),
+            env=os.environ | weights_environment() | environment | api.environment(),
             stdout=subprocess.DEVNULL,
             stderr=open(log.name, "w"),  # noqa: SIM115 - the worker's
         )
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--recording", type=Path, default=_RECORDING)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    checkpoint = checkpoints.fetch(arguments.model).path
+    checkpoint = weights(arguments.model)
     rounds: dict[str, list[Stages]] = {"plain": [], "worker": []}
     # One more before, so that every file has been read.
     for number in range(arguments.rounds + 1):

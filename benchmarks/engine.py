@@ -34,9 +34,10 @@ from whisper.model import Whisper
 from benchmarks import engine_report, recordings
 from benchmarks.engine_report import Measurement
 from benchmarks.recordings import Recording
-from deployments import catalog, checkpoints
+from deployments import catalog
 from deployments.engine import Engine
 from deployments.replica import loading as model_loading
+from tests.support.weights import weights
 
 # Of a recording; enough for each system to have done once all that it does.
 _WARM_UP_S = 5
@@ -171,9 +172,9 @@ def _rounds(
 
 def _systems(arguments: argparse.Namespace) -> list[System]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
+    checkpoint = weights(arguments.model)
     official = catalog.find(arguments.model)
-    model = model_loading.load_model(checkpoint.path, official).to(device)
+    model = model_loading.load_model(checkpoint, official).to(device)
     # After loading, which sets it too; threads started from now on keep to it.
     torch.set_num_threads(arguments.threads)
     systems = [_official(model)]

@@ -24,10 +24,11 @@ from whisper.model import ModelDimensions
 from benchmarks import engine_report, recordings
 from benchmarks.floors import Machine, Work
 from benchmarks.recordings import Recording
-from deployments import catalog, checkpoints
+from deployments import catalog
 from deployments.engine import Engine
 from deployments.engine.model.layers import linear
 from deployments.replica import loading as model_loading
+from tests.support.weights import weights
 
 _GIGA = 1e9
 
@@ -135,9 +136,9 @@ Model {arguments.model}, fp32, {len(chosen)} recordings, {audio_s:.0f} s of audi
 
 
 def _prepared(arguments: argparse.Namespace) -> tuple[Engine, ModelDimensions, Machine]:
-    checkpoint = checkpoints.fetch(arguments.model, accept_unofficial=True)
+    checkpoint = weights(arguments.model)
     official = catalog.find(arguments.model)
-    model = model_loading.load_model(checkpoint.path, official)
+    model = model_loading.load_model(checkpoint, official)
     torch.set_num_threads(arguments.threads)
     return Engine(model), model.dims, _machine()
 

@@ -10,6 +10,7 @@ The table goes to stdout, progress to stderr.
 import argparse
 import contextlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import requests
 
-from deployments import checkpoints, launch
+from deployments import launch
 from deployments.local import loopback
+from tests.support.weights import weights, weights_environment
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 STAGES = ("download", "decode", "model_start", "queue")
@@ -28,7 +30,8 @@ STAGES = ("download", "decode", "model_start", "queue")
 def measure(count: int) -> list[dict[str, float]]:
     """The overhead of each request in milliseconds: `total`, by stage, and `rest` (HTTP, Ray)."""
     config, args = launch.read_config()
-    checkpoints.fetch(args.default_model)
+    weights(args.default_model)
+    os.environ.update(weights_environment())
     rows = []
     with (
         loopback.served(RECORDING) as audio,

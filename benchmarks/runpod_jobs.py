@@ -26,9 +26,9 @@ from whisper.audio import N_FRAMES, N_SAMPLES
 
 from benchmarks import recordings
 from benchmarks.recordings import Recording
-from deployments import checkpoints
 from deployments.local import loopback
 from tests.support.runpod_process import Worker, running_worker
+from tests.support.weights import weights
 
 SHORTEST_S, LONGEST_S = 3.0, 30.0
 _LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -50,7 +50,7 @@ def main() -> None:
     paths = [paths[number % len(paths)] for number in range(arguments.jobs)]
     spoken = recordings.load(paths)
     seconds = sum(recording.seconds for recording in spoken)
-    model = whisper.load_model(str(checkpoints.fetch(arguments.model).path), "cpu")
+    model = whisper.load_model(str(weights(arguments.model)), "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     named = arguments.name_languages
     languages = [_language(model, one) if named else None for one in spoken]

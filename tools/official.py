@@ -32,9 +32,9 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from deployments import checkpoints
 from deployments.audio.decode import decode_audio
 from deployments.engine.upstream.decoding import SEED
+from tests.support.weights import weights
 
 AUDIO = Path(__file__).parents[1] / "tests" / "audio"
 RESULTS = AUDIO / "official.json"
@@ -207,8 +207,8 @@ def as_official(samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def official_model(name: str) -> Whisper:
-    """OpenAI's model of this name, on the CPU; its weights are downloaded if they are missing."""
-    model = whisper.load_model(str(checkpoints.fetch(name).path), device="cpu")
+    """OpenAI's model of this name, on the CPU; weights that are missing are downloaded."""
+    model = whisper.load_model(str(weights(name)), device="cpu")
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
     return model
 

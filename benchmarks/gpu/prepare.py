@@ -24,6 +24,7 @@ from benchmarks import recordings
 from benchmarks.gpu import audio, models
 from deployments import checkpoints
 from deployments.contract.errors import CheckpointError
+from tests.support.weights import weights
 
 ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"
@@ -127,12 +128,17 @@ def decoded(paths: list[Path]) -> dict[str, npt.NDArray[np.int16]]:
 
 
 def base_weights() -> models.Weights:
-    found = checkpoints.fetch("base", accept_unofficial=True)
-    content = torch.load(found.path, map_location="cpu", weights_only=True)
+    path = weights("base")
+    try:
+        checkpoints.verify("base", path)
+        source = "OpenAI's weights"
+    except CheckpointError:
+        source = "converted weights"
+    content = torch.load(path, map_location="cpu", weights_only=True)
     return models.Weights(
         _halved(content["dims"], content["model_state_dict"]),
         models.official_alignment_heads("base"),
-        source="converted weights" if found.converted else "OpenAI's weights",
+        source=source,
         tiny=False,
     )
 

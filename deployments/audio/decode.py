@@ -8,7 +8,7 @@ a log.
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -28,6 +28,12 @@ SAMPLE_RATE = 16_000
 
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000
+
+# PyAV before 19 raises an error for a tag that is not UTF-8, unless it is told to replace what it
+# cannot read.
+_TAG_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 # FFmpeg's log quotes tags and URLs out of the file.
 av.logging.set_level(None)
@@ -70,10 +76,10 @@ def decode_audio(
     # A bytearray grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
     try:
-        # "replace", because a tag that is not UTF-8 would otherwise end the decoding.
-        with av.open(
-            file, "r", metadata_errors="replace", container_options=_CONTAINER_OPTIONS
-        ) as container:
+        opened: InputContainer = av.open(
+            file, "r", container_options=_CONTAINER_OPTIONS, **_TAG_OPTIONS
+        )
+        with opened as container:
             frames = _decode(container, _choose_stream(container), cancelled)
             for frame in _resample(_limit(frames, max_seconds)):
                 # A plane is padded beyond its samples.
@@ -108,7 +114,8 @@ _CONTAINER_OPTIONS = {
 def _choose_stream(container: InputContainer) -> AudioStream:
     """The stream that the `ffmpeg` program takes.
 
-    A stream that is marked as default comes first, then the one with most channels, then the first.
+    A stream that is marked as default comes first, then the one with most channels, then the
+    first.
     """
     known = [s for s in container.streams.audio if s.codec_context is not None]
     if not known:

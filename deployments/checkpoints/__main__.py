@@ -5,15 +5,16 @@ import logging
 import sys
 
 from deployments import catalog
-from deployments.checkpoints.store import fetch
+from deployments.checkpoints import fetch
 from deployments.contract.errors import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status 0: all there; 1: some could not be had; 2: wrong usage."""
+    """Run the command; 0: every model is there; 1: some could not be fetched; 2: wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.checkpoints",
-        description="Fetch and verify Whisper's weights. Prints one line a model: its name and its path.",
+        description="Fetch and verify Whisper's weights. "
+        "Prints the name and the path of each model, one on a line.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch", help="find models, or download them")
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for name in dict.fromkeys(model.name for model in models if model):
         try:
-            print(name, fetch(name).path, flush=True)
+            print(name, fetch(name), flush=True)
         except CheckpointError as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True

@@ -1,66 +1,114 @@
-"""The download of an official checkpoint: verified while it comes, in place only when it is whole."""
+"""OpenAI's files, fetched when they are missing: verified while they come, in place when whole."""
 
-import errno
 import hashlib
 import logging
-import os
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import requests
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from deployments import catalog
 from deployments.catalog import OfficialModel
+from deployments.checkpoints import store
 from deployments.contract.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 30
-_RETRY_AFTER_S = 0.5
-_LOG_PROGRESS_EVERY_S = 10
-_CHUNK_BYTES = 1 << 20
-# A download in work writes at least every `_READ_TIMEOUT_S`, so an older temporary file has lost its process.
-_ABANDONED_AFTER_S = 3600
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 30.0
+RETRY_AFTER_S = 0.5
+LOG_PROGRESS_EVERY_S = 10.0
+CHUNK_BYTES = 1 << 20
 
 
 class UnreachableError(CheckpointError):
-    """The network failed, not the answer."""
+    """The network failed, so OpenAI's server gave no answer."""
 
 
-def download(model: OfficialModel, target: Path, progress: bool) -> None:
-    """Download a model's official file and put it in place, verified; blocking.
+def fetch(
+    name: str,
+    checkpoint: str | None = None,
+    *,
+    progress: bool = True,
+    accept_unofficial: bool = False,
+) -> Path:
+    """Find the weights of a model, or download them; blocking. The file is whole and verified.
 
-    progress: a bar on stderr when that is a terminal, else a line in the log now and then
+    Any number of threads and processes may fetch the same model at once: one downloads, the others
+    wait for it.
 
-    Raises CheckpointError, UnreachableError among it.
+    name: canonical name or alias
+    checkpoint: a file of the user's own; it is never downloaded and not verified
+    progress: a bar on stderr when that is a terminal, otherwise a line in the log every ten
+    seconds
+    accept_unofficial: take a file under the official name that is not OpenAI's, and say so in the
+    log
+
+    Raises CheckpointError, or UnreachableError where OpenAI's server cannot be reached.
     """
+    found = store.find(name, checkpoint)
+    if checkpoint:
+        if found is None:
+            raise CheckpointError(
+                f"the checkpoint of model '{name}' does not exist: {Path(checkpoint).name}"
+            )
+        return found
+    model = catalog.find(name)
+    if model is None:
+        raise CheckpointError(
+            f"'{name}' is not an official model: give its checkpoint in the configuration"
+        )
+    if found is None:
+        return _download_once(model, progress)
+    try:
+        store.verify(model.name, found)
+    except CheckpointError:
+        if not accept_unofficial or not store.looks_like_weights(found):
+            raise
+        logger.warning(
+            "%s: not OpenAI's file; taken as weights of your own", model.name
+        )
+    return found
+
+
+def _download_once(model: OfficialModel, progress: bool) -> Path:
+    """Download a model's file, unless another process has put it in place meanwhile."""
+    target = store.writable_folder() / model.filename
+    with store.locked(target, model.name):
+        if found := store.find(model.name):
+            store.verify(model.name, found)
+            return found
+        _download(model, target, progress)
+        store.remember_verified(model, target)
+    return target
+
+
+def _download(model: OfficialModel, target: Path, progress: bool) -> None:
     start = time.monotonic()
     logger.info("%s: downloading to %s", model.name, target)
     try:
         try:
             _transfer(model, target, progress)
         except requests.ConnectTimeout:
-            # Ten seconds of silence were answer enough.
+            # A second try would wait as long again for a server that does not answer.
             raise
         except _CONNECTION_ERRORS:
             logger.info("%s: the connection failed; trying once more", model.name)
-            time.sleep(_RETRY_AFTER_S)
+            time.sleep(RETRY_AFTER_S)
             _transfer(model, target, progress)
-    # `from None`: what requests says names the host.
+    # `from None`: the text of a requests error names the host.
     except _CONNECTION_ERRORS:
         raise UnreachableError(
-            f"the weights of '{model.name}' are not on this machine and OpenAI's server cannot be reached: "
-            f"give it a way there, or {_by_hand(model)}"
+            f"the weights of '{model.name}' are not on this machine and OpenAI's server "
+            f"cannot be reached: open a route to it, or {_by_hand(model)}"
         ) from None
     except requests.RequestException as error:
         raise CheckpointError(
-            f"the download of '{model.name}' failed ({type(error).__name__}): check this machine's proxy settings"
+            f"the download of '{model.name}' failed ({type(error).__name__}): "
+            "check this machine's proxy settings"
         ) from None
     logger.info("%s: downloaded in %.0f s", model.name, time.monotonic() - start)
 
@@ -73,30 +121,30 @@ _CONNECTION_ERRORS = (
 
 
 def _transfer(model: OfficialModel, target: Path, progress: bool) -> None:
-    timeout = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S)
-    # Unencoded, so that the announced length is the file's.
+    timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+    # Without an encoding, Content-Length is the length of the file.
     headers = {"Accept-Encoding": "identity"}
     request = requests.get(model.url, stream=True, timeout=timeout, headers=headers)
     with request as response:
         if response.status_code != requests.codes.ok:
             raise CheckpointError(
-                f"OpenAI's server refused the weights of '{model.name}' (HTTP status {response.status_code}): "
-                f"try later, or {_by_hand(model)}"
+                f"OpenAI's server refused the weights of '{model.name}' "
+                f"(HTTP status {response.status_code}): try later, or {_by_hand(model)}"
             )
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
-        chunks: Iterable[bytes] = response.iter_content(_CHUNK_BYTES)
+        chunks: Iterable[bytes] = response.iter_content(CHUNK_BYTES)
         if progress:
             chunks = _with_progress(chunks, model.name, total)
         digest = hashlib.sha256()
-        with stored(target) as file:
+        with store.stored(target) as file:
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
             if digest.hexdigest() != model.sha256:
                 raise CheckpointError(
-                    f"the download of '{model.name}' is not the official file (wrong SHA-256): try again, "
-                    "and check for a proxy that alters downloads"
+                    f"the download of '{model.name}' is not the official file "
+                    "(wrong SHA-256): try again, and check for a proxy that alters downloads"
                 )
 
 
@@ -110,51 +158,13 @@ def _with_progress(
                 yield chunk
         return
     done, of_total = 0, f" of {total // 10**6}" if total else ""
-    due = time.monotonic() + _LOG_PROGRESS_EVERY_S
+    due = time.monotonic() + LOG_PROGRESS_EVERY_S
     for chunk in chunks:
         done += len(chunk)
         if time.monotonic() >= due:
             logger.info("%s: %d%s MB", name, done // 10**6, of_total)
-            due = time.monotonic() + _LOG_PROGRESS_EVERY_S
+            due = time.monotonic() + LOG_PROGRESS_EVERY_S
         yield chunk
-
-
-@contextmanager
-def stored(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which appears as `target` when the block ends well, complete, and not at all otherwise."""
-    _remove_abandoned(target)
-    # Not `tempfile`: its files are readable by their owner only.
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except requests.RequestException:
-        # An OSError by inheritance, but the network's.
-        raise
-    except OSError as error:
-        raise storage_error(error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """A killed process leaves gigabytes behind, and nobody else would look for them under a hidden name."""
-    with suppress(OSError):
-        for part in target.parent.glob(f".{target.name}.*.part"):
-            if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
-                part.unlink(missing_ok=True)
-
-
-def storage_error(error: OSError) -> CheckpointError:
-    advice = "set WHISPER_CHECKPOINT_DIR to another folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"no space left for the weights: free some, or {advice}")
-    reason = os.strerror(error.errno or errno.EIO)
-    return CheckpointError(f"the weights cannot be stored ({reason}): {advice}")
 
 
 def _by_hand(model: OfficialModel) -> str:

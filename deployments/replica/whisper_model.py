@@ -184,7 +184,7 @@ class WhisperModel:
         """The engine, or None and the reason why there is none."""
         name = self._model.name
         try:
-            checkpoint = checkpoints.fetch(
+            path = checkpoints.fetch(
                 name, self._model.checkpoint, progress=False, accept_unofficial=True
             )
             stages.done("verify")
@@ -193,7 +193,7 @@ class WhisperModel:
 
             stages.done("import")
             engine = loading.load_engine(
-                checkpoint.path, self._model.official, self._gpu_share, stages
+                path, self._model.official, self._gpu_share, stages
             )
         except CheckpointError as error:
             return None, str(error)

@@ -183,7 +183,7 @@ def _fetch_weights(args: "AppArgs") -> None:
         )
     except CheckpointError as error:
         raise StartError(error) from None
-    threading.Thread(target=_read_ahead, args=(found.path,), daemon=True).start()
+    threading.Thread(target=_read_ahead, args=(found,), daemon=True).start()
 
 
 def _read_ahead(path: Path) -> None:

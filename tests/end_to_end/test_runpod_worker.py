@@ -16,11 +16,11 @@ import psutil
 import pytest
 import requests
 
-from deployments import checkpoints
 from deployments.local import loopback
 from tests.support.app import DEAD_PROXY, LONG_AND_LIGHT, repeated
 from tests.support.job_api import JobApi
 from tests.support.runpod_process import ROOT, Worker, running_worker
+from tests.support.weights import weights_environment
 from tools.official import assert_equals_official, official
 
 # Four jobs of this kind are still at work when something is killed, and their results are below the
@@ -345,7 +345,7 @@ def run_worker(*arguments: str, **environment: str) -> subprocess.CompletedProce
     """Without a job API."""
     return subprocess.run(
         [sys.executable, *(arguments or ["-m", "deployments.runpod.worker"])],
-        env=os.environ | {"WHISPER_WEIGHTS_FALLBACK": "pypi"} | environment,
+        env=os.environ | weights_environment() | environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -355,7 +355,6 @@ def run_worker(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_the_job_of_test_input_json_is_done_by_the_hubs_handler() -> None:
-    checkpoints.fetch("tiny.en")
     done = run_worker(".runpod/handler.py", WHISPER_MODEL="tiny.en")
     assert done.returncode == 0, done.stderr
     assert "completed successfully" in done.stdout
@@ -363,7 +362,6 @@ def test_the_job_of_test_input_json_is_done_by_the_hubs_handler() -> None:
 
 
 def test_a_test_job_that_fails_ends_with_status_1() -> None:
-    checkpoints.fetch("tiny.en")
     job = json.dumps({"input": {"audio": "ftp://example.com/x"}})
     done = run_worker(
         *("-m", "deployments.runpod.worker", "--test_input", job),

