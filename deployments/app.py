@@ -5,17 +5,24 @@ helper processes as well.
 import logging
 
 import ray
+from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from deployments.api import native as http_api
-from deployments.config import AppArgs, ModelArgs, windows_together
+from deployments import api
+from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
 
 logger = logging.getLogger(__name__)
 
 _CARD_QUERY_TIMEOUT_S = 60
+
+
+class _Ingress(Router):
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve in the replica, once the Router is there."""
+        return api.build(self)
 
 
 def build_app(args: AppArgs) -> Application:
@@ -31,17 +38,17 @@ def build_app(args: AppArgs) -> Application:
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
-    )(serve.ingress(http_api.build)(Router))
+    )(serve.ingress()(_Ingress))
     return router.bind(args, handles, shares)
 
 
 def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
     min_replicas = args.min_replicas(model)
-    at_once = args.requests_at_once(model, gpu_share > 0)
+    max_concurrency = args.max_concurrency(model, gpu_share > 0)
     deployment = serve.deployment(
         name=model.deployment,
         # The router lets no more through; they may all have to go to one replica.
-        max_ongoing_requests=at_once,
+        max_ongoing_requests=max_concurrency,
         # A CPU is no resource to reserve here: the third model would never start on two cores.
         ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share},
         autoscaling_config={
@@ -49,7 +56,8 @@ def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Appl
             "max_replicas": model.max_replicas,
             # A further replica is worth starting for what those there do not decode together.
             "target_ongoing_requests": min(
-                windows_together(gpu_share > 0), max(1, at_once // model.max_replicas)
+                max_batch_windows(gpu_share > 0),
+                max(1, max_concurrency // model.max_replicas),
             ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,

@@ -39,6 +39,11 @@ class OfficialModel:
         return not self.name.endswith(".en")
 
     @property
+    def translates(self) -> bool:
+        """Whether the model was trained to translate into English."""
+        return self.multilingual and self.name != "turbo"
+
+    @property
     def num_languages(self) -> int:
         """Languages that the model's vocabulary has a token for; only the third generation knows Cantonese."""
         return 100 if self.name in ("large-v3", "turbo") else 99

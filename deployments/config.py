@@ -8,9 +8,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments import catalog
+from deployments.contract.errors import InvalidRequestError
+from deployments.contract.request import short
+
+# The Serve application's name.
+APPLICATION = "whisper"
 
 # The engine's most windows at once; it may have memory for fewer.
-_WINDOWS_TOGETHER = {"cpu": 8, "cuda": 32}
+_MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 
 
 class _Args(BaseModel):
@@ -118,6 +123,20 @@ class AppArgs(_Args):
             )
         return self
 
+    def model(self, name: str) -> ModelArgs:
+        """The served model of this name or alias. Raises InvalidRequestError if there is none."""
+        found = self.find_model(name)
+        if found is None:
+            valid = ", ".join(self.valid_names())
+            raise InvalidRequestError(
+                f"Invalid model: '{short(name)}'. Valid models: {valid}"
+            )
+        return found
+
+    def aliases(self, model: ModelArgs) -> list[str]:
+        """Other names that a request may use for a served model."""
+        return [alias for alias, name in catalog.ALIASES.items() if name == model.name]
+
     def find_model(self, name: str) -> ModelArgs | None:
         """The served model of this name or alias; None if there is none."""
         name = catalog.ALIASES.get(name, name)
@@ -129,7 +148,7 @@ class AppArgs(_Args):
         aliases = [alias for alias, name in catalog.ALIASES.items() if name in served]
         return [model.name for model in self.models] + aliases
 
-    def requests_at_once(self, model: ModelArgs, on_gpu: bool) -> int:
+    def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
         """How many requests for the model may be fetched and in work at the same time.
 
         Each holds its samples in the router, and its samples, its spectrogram and a thread in a replica.
@@ -137,7 +156,7 @@ class AppArgs(_Args):
         """
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
-        return 2 * windows_together(on_gpu) * model.max_replicas
+        return 2 * max_batch_windows(on_gpu) * model.max_replicas
 
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""
@@ -146,6 +165,6 @@ class AppArgs(_Args):
         return 1 if model.name == self.default_model else 0
 
 
-def windows_together(on_gpu: bool) -> int:
+def max_batch_windows(on_gpu: bool) -> int:
     """How many windows, each of another request, a replica decodes together at most."""
-    return _WINDOWS_TOGETHER["cuda" if on_gpu else "cpu"]
+    return _MAX_BATCH_WINDOWS["cuda" if on_gpu else "cpu"]

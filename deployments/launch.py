@@ -90,7 +90,7 @@ def start_app(
     from ray.serve.config import HTTPOptions
 
     from deployments.app import build_app
-    from deployments.router.router import APPLICATION
+    from deployments.config import APPLICATION
 
     stages = stages or Stages()
     http = config.http_options.model_dump() | {"port": http_port or 0}
@@ -132,7 +132,7 @@ def _wait_for(answer: Any) -> None:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    from deployments.router.router import APPLICATION
+    from deployments.config import APPLICATION
 
     while True:
         try:

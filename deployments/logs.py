@@ -19,7 +19,7 @@ def log_through_serve() -> None:
     serve_logger.addFilter(_without_traceback)
 
 
-def place_of(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """File and line of the innermost frame: what a log may tell of an error whose text may quote the request."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -1,49 +1,33 @@
-"""The HTTP door: FastAPI routes over the Router's methods."""
+"""The native API: the contract's own request, answer and errors as JSON."""
 
 import asyncio
 import base64
 import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from ray import serve
-from starlette.exceptions import HTTPException
+from fastapi.routing import APIRoute
 
+from deployments.contract.answer import Answer, ErrorAnswer, Health, ServedModel
 from deployments.contract.errors import (
     InvalidRequestError,
     RequestTooLargeError,
     WhisperServeError,
 )
-from deployments.contract.schema import (
+from deployments.contract.request import (
     MAX_BASE64_AUDIO_BYTES,
-    ErrorResponse,
     TranscriptionRequest,
-    TranscriptionResponse,
 )
 from deployments.router.router import Router
 
 # Base64 takes four bytes for three; the rest of a request is small.
 MAX_BODY_BYTES = MAX_BASE64_AUDIO_BYTES // 3 * 4 + (4 << 20)
 
-# Inside the request, so that the example in the API docs runs on every machine: "And so, my fellow Americans",
-# John F. Kennedy, 1961, public domain.
-_EXAMPLE_AUDIO = base64.b64encode(
-    (Path(__file__).parent / "example.ogg").read_bytes()
-).decode()
-
-_REQUEST_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": TranscriptionRequest.model_json_schema(),
-            "example": {"audio_base64": _EXAMPLE_AUDIO, "word_timestamps": True},
-        }
-    },
-}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": description}
+    status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         413: "the body is too large",
         422: "the request, its URL or its audio is at fault",
@@ -55,56 +39,52 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build() -> FastAPI:
-    """The routes. Serve calls this in the replica, so nothing of it has to pickle."""
-    app = FastAPI(
-        title="Whisper",
-        summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
-    )
+def routes(router: Router) -> APIRouter:
+    api = APIRouter(route_class=_NativeRoute)
 
-    @app.post(
+    @api.post(
         "/transcribe",
-        response_model=TranscriptionResponse,
+        response_model=Answer,
         responses=_ERRORS,
-        openapi_extra={"requestBody": _REQUEST_BODY},
+        openapi_extra={"requestBody": _request_body()},
     )
-    async def transcribe(request: Request) -> JSONResponse:
+    async def transcribe(request: Request) -> Response:
         """Transcribe an audio or video file, given by URL or inside the request."""
         # Serve's proxy gives every request this header and repeats it in the answer.
         request_id = request.headers.get("x-request-id")
-        # Not kept in a variable: it may be large, and the transcription long.
-        answer = await _router().transcribe(await _read_json(request), request_id)
-        # Hours of words are megabytes of JSON.
-        return await asyncio.to_thread(JSONResponse, answer)
+        # Not kept in a variable: the body may be large, and the transcription long.
+        answer = await router.answer(await _read_json(request), request_id)
+        # In a thread, because hours of words are megabytes of JSON.
+        content = await asyncio.to_thread(answer.model_dump_json)
+        return Response(content, media_type="application/json")
 
-    @app.get("/models")
-    async def models() -> list[dict[str, Any]]:
-        """The served models, whether their weights are at hand, whether a replica is up, and its slots in use."""
-        return await _router().models()
+    @api.get("/models")
+    async def models() -> list[ServedModel]:
+        """The served models: cached weights, running replicas, and the use of their slots."""
+        return await router.models()
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
+    @api.get("/health")
+    async def health() -> Health:
         """Whether this application is up."""
-        return await _router().health()
+        return await router.health()
 
-    @app.exception_handler(WhisperServeError)
-    async def answer_error(_: Request, error: WhisperServeError) -> JSONResponse:
-        return _error(error.status, str(error), error.type)
-
-    @app.exception_handler(HTTPException)
-    async def answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
-        kind = error.detail.lower().replace(" ", "_")
-        return _error(error.status_code, error.detail, kind)
-
-    @app.exception_handler(Exception)
-    async def answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return _error(500, "Internal error; the log names it", WhisperServeError.type)
-
-    return app
+    return api
 
 
-def _router() -> Router:
-    return cast(Router, serve.get_replica_context().servable_object)
+class _NativeRoute(APIRoute):
+    """Answers the contract's errors in the native form."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except WhisperServeError as error:
+                body = ErrorAnswer(error=str(error), type=error.type)
+                return JSONResponse(body.model_dump(), status_code=error.status)
+
+        return answer
 
 
 async def _read_json(request: Request) -> Any:
@@ -121,6 +101,16 @@ async def _read_json(request: Request) -> Any:
         raise InvalidRequestError("The request body is not valid JSON") from None
 
 
-def _error(status: int, text: str, kind: str) -> JSONResponse:
-    answer = ErrorResponse(error=text, type=kind)
-    return JSONResponse(answer.model_dump(), status_code=status)
+def _request_body() -> dict[str, Any]:
+    # The example holds its audio, so that it runs on every machine: "And so, my fellow Americans",
+    # John F. Kennedy, 1961, public domain.
+    audio = (Path(__file__).parent / "example.ogg").read_bytes()
+    example = {
+        "audio_base64": base64.b64encode(audio).decode(),
+        "word_timestamps": True,
+    }
+    schema = TranscriptionRequest.model_json_schema()
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }

@@ -1,0 +1,1 @@
+"""The one contract that every door speaks: requests, answers, events and errors."""

@@ -1,7 +1,22 @@
-"""Every failure a caller can meet. Each error knows its HTTP status, its machine-readable type and its short text.
+"""Every failure that a caller can meet.
 
-The text is written for the caller: it says what to change and holds no traceback, host name or URL query string.
-All errors pickle, because Ray carries them between processes.
+    WhisperServeError              500  internal_error
+    ├── InvalidRequestError        422  invalid_request
+    ├── RequestTooLargeError       413  request_too_large
+    ├── AudioUrlError              422  audio_url_error
+    │   └── AudioHostError         502  audio_host_error
+    ├── InvalidAudioError          422  invalid_audio
+    ├── ModelUnavailableError      503  model_unavailable
+    ├── OverloadedError            503  overloaded
+    ├── RequestTimeoutError        504  request_timeout
+    ├── RequestCancelledError      499  request_cancelled
+    └── TranscriptionError         500  transcription_failed
+
+Each error knows its HTTP status, its machine-readable type and its short text. The text is
+written for the caller: it says what to change and holds no traceback, host name or URL query
+string. All errors pickle, because Ray carries them between processes.
+
+CheckpointError stands apart: it never reaches a caller by itself.
 """
 
 
@@ -17,7 +32,7 @@ class WhisperServeError(Exception):
 
 
 class InvalidRequestError(WhisperServeError):
-    """The request breaks the contract; nothing was fetched."""
+    """The request breaks the contract; nothing was downloaded."""
 
     status = 422
     type = "invalid_request"
@@ -31,7 +46,7 @@ class RequestTooLargeError(WhisperServeError):
 
 
 class AudioUrlError(WhisperServeError):
-    """The download failed and the URL is at fault: its scheme, its target, the size of the file behind it."""
+    """The download failed because of the URL: its scheme, its target, the size of its file."""
 
     status = 422
     type = "audio_url_error"
@@ -39,7 +54,7 @@ class AudioUrlError(WhisperServeError):
 
 
 class AudioHostError(AudioUrlError):
-    """The download failed and the host is at fault: unreachable, overloaded, broken, too slow."""
+    """The download failed because of the host: unreachable, overloaded, broken, too slow."""
 
     status = 502
     type = "audio_host_error"
@@ -96,6 +111,8 @@ class TranscriptionError(WhisperServeError):
 
 
 class CheckpointError(Exception):
-    """No usable weights. Its text becomes the reason of a ModelUnavailableError: what is wrong and what to do, without
+    """No usable weights.
+
+    The text becomes the reason of a ModelUnavailableError: what is wrong and what to do, without
     host name, URL or folder.
     """

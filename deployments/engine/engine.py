@@ -110,6 +110,13 @@ class Engine:
         """Whether the engine takes work."""
         return self._scheduler.alive
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.facts.dims.n_text_ctx // 2 - 1
+
+    def count_prompt_tokens(self, text: str) -> int:
+        return len(self._scheduler.tokenizer.encode(" " + text.strip()))
+
     def transcribe(
         self,
         audio: np.ndarray,

@@ -40,6 +40,7 @@ class Usage:
     queue_s: float
     windows: int
     occupancy: float
+    language_probability: float | None = None
 
 
 @dataclass(eq=False)
@@ -110,11 +111,12 @@ class Session:
         self.steps = 0
         self.windows_in_steps = 0
         self._decodes = 0
+        self.language_probability: float | None = None
 
     @property
     def usage(self) -> Usage:
         occupancy = self.windows_in_steps / self.steps if self.steps else 0.0
-        return Usage(self.queue_s, self.windows, occupancy)
+        return Usage(self.queue_s, self.windows, occupancy, self.language_probability)
 
     def mel(self, audio: np.ndarray) -> Mel:
         """Of a whole recording with 30 s of silence behind it."""
@@ -125,6 +127,7 @@ class Session:
     def detect_language(self, mel: Mel) -> dict[str, float]:
         """The probability of each language's code."""
         probabilities: dict[str, float] = self._loop.do(DetectTask(self, mel))
+        self.language_probability = max(probabilities.values())
         return probabilities
 
     def decode(self, mel: Mel, options: DecodingOptions) -> DecodingResult:

@@ -27,10 +27,10 @@ from pydantic import ValidationError
 from deployments import checkpoints
 from deployments.config import AppArgs
 from deployments.contract.errors import CheckpointError, WhisperServeError
-from deployments.contract.schema import parse_request, unknown_model
+from deployments.contract.request import parse_request
 from deployments.launch import CONFIG, RAY_LOGS, read_config, running_app
 from deployments.local import loopback
-from deployments.router.router import APPLICATION
+from deployments.config import APPLICATION
 
 _PROGRESS_S = 5.0
 
@@ -125,15 +125,12 @@ def _transcribe(audio: str, fields: str, out: TextIO) -> int:
 
 def _requested_model(request: dict[str, Any], args: AppArgs) -> str:
     name = parse_request(request).model or args.default_model
-    if args.find_model(name) is None:
-        raise unknown_model(name, args.valid_names())
-    return name
+    return args.model(name).name
 
 
 def _fetch_weights(name: str, args: AppArgs) -> None:
     """Before the application starts, because a download in a replica shows no progress here."""
-    model = args.find_model(name)
-    assert model is not None
+    model = args.model(name)
     checkpoints.fetch(model.name, model.checkpoint, accept_unofficial=True)
 
 

@@ -1,6 +1,12 @@
-"""From a checkpoint file to a model that is ready for its first request."""
+"""From a checkpoint file to an engine that is ready for its first request.
 
+This module imports torch and the engine, which takes seconds: a replica imports it in the thread
+that loads the model.
+"""
+
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -14,14 +20,59 @@ from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
 from deployments.contract.errors import CheckpointError
-from deployments.engine import Engine
+from deployments.engine import Engine, own_process
+from deployments.engine.upstream.timing import compile_dtw
+from deployments.logs import Stages
+
+# Warming up is one decode. On a CPU it costs more than it saves the first request.
+_WARMED_UP_DEVICES = ("cuda",)
+# For the engine's thread to end, which may be in the middle of a step.
+_ENGINE_END_S = 60
+
+
+def load_engine(
+    path: Path, official: OfficialModel | None, gpu_share: float, stages: Stages
+) -> Engine:
+    """Load a checkpoint and start an engine on it.
+
+    gpu_share: what the engine may take of the GPU's memory; 0: it runs on the CPU
+    stages: notes how long reading, preparing and warming up take
+
+    Raises CheckpointError as `load_model` does, MemoryError where the model does not fit, and
+    whatever else goes wrong; call `empty_gpu_cache` once the error's traceback is gone.
+    """
+    own_process()
+    try:
+        model = load_model(path, official)
+        stages.done("read")
+        memory_bytes = int(gpu_share * card_memory()) if gpu_share else None
+        device = "cuda" if gpu_share else "cpu"
+        engine = Engine(model, memory_bytes=memory_bytes, device=device)
+        # The engine has its own copy of the weights.
+        del model
+        empty_gpu_cache()
+        stages.done("prepare")
+        if device in _WARMED_UP_DEVICES:
+            try:
+                warm_up(engine)
+            except BaseException:
+                engine.close()
+                # The engine's thread holds weights and slots until it ends.
+                engine.join(_ENGINE_END_S)
+                raise
+            stages.done("warm_up")
+    except torch.OutOfMemoryError as error:
+        raise MemoryError from error
+    # The first request for word timestamps would wait for this; it needs no model.
+    threading.Thread(target=compile_dtw, daemon=True).start()
+    return engine
 
 
 def load_model(path: Path, official: OfficialModel | None) -> Whisper:
     """Load a checkpoint in OpenAI's layout, on the CPU.
 
-    official: the model that these weights are or started from, which tells the alignment heads for word
-        times; None: upstream's default, every head in the upper half of the decoder
+    official: the model that these weights are or started from, which tells the alignment heads for
+        word times; None: upstream's default, every head in the upper half of the decoder
 
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
     MemoryError where the model does not fit.
@@ -44,14 +95,40 @@ def card_memory() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
+def warm_up(engine: Engine) -> None:
+    """A tiny decode, so that the first request does not pay for lazy initialisation."""
+    silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
+    engine.transcribe(
+        silence, language="en", temperature=0.0, beam_size=5, sample_len=2
+    )
+
+
+def empty_gpu_cache() -> None:
+    """Give memory of the GPU that PyTorch holds and does not use to other processes."""
+    # Where an earlier error has broken this process's CUDA context, it is raised again here.
+    with contextlib.suppress(Exception):
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def breaks_gpu(error: BaseException) -> bool:
+    """Whether every further CUDA call of this process fails: a kernel has failed."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory did not suffice, which a later request may find otherwise."""
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 def _read(path: Path) -> Whisper:
     try:
-        # Drawing random weights for the checkpoint to replace takes seconds: eight for turbo.
+        # The checkpoint replaces random weights, whose drawing takes seconds: eight for turbo.
         with _WithoutInitialisation():
             return whisper.load_model(str(path.resolve()), device="cpu")
     except (MemoryError, PermissionError, FileNotFoundError):
         raise
-    except Exception as error:  # noqa: BLE001 - torch.load has one for every way to be broken
+    except Exception as error:  # noqa: BLE001 - torch.load raises a type of its own for each way to be broken
         if "can't allocate memory" in str(error):
             raise MemoryError from None
         raise CheckpointError(
@@ -78,12 +155,4 @@ class _WithoutInitialisation(TorchFunctionMode):
 def _wrong_shape(path: Path, official: OfficialModel) -> CheckpointError:
     return CheckpointError(
         f"the weights in '{path.name}' are not of the shape of model '{official.name}'"
-    )
-
-
-def warm_up(engine: Engine) -> None:
-    """A tiny decode, so that the first request does not pay for lazy initialisation."""
-    silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
-    engine.transcribe(
-        silence, language="en", temperature=0.0, beam_size=5, sample_len=2
     )

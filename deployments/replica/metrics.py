@@ -45,7 +45,14 @@ class EngineMetrics:
             _WINDOWS,
             _TAGS,
         )
-        for metric in vars(self).values():
+        for metric in (
+            self._windows_decoded,
+            self._audio_seconds,
+            self._slots_in_use,
+            self._windows_waiting,
+            self._queue_seconds,
+            self._batch_occupancy,
+        ):
             metric.set_default_tags({"model": model})
 
     def watch(self, engine: "Engine") -> None:

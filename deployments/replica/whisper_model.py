@@ -1,25 +1,27 @@
 """The per-model deployment: loads one checkpoint and owns one engine.
 
-Importing this module is cheap. Torch, whisper and the engine are imported by the thread that loads the
-model, so that a replica can say that it found its place long before it can transcribe.
+Importing this module is cheap. Torch, whisper and the engine are imported by the thread that loads
+the model, so that a replica can tell that it has found its place long before it can transcribe.
 """
 
 import asyncio
-import contextlib
-import gc
 import logging
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from deployments import checkpoints
 from deployments.config import ModelArgs
+from deployments.contract.answer import (
+    Progress,
+    SegmentEvent,
+    segments_of,
+    words_of,
+)
 from deployments.contract.errors import (
     CheckpointError,
     ModelUnavailableError,
@@ -27,47 +29,46 @@ from deployments.contract.errors import (
     TranscriptionError,
     WhisperServeError,
 )
-from deployments.contract.schema import (
-    TranscriptionRequest,
+from deployments.contract.options import (
+    ModelLimits,
+    TranscriptionOptions,
     check_fits_model,
-    segments_of,
-    words_of,
 )
-from deployments.logs import Stages, log_through_serve, place_of
+from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica.metrics import EngineMetrics
+from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
+from deployments.replica.warnings import warnings_of
 
 if TYPE_CHECKING:
     from deployments.engine import Engine, Usage
 
 logger = logging.getLogger(__name__)
 
-# More than are ever in work; a caller who has left keeps his thread until the engine has noticed.
-_MAX_CALLERS = 1000
-# Warming up is one decode. On a CPU that takes longer than it would save the first request, which a start is for.
-_WARMED_UP_DEVICES = ("cuda",)
-# For the engine's thread to end, which may be in the middle of a step.
-_PATIENCE_S = 60
+# More threads than requests that are ever in work: the thread of a caller who has left stays in
+# use until the engine has noticed.
+_MAX_THREADS = 1000
 
 
 class WhisperModel:
     """One replica of one model.
 
     model: what to serve
-    preload: load within the constructor, so that a failure shows in `serve.status()`. Without it a
-        failure is told to the callers (a failing constructor would leave them waiting for ever), and
-        the next one after them finds a new attempt under way.
-    gpu_share: what this replica has of one GPU, and may take of its memory; 0: it runs on the CPU
+    preload: load within the constructor, so that a failure shows in `serve.status()`. Otherwise
+        callers are told of a failure (a failing constructor would leave them waiting for ever),
+        and the next caller after them finds a new attempt under way.
+    gpu_share: the share of one GPU that this replica has, and may take of its memory; 0: it runs
+        on the CPU
     """
 
     def __init__(self, model: ModelArgs, preload: bool, gpu_share: float) -> None:
         log_through_serve()
         self._model = model
         self._gpu_share = gpu_share
-        # What was asked for: Ray does not hide GPUs from an actor that asked for none.
-        self._device = "cuda" if gpu_share else "cpu"
-        self._gpu_failed = False
+        # By the share, because Ray does not hide GPUs from an actor that asked for none.
+        self._device: Literal["cuda", "cpu"] = "cuda" if gpu_share else "cpu"
+        self._gpu_broken = False
         self._metrics = EngineMetrics(model.name)
-        self._callers = ThreadPoolExecutor(_MAX_CALLERS, thread_name_prefix="caller")
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         self._attempt = _LoadAttempt(self._load)
         if preload:
             self._attempt.future.result()
@@ -79,110 +80,94 @@ class WhisperModel:
         """Answers when the model is loaded. Raises ModelUnavailableError if it cannot be."""
         await self._engine()
 
-    async def transcribe(
-        self, audio: np.ndarray, request: TranscriptionRequest
-    ) -> dict[str, Any]:
-        """The part of the contract's answer that the model knows.
+    async def stream(
+        self,
+        audio: np.ndarray,
+        options: TranscriptionOptions,
+        segments: bool = True,
+        progress: bool = True,
+    ) -> AsyncGenerator[ReplicaEvent, None]:
+        """Progress and final segments while the work goes on, and the transcript at the end.
 
         audio: int16 waveform at 16 kHz, shape (samples,)
+        segments, progress: whether these events are wanted
         """
-        return await self._transcribe(audio, request)
-
-    async def stream(
-        self, audio: np.ndarray, request: TranscriptionRequest, segments: bool = True
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Events while the work goes on: `progress`, `segment` if wanted, and last `result`."""
-        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        events: asyncio.Queue[ReplicaEvent | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def emit(event: dict[str, Any]) -> None:
+        def emit(event: ReplicaEvent) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         def on_progress(done: float, total: float) -> None:
-            emit({"event": "progress", "done": done, "total": total})
+            emit(Progress(done=done, total=total))
 
         def on_segments(final: list[dict[str, Any]]) -> None:
-            for segment in segments_of({"segments": final}):
-                emit({"event": "segment", "segment": segment.model_dump()})
+            for segment in segments_of(final):
+                emit(SegmentEvent(segment=segment))
 
         work = asyncio.ensure_future(
             self._transcribe(
-                audio, request, on_progress, on_segments if segments else None
+                audio,
+                options,
+                on_progress if progress else None,
+                on_segments if segments else None,
             )
         )
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
                 yield event
-            yield {"event": "result", "result": await work}
+            yield await work
         finally:
             work.cancel()
-            # Nobody may be left to hear how it ended.
+            # The outcome is looked at here, because nobody else may be left to do so.
             work.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def slots(self) -> dict[str, int] | None:
-        """How many windows can be decoded together, how many are, and how many wait; None while loading."""
-        engine = self._attempt.result
+    async def slots(self) -> SlotUse | None:
+        """How the engine's slots are used; None while the model is loading."""
+        engine = self._attempt.engine
         if engine is None:
             return None
         stats = engine.stats()
-        return {
-            "slots": stats.slots,
-            "slots_in_use": stats.slots_in_use,
-            "windows_waiting": stats.windows_waiting,
-        }
+        return SlotUse(stats.slots, stats.slots_in_use, stats.windows_waiting)
 
     async def check_health(self) -> None:
-        """Called by Serve; an exception has the replica replaced."""
-        engine = self._attempt.result
+        """Called by Serve, which replaces the replica if this raises."""
+        engine = self._attempt.engine
         if engine is not None and not engine.alive:
             raise RuntimeError("the engine's thread is gone")
-        if self._gpu_failed:
-            raise RuntimeError("an earlier GPU error has spoilt this process")
+        if self._gpu_broken:
+            raise RuntimeError("an earlier GPU error has broken this process")
 
     async def _engine(self) -> "Engine":
         if self._attempt.failed:
-            # The cause may be gone.
+            # What made the last attempt fail may be gone.
             self._attempt = _LoadAttempt(self._load)
         return await self._attempt.wait()
 
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
-        stages = Stages()
-        name, reason = self._model.name, None
-        # Meanwhile the weights are verified, which for the large ones takes as long.
+        # Verifying the weights of a large model takes as long as the imports do.
         imports = threading.Thread(target=_import_engine, daemon=True)
         imports.start()
-        try:
-            checkpoint = checkpoints.fetch(
-                name,
-                self._model.checkpoint,
-                progress=False,
-                accept_unofficial=True,
+        stages = Stages()
+        engine, reason = self._try_to_load(stages, imports)
+        if engine is None:
+            # Outside the except blocks: their tracebacks would keep the half-loaded model alive.
+            if self._gpu_share:
+                from deployments.replica.loading import empty_gpu_cache
+
+                empty_gpu_cache()
+            logger.warning(
+                "model=%s event=load_failed reason=%s", self._model.name, reason
             )
-            stages.done("verify")
-            imports.join()
-            stages.done("import")
-            engine = self._start_engine(checkpoint.path, stages)
-        except CheckpointError as error:
-            reason = str(error)
-        except MemoryError:
-            reason = f"out of memory ({self._device})"
-        except Exception as error:  # noqa: BLE001
-            self._note_gpu_failure(error)
-            logger.error("model=%s at=%s", name, place_of(error))
-            reason = f"loading failed ({type(error).__name__})"
-        if reason is not None:
-            # Here, where no traceback holds any more what had been loaded.
-            self._empty_gpu_cache()
-            raise self._unavailable(reason)
+            raise ModelUnavailableError(self._model.name, reason)
         stats = engine.stats()
         logger.info(
-            "model=%s event=loaded device=%s converted=%s seconds=%.1f"
+            "model=%s event=loaded device=%s seconds=%.1f"
             " slots=%d slot_mb=%.0f held_mb=%.0f %s",
-            name,
+            self._model.name,
             self._device,
-            checkpoint.converted,
             stages.seconds,
             stats.slots,
             stats.slot_bytes / 1e6,
@@ -192,168 +177,121 @@ class WhisperModel:
         self._metrics.watch(engine)
         return engine
 
-    def _start_engine(self, path: Path, stages: Stages) -> "Engine":
-        import torch
-
-        from deployments.engine import Engine, own_process
-        from deployments.engine.upstream.timing import compile_dtw
-        from deployments.replica import loading as model_loading
-
-        own_process()
+    def _try_to_load(
+        self, stages: Stages, imports: threading.Thread
+    ) -> "tuple[Engine | None, str]":
+        """The engine, or None and the reason why there is none."""
+        name = self._model.name
         try:
-            model = model_loading.load_model(path, self._model.official)
-            stages.done("read")
-            engine = Engine(
-                model, memory_bytes=self._memory_bytes(), device=self._device
+            checkpoint = checkpoints.fetch(
+                name, self._model.checkpoint, progress=False, accept_unofficial=True
             )
-            # The engine has its own copy of it.
-            del model
-            self._empty_gpu_cache()
-            stages.done("prepare")
-            try:
-                if self._device in _WARMED_UP_DEVICES:
-                    model_loading.warm_up(engine)
-                    stages.done("warm_up")
-            except BaseException:
-                engine.close()
-                # Its thread holds weights and slots.
-                engine.join(_PATIENCE_S)
-                raise
-        except torch.OutOfMemoryError as error:
-            raise MemoryError from error
-        # What the first request for word timestamps would do; it needs no model.
-        threading.Thread(target=compile_dtw, daemon=True).start()
-        return engine
+            stages.done("verify")
+            imports.join()
+            from deployments.replica import loading
 
-    def _empty_gpu_cache(self) -> None:
-        """What PyTorch holds of the GPU and does not use is for other processes."""
-        torch = sys.modules.get("torch")
-        if torch is not None and self._gpu_share:
-            # Where an earlier error has spoilt the process, it comes again here.
-            with contextlib.suppress(Exception):
-                torch.cuda.empty_cache()
+            stages.done("import")
+            engine = loading.load_engine(
+                checkpoint.path, self._model.official, self._gpu_share, stages
+            )
+        except CheckpointError as error:
+            return None, str(error)
+        except MemoryError:
+            return None, f"out of memory ({self._device})"
+        except Exception as error:  # noqa: BLE001 - callers wait for a reason
+            self._note_gpu_failure(error)
+            logger.error("model=%s at=%s", name, error_location(error))
+            return None, f"loading failed ({type(error).__name__})"
+        return engine, ""
 
     def _note_gpu_failure(self, error: Exception) -> None:
-        """After a kernel's failure every further call of CUDA in this process fails too."""
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            self._gpu_failed |= isinstance(error, torch.AcceleratorError)
+        from deployments.replica.loading import breaks_gpu
 
-    def _memory_bytes(self) -> int | None:
-        """What the engine may take of the GPU's memory."""
-        if not self._gpu_share:
-            return None
-        from deployments.replica.loading import card_memory
-
-        return int(self._gpu_share * card_memory())
-
-    def _unavailable(self, reason: str) -> ModelUnavailableError:
-        logger.warning("model=%s event=load_failed reason=%s", self._model.name, reason)
-        return ModelUnavailableError(self._model.name, reason)
+        self._gpu_broken |= breaks_gpu(error)
 
     async def _transcribe(
         self,
         audio: np.ndarray,
-        request: TranscriptionRequest,
-        on_progress: Callable[[float, float], None] | None = None,
-        on_segments: Callable[[list[dict[str, Any]]], None] | None = None,
-    ) -> dict[str, Any]:
+        options: TranscriptionOptions,
+        on_progress: Callable[[float, float], None] | None,
+        on_segments: Callable[[list[dict[str, Any]]], None] | None,
+    ) -> Transcript:
         engine = await self._engine()
-        gone = threading.Event()
-        noted: list[Usage] = []
+        cancelled = threading.Event()
 
-        def work() -> dict[str, Any]:
+        def work() -> Transcript:
+            used: list[Usage] = []
             started = time.monotonic()
             result = engine.transcribe(
                 audio,
                 on_progress=on_progress,
                 on_segments=on_segments,
-                cancelled=gone.is_set,
-                on_usage=noted.append,
-                **request.whisper_options(),
+                cancelled=cancelled.is_set,
+                on_usage=used.append,
+                **options.whisper_options(),
             )
             seconds = time.monotonic() - started
-            [usage] = noted
+            [usage] = used
             self._metrics.observe(usage)
-            timings = {
-                "queue": usage.queue_s,
-                "transcribe": seconds - usage.queue_s,
-                "batch": usage.occupancy,
-            }
-            return self._answer(result, request, timings)
+            segments = result["segments"]
+            return Transcript(
+                segments=segments_of(segments),
+                words=words_of(segments) if options.word_timestamps else None,
+                text=result["text"],
+                language=result["language"],
+                language_probability=usage.language_probability,
+                device=self._device,
+                queue_s=usage.queue_s,
+                transcribe_s=seconds - usage.queue_s,
+                batch_windows=usage.occupancy,
+                warnings=warnings_of(options, engine, audio),
+            )
 
         try:
-            self._check_fits(request, engine)
-            return await asyncio.get_running_loop().run_in_executor(self._callers, work)
+            self._check_fits(options, engine)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except WhisperServeError:
             raise
-        except Exception as error:  # noqa: BLE001 - its text is not for the caller
-            raise self._answer_to(error) from None
+        except Exception as error:  # noqa: BLE001 - the error's text is not for the caller
+            raise self._as_answer(error) from None
         finally:
-            gone.set()
+            cancelled.set()
 
-    def _answer(
-        self,
-        result: dict[str, Any],
-        request: TranscriptionRequest,
-        timings: dict[str, float],
-    ) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "segments": [segment.model_dump() for segment in segments_of(result)]
-        }
-        if request.word_timestamps:
-            answer["word_timestamps"] = [word.model_dump() for word in words_of(result)]
-        return answer | {
-            "detected_language": result["language"],
-            "transcription": result["text"].strip(),
-            "device": self._device,
-            "model": self._model.name,
-            "timings": timings,
-        }
-
-    def _check_fits(self, request: TranscriptionRequest, engine: "Engine") -> None:
-        check_fits_model(
-            request,
-            model=self._model.name,
-            multilingual=engine.facts.is_multilingual,
-            num_languages=engine.facts.num_languages,
-            n_vocab=engine.facts.dims.n_vocab,
+    def _check_fits(self, options: TranscriptionOptions, engine: "Engine") -> None:
+        facts = engine.facts
+        limits = ModelLimits(
+            facts.is_multilingual, facts.num_languages, facts.dims.n_vocab
         )
+        check_fits_model(options, self._model.name, limits)
 
-    def _answer_to(self, error: Exception) -> WhisperServeError:
-        import torch
-
+    def _as_answer(self, error: Exception) -> WhisperServeError:
         from deployments.engine import EngineClosedError, TranscriptionCancelled
+        from deployments.replica.loading import empty_gpu_cache, is_out_of_memory
 
         if isinstance(error, TranscriptionCancelled):
             return RequestCancelledError("The request was cancelled")
         if isinstance(error, EngineClosedError):
             return ModelUnavailableError(self._model.name, "its engine has stopped")
-        if isinstance(error, torch.OutOfMemoryError):
-            self._empty_gpu_cache()
+        if is_out_of_memory(error):
+            empty_gpu_cache()
             return TranscriptionError("Transcription failed: out of GPU memory")
         self._note_gpu_failure(error)
-        # The message of an unforeseen error may quote the transcript; its type and place do not.
+        # The text of an unforeseen error may quote the transcript; its type and place do not.
         logger.error(
             "model=%s event=transcription_failed error=%s at=%s",
             self._model.name,
             type(error).__name__,
-            place_of(error),
+            error_location(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
 
 
 def _import_engine() -> None:
-    # Modules are not garbage: looking for it takes a tenth of the time.
-    gc.disable()
-    try:
-        from deployments.replica import loading as model_loading  # noqa: F401
-    finally:
-        gc.enable()
+    from deployments.replica import loading  # noqa: F401
 
 
 class _LoadAttempt:
-    """One try at loading the model, in a thread of its own, awaited by any number of callers."""
+    """One attempt at loading the model, in its own thread, awaited by any number of callers."""
 
     def __init__(self, load: Callable[[], "Engine"]) -> None:
         self.future: Future[Engine] = Future()
@@ -364,12 +302,13 @@ class _LoadAttempt:
         return self.future.done() and self.future.exception() is not None
 
     @property
-    def result(self) -> "Engine | None":
+    def engine(self) -> "Engine | None":
+        """None while the attempt goes on, and where it has failed."""
         done = self.future.done() and not self.failed
         return self.future.result() if done else None
 
     async def wait(self) -> "Engine":
-        # A caller who leaves takes nobody else along.
+        # Shielded, because a caller who leaves must not cancel the attempt for the others.
         return await asyncio.shield(asyncio.wrap_future(self.future))
 
     def _run(self, load: Callable[[], "Engine"]) -> None:

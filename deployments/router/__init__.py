@@ -1,0 +1,1 @@
+"""The ingress behind every door: validate, download, decode, dispatch, and answer errors."""

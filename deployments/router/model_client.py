@@ -1,6 +1,7 @@
-"""From the router to the replicas of one model: admission, start, deadlines, cancellation, one retry."""
+"""The router's side of one model's deployment: admission, start, deadline, retry."""
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
@@ -9,12 +10,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
-from ray.exceptions import (
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -23,27 +19,28 @@ from deployments.contract.errors import (
     ModelUnavailableError,
     OverloadedError,
     RequestTimeoutError,
-    WhisperServeError,
 )
-from deployments.contract.schema import TranscriptionRequest
+from deployments.contract.options import TranscriptionOptions
+from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
+from deployments.router.retry import (
+    ActorDiedError,
+    ray_errors_translated,
+    retried_once,
+)
 
 logger = logging.getLogger(__name__)
 
 # A replica that answered this recently is not asked again whether it is ready.
-_STILL_THERE_S = 1.0
-# A replica that is busy starting may leave this question unanswered.
+_STILL_READY_S = 1.0
+# A replica that is busy loading may leave the question about its slots unanswered.
 _SLOTS_TIMEOUT_S = 1.0
-
-
-class _ReplicaDiedError(Exception):
-    """The replica went away with the request; nothing is wrong with the request."""
 
 
 class ModelClient:
     """What the router knows of one model's deployment.
 
-    gpu_share: what a replica asks of one GPU; 0 where there is none
-    at_once: how many requests are admitted at the same time
+    gpu_share: the share of one GPU that a replica asks for; 0 where there is none
+    max_concurrency: how many requests are admitted at the same time
     """
 
     def __init__(
@@ -57,8 +54,8 @@ class ModelClient:
         self._handle = handle
         self._args = args
         self._gpu_share = gpu_share
-        self.at_once = args.requests_at_once(model, gpu_share > 0)
-        self._places = asyncio.Semaphore(self.at_once)
+        self.max_concurrency = args.max_concurrency(model, gpu_share > 0)
+        self._semaphore = asyncio.Semaphore(self.max_concurrency)
         self._admitted = 0
         self._waiting = 0
         self._answered_at = -math.inf
@@ -66,17 +63,21 @@ class ModelClient:
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
-        """Hold one of the model's places, in order of arrival: what is in memory at once stays bounded.
+        """Hold one of the model's places, which are given in order of arrival.
 
-        Raises OverloadedError where too many wait already.
+        The places bound how much audio is in memory at once. Raises OverloadedError where too many
+        requests wait already.
         """
-        if self._places.locked() and self._waiting >= self._args.max_waiting_requests:
+        if (
+            self._semaphore.locked()
+            and self._waiting >= self._args.max_waiting_requests
+        ):
             raise OverloadedError(
                 f"Too many requests wait for model '{self.model.name}', try again later"
             )
         self._waiting += 1
         try:
-            await self._places.acquire()
+            await self._semaphore.acquire()
         finally:
             self._waiting -= 1
         self._admitted += 1
@@ -84,67 +85,51 @@ class ModelClient:
             yield
         finally:
             self._admitted -= 1
-            self._places.release()
-
-    async def transcribe(
-        self, audio: np.ndarray, request: TranscriptionRequest
-    ) -> dict[str, Any]:
-        """The model's part of the answer, with `model_start` among its timings.
-
-        audio: int16 waveform at 16 kHz, shape (samples,)
-
-        A request whose replica dies is tried once more; transcription is idempotent. Raises
-        ModelUnavailableError, RequestTimeoutError and what the replica raises.
-        """
-        budget = _Budget(self._args.request_timeout_s)
-        try:
-            return await self._transcribe_once(audio, request, budget)
-        except _ReplicaDiedError:
-            logger.warning("model=%s event=replica_died retry=true", self.model.name)
-        try:
-            return await self._transcribe_once(audio, request, budget)
-        except _ReplicaDiedError:
-            raise self._replica_died() from None
+            self._semaphore.release()
 
     async def stream(
-        self, audio: np.ndarray, request: TranscriptionRequest, segments: bool = True
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The replica's events; the result, which comes last, is that of `transcribe`.
+        self,
+        audio: np.ndarray,
+        options: TranscriptionOptions,
+        segments: bool = True,
+        progress: bool = True,
+    ) -> AsyncGenerator[ReplicaEvent, None]:
+        """A replica's events; the transcript, which comes last, tells `model_start_s`.
 
-        Once a segment has gone out, a request whose replica dies is not tried again.
+        audio: int16 waveform at 16 kHz, shape (samples,)
+        segments, progress: whether these events are wanted
+
+        A request whose replica dies is tried once more, but not after a segment has gone out.
+        Raises ModelUnavailableError, RequestTimeoutError and what the replica raises.
         """
-        budget = _Budget(self._args.request_timeout_s)
-        segment_went_out = False
-        try:
-            attempt = self._stream_once(audio, request, segments, budget)
-            async with aclosing(attempt) as events:
-                async for event in events:
-                    segment_went_out |= event["event"] == "segment"
-                    yield event
-            return
-        except _ReplicaDiedError:
-            if segment_went_out:
-                raise self._replica_died() from None
-            logger.warning("model=%s event=replica_died retry=true", self.model.name)
-        try:
-            attempt = self._stream_once(audio, request, segments, budget)
-            async with aclosing(attempt) as events:
-                async for event in events:
-                    yield event
-        except _ReplicaDiedError:
-            raise self._replica_died() from None
+        deadline = _Deadline(self._args.request_timeout_s)
 
-    async def slots(self, replicas: int) -> dict[str, int] | None:
-        """`slots`, `slots_in_use` and `windows_waiting`, summed over the replicas that have loaded the
-        model; None where there is none, or one does not answer within a second. Starts none.
+        def attempt() -> AsyncGenerator[ReplicaEvent, None]:
+            return self._attempt(audio, options, segments, progress, deadline)
+
+        def on_retry() -> None:
+            logger.warning("model=%s event=replica_died retry=true", self.model.name)
+
+        try:
+            async with aclosing(retried_once(attempt, on_retry)) as events:
+                async for event in events:
+                    yield event
+        except ActorDiedError:
+            raise self._unavailable("its replica died during this request") from None
+
+    async def slots(self, replicas: int) -> SlotUse | None:
+        """How the slots of all replicas that have loaded the model are used. Starts no replica.
 
         replicas: how many run
+
+        None where no replica has loaded the model, or one does not answer within a second.
         """
         if not replicas:
             return None
         if not self._admitted and (slots := self._slots_of.get(replicas)):
-            # To Serve a question is a request: an idle replica that is often asked would never stop.
-            return {"slots": slots, "slots_in_use": 0, "windows_waiting": 0}
+            # Serve counts a call as traffic, so polling would keep an idle replica from scaling
+            # to zero.
+            return SlotUse(slots, slots_in_use=0, windows_waiting=0)
         try:
             answers = await self._handle.broadcast("slots").results_async(
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
@@ -152,61 +137,60 @@ class ModelClient:
         except (TimeoutError, DeploymentUnavailableError):
             return None
         except (RayError, RuntimeError) as error:
-            # One model's trouble hides no other one in the list.
+            # The list of models is told in any case, whatever one of them suffers from.
             logger.warning(
                 "model=%s event=slots_unknown error=%s",
                 self.model.name,
                 type(error).__name__,
             )
             return None
-        # The others still load the model, or have died.
-        loaded = [answer for answer in answers if isinstance(answer, dict)]
+        # A replica that is still loading answers None, and one that has died an error.
+        loaded = [answer for answer in answers if isinstance(answer, SlotUse)]
         if not loaded:
             return None
-        total = {key: sum(answer[key] for answer in loaded) for key in loaded[0]}
+        total = SlotUse(
+            slots=sum(answer.slots for answer in loaded),
+            slots_in_use=sum(answer.slots_in_use for answer in loaded),
+            windows_waiting=sum(answer.windows_waiting for answer in loaded),
+        )
         if len(loaded) == replicas:
-            self._slots_of[replicas] = total["slots"]
+            self._slots_of[replicas] = total.slots
         return total
 
-    async def _transcribe_once(
-        self, audio: np.ndarray, request: TranscriptionRequest, budget: "_Budget"
-    ) -> dict[str, Any]:
-        with self._ray_errors_translated():
-            model_start = await self._start()
-            response = self._handle.transcribe.remote(audio, request)
-            async with budget.spent():
-                answer: dict[str, Any] = await _answer_to(response)
-            self._answered_at = time.monotonic()
-            answer["timings"]["model_start"] = model_start
-            return answer
-
-    async def _stream_once(
+    async def _attempt(
         self,
         audio: np.ndarray,
-        request: TranscriptionRequest,
+        options: TranscriptionOptions,
         segments: bool,
-        budget: "_Budget",
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        with self._ray_errors_translated():
-            model_start = await self._start()
+        progress: bool,
+        deadline: "_Deadline",
+    ) -> AsyncGenerator[ReplicaEvent, None]:
+        """One replica's events. Raises ActorDiedError if the replica dies."""
+        with self._errors_translated():
+            model_start_s = await self._start()
             handle = self._handle.options(stream=True)
-            events: Any = handle.stream.remote(audio, request, segments)
+            events: Any = handle.stream.remote(audio, options, segments, progress)
             try:
                 while True:
-                    async with budget.spent():
+                    async with deadline.running():
                         event = await anext(events, None)
                     if event is None:
                         return
-                    if event["event"] == "result":
-                        event["result"]["timings"]["model_start"] = model_start
+                    if isinstance(event, Transcript):
+                        self._answered_at = time.monotonic()
+                        event = dataclasses.replace(event, model_start_s=model_start_s)
                     yield event
             finally:
+                # Neither a deadline nor a caller who leaves would end the work by itself.
                 events.cancel()
 
     async def _start(self) -> float:
-        """Wait until a replica has loaded the model, starting one if there is none; gives the seconds."""
+        """Wait until a replica has loaded the model, starting one if there is none.
+
+        Returns the seconds that this took. Raises ModelUnavailableError.
+        """
         started = time.monotonic()
-        if started - self._answered_at < _STILL_THERE_S:
+        if started - self._answered_at < _STILL_READY_S:
             return 0.0
         if self._gpu_share:
             limit = self._args.placement_timeout_s
@@ -227,52 +211,43 @@ class ModelClient:
     async def _answer_within(self, limit: float, response: Any, reason: str) -> None:
         try:
             async with asyncio.timeout(limit):
-                await _answer_to(response)
+                await response
         except TimeoutError:
-            raise ModelUnavailableError(self.model.name, reason) from None
+            response.cancel()
+            raise self._unavailable(reason) from None
+        except BaseException:
+            # A caller who leaves would not end the call by itself.
+            response.cancel()
+            raise
 
     @contextmanager
-    def _ray_errors_translated(self) -> Iterator[None]:
+    def _errors_translated(self) -> Iterator[None]:
         try:
-            yield
-        except RayTaskError as error:
-            # It poses as the replica's own error, but its text is a traceback.
-            if isinstance(error.cause, WhisperServeError):
-                raise error.cause from None
-            raise
-        except (RayActorError, WorkerCrashedError):
+            with ray_errors_translated():
+                yield
+        except ActorDiedError:
             self._answered_at = -math.inf
-            raise _ReplicaDiedError from None
+            raise
         except (DeploymentUnavailableError, BackPressureError):
-            raise ModelUnavailableError(
-                self.model.name, "its deployment takes no requests now"
-            ) from None
+            raise self._unavailable("its deployment takes no requests now") from None
 
-    def _replica_died(self) -> ModelUnavailableError:
-        return ModelUnavailableError(
-            self.model.name, "its replica died during this request"
-        )
+    def _unavailable(self, reason: str) -> ModelUnavailableError:
+        return ModelUnavailableError(self.model.name, reason)
 
 
-async def _answer_to(response: Any) -> Any:
-    """Await a handle's call. Neither a deadline nor a caller who leaves would end its work by itself."""
-    try:
-        return await response
-    except BaseException:
-        response.cancel()
-        raise
+class _Deadline:
+    """`request_timeout_s` of one request, which runs while the request is with a replica.
 
-
-class _Budget:
-    """`request_timeout_s` of one request, spent while it is with a replica; the model's start is counted apart."""
+    The start of the model is not counted: it has a limit of its own.
+    """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._spent = 0.0
 
     @asynccontextmanager
-    async def spent(self) -> AsyncIterator[None]:
-        """Raises RequestTimeoutError when there is nothing left."""
+    async def running(self) -> AsyncIterator[None]:
+        """Raises RequestTimeoutError when the time is used up."""
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._limit - self._spent):

@@ -1,4 +1,7 @@
-"""What Ray and RunPod's SDK are told by environment variables. A variable that is set already keeps its value."""
+"""What Ray and RunPod's SDK are told by environment variables.
+
+A variable that is set already keeps its value.
+"""
 
 import os
 import secrets
@@ -10,11 +13,12 @@ _VARIABLES = {
     "RAY_enable_metrics_collection": "false",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
-    # Ray starts processes in reserve: they import Serve, which each of them needs first, while they wait.
+    # Ray starts processes in reserve. While they wait they import Serve, which each needs first.
     "RAY_preload_python_modules": "ray.serve",
     # At DEBUG, its default level, the SDK prints whole results.
     "RUNPOD_LOG_LEVEL": "INFO",
-    # The SDK's own checks import torch, open a CUDA context in this process and want a route to the internet.
+    # The SDK's own checks import torch, open a CUDA context in this process, and want a route to
+    # the internet.
     "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
     "RUNPOD_SKIP_GPU_CHECK": "true",
 }

@@ -1,7 +1,7 @@
 """From a RunPod job to the Router and back: the contract's third door.
 
-A job's result is the contract's answer, or `{"error": "<short text>"}`. The handler never raises, because RunPod's SDK
-would post the traceback.
+A job's result is the contract's answer, or `{"error": "<short text>"}`. The handler never raises,
+because RunPod's SDK would post the traceback.
 """
 
 import asyncio
@@ -26,9 +26,7 @@ from deployments.runpod.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SERVICE_DIED = (
-    "The worker's service has died during this job: send the job again"
-)
+_SERVICE_DIED = "The worker's service has died during this job: send the job again"
 _JOB_LOST = "The service lost this job while it restarted: send it again"
 
 
@@ -72,7 +70,7 @@ class JobHandler:
             self._in_work.discard(work)
 
     def fail_all(self) -> None:
-        """The service has died: every job in work, or still to come, ends with an error that says so."""
+        """End every job in work, or still to come, with an error: the service has died."""
         self._service_died = True
         for work in self._in_work:
             work.cancel()

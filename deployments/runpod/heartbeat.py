@@ -1,9 +1,11 @@
-"""The heartbeat: a process of its own tells RunPod that the worker lives, and which jobs it has in work.
+"""The heartbeat: it tells RunPod that the worker lives, and which jobs the worker has in work.
 
-A process, because a busy event loop would delay the heartbeat, and a worker that is silent is taken for dead. It is
-spawned, not forked: a fork would inherit Ray's threads and handlers. It ends with the worker, however that ends.
+The heartbeat is a process of its own, because a busy event loop would delay it, and RunPod takes a
+silent worker for dead. The process is spawned: a fork would inherit Ray's threads and handlers. It
+ends with the worker, however the worker ends.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -27,7 +29,7 @@ class JobIds:
     """The ids of the jobs in work, in memory that the worker and the heartbeat share."""
 
     def __init__(self) -> None:
-        self._ids = _CONTEXT.Array("c", _IDS_BYTES)
+        self._ids = _CONTEXT.Array(ctypes.c_char, _IDS_BYTES)
 
     def set(self, ids: str | None) -> None:
         """Called by the SDK's record of jobs whenever it changes. ids: separated by commas"""
@@ -59,9 +61,7 @@ def ping_of(
     if not url or not key:
         return None
     interval_s = int(environment.get("RUNPOD_PING_INTERVAL") or 10_000) / 1000
-    return Ping(
-        url.replace("$RUNPOD_POD_ID", worker_id), key, interval_s, sdk_version
-    )
+    return Ping(url.replace("$RUNPOD_POD_ID", worker_id), key, interval_s, sdk_version)
 
 
 def start(ping: Ping, job_ids: JobIds) -> None:

@@ -1,12 +1,13 @@
-"""RunPod's job API, with patience: jobs are asked for with pauses while it cannot be reached, and a result is posted
-until it is taken.
+"""RunPod's job API, used with patience.
+
+While it cannot be reached, jobs are asked for with pauses. A result is posted until it is taken.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ class Patience:
     backoff: pauses after failures
     result_s: how long a result is posted again and again
     poll_s: how long a poll for jobs or for stop signals may stay open
-    quick_answer_s: an empty answer faster than this was not a long poll; wait this long before asking again
+    quick_answer_s: an empty answer faster than this was not a long poll; wait this long before
+        asking again
     too_many_requests_s: pause after HTTP 429
     """
 
@@ -62,7 +64,7 @@ class JobApi:
         self._stopping = OutageLog("job-stop", backoff)
 
     async def take(self, count: int) -> list[Job]:
-        """Up to `count` jobs. Returns after a long poll, or after a pause where there was no answer."""
+        """Up to `count` jobs; none after a long poll or after a failure, which takes a pause."""
         jobs = await self._poll(sdk.get_job(self._session, count), self._taking)
         # Nobody could be answered for a job without an id.
         usable = [job for job in jobs if _is_job(job)]
@@ -75,11 +77,12 @@ class JobApi:
         return await self._poll(sdk.get_stop_signals(self._session), self._stopping)
 
     async def deliver(self, job: Job, result: dict[str, Any]) -> None:
-        """Post a job's result until the job API takes it; for five minutes. Never raises.
+        """Post a job's result until the job API takes it, as long as patience lasts. Never raises.
+
+        A result that is refused is logged with its size and the answer, and the job gets an error
+        in its place.
 
         result: the output, or `{"error": text}`
-
-        A result that is refused is logged with its size and the answer, and the job gets an error in its place.
         """
         job_id = job["id"]
         body = result if "error" in result else {"output": result}
@@ -94,7 +97,10 @@ class JobApi:
             json.dumps(refused.answer[:_ANSWER_SHOWN]),
         )
         if "error" not in result:
-            text = f"The job API refused the result of {size / 1e6:.1f} MB (HTTP {refused.status})"
+            megabytes = f"{size / 1e6:.1f} MB"
+            text = (
+                f"The job API refused the result of {megabytes} (HTTP {refused.status})"
+            )
             await self._post_until_taken(job_id, to_json({"error": text}))
 
     async def post_progress(
@@ -124,7 +130,7 @@ class JobApi:
             async with asyncio.timeout(self._patience.poll_s):
                 answer = await poll or []
         except TimeoutError:
-            # No answer is not the same as no connection: that one would have failed sooner.
+            # The poll stayed open: there is no job, and no outage.
             return []
         except sdk.TooManyRequests:
             await asyncio.sleep(self._patience.too_many_requests_s)
@@ -139,7 +145,7 @@ class JobApi:
         return answer
 
     async def _post_until_taken(self, job_id: str, data: str) -> Refused | None:
-        """Gives the refusal where there was one. A result that nobody takes in time is lost, and logged."""
+        """Gives the refusal, if any. A result that is not taken in time is lost, and logged."""
         started = time.monotonic()
         failures = 0
         while True:
@@ -165,7 +171,7 @@ class JobApi:
     async def _post(
         self, url: str, job_id: str, data: str, timeout_s: float = 120.0
     ) -> None:
-        """One try. Raises Refused, and aiohttp.ClientError or TimeoutError where another try may succeed."""
+        """One try. Raises Refused; ClientError or TimeoutError where another try may help."""
         headers = {
             "charset": "utf-8",
             "Content-Type": "application/x-www-form-urlencoded",

@@ -1,15 +1,16 @@
-"""The worker's loop: take jobs, run them at the same time, stop one that is cancelled, drain when the worker is to end."""
+"""The worker's loop: take jobs, run them concurrently, stop a cancelled one, drain at the end."""
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from deployments.logs import error_location
+from deployments.runpod import heartbeat, sdk
 from deployments.runpod.job_api import Job, JobApi
-from deployments.runpod.sdk import Handler, JobsProgress
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +20,14 @@ class JobLoop:
 
     handler: gives a job's result and never raises; it is cancelled where the job is
     max_concurrency: jobs in work at the same time
-    grace_s: how long the last answer of the job API is waited for when the worker is to stop. An answer may be under
-        way, and RunPod counts its jobs as taken.
+    grace_s: how long to wait for the job API's last answer when the worker is to stop. The answer
+        may be under way, and RunPod counts its jobs as taken.
     """
 
     def __init__(
         self,
         api: JobApi,
-        handler: Handler,
+        handler: sdk.Handler,
         max_concurrency: int,
         grace_s: float = 2.0,
     ) -> None:
@@ -37,7 +38,7 @@ class JobLoop:
         self._stopping = asyncio.Event()
         self._jobs: dict[asyncio.Task[None], str] = {}
         # The SDK tells the job API, and the heartbeat, which jobs are in work.
-        self._in_work = JobsProgress()
+        self._in_work = sdk.JobsProgress()
 
     def stop(self) -> None:
         """Take no more jobs; those in work are finished."""
@@ -104,10 +105,11 @@ class JobLoop:
 async def run_jobs(
     loop: JobLoop, watch: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
-    """Run the loop until SIGTERM or SIGINT, or until `watch` returns; jobs in work are finished.
+    """Run the loop, with heartbeats, until SIGTERM or SIGINT comes or `watch` returns.
 
-    After a signal, further ones are ignored: the process is about to end.
+    Jobs in work are finished. From then on both signals are ignored: the process is about to end.
     """
+    _start_heartbeat()
     watching = asyncio.ensure_future(watch())
     watching.add_done_callback(lambda _: loop.stop())
     with _signals(loop.stop):
@@ -115,6 +117,14 @@ async def run_jobs(
             await loop.run()
         finally:
             watching.cancel()
+
+
+def _start_heartbeat() -> None:
+    ping = heartbeat.ping_of(os.environ, sdk.WORKER_ID, sdk.VERSION)
+    if ping is not None:
+        job_ids = heartbeat.JobIds()
+        sdk.JobsProgress().set_mirror(job_ids)
+        heartbeat.start(ping, job_ids)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the log tells of one call of RunPod's job API that fails again and again, and how long to wait between tries."""
+"""Calls of RunPod's job API that fail again and again: what the log says, and how long to wait."""
 
 import logging
 import time

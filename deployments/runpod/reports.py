@@ -1,4 +1,4 @@
-"""What is posted of a job while it runs: its progress now and then, and its segments where they are to be streamed."""
+"""What is posted of a running job: progress now and then, and segments if they are streamed."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ _STREAM_TRIES = 3
 
 
 class Reports:
-    """A job's reports, posted one after another: they land in order, and none lands after the result.
+    """A job's reports, posted one after another, so that they land in order and before the result.
 
     api: None where there is no job API to post to
     streamed: whether segments are posted
@@ -59,9 +59,9 @@ class Reports:
 
     @asynccontextmanager
     async def posted(self) -> AsyncIterator[None]:
-        """Post what is added inside this context. At its end every post has landed or been given up.
+        """Post what is added inside this context. At its end every post has landed or failed.
 
-        Segments noted by then still go out; progress does not, because the result is about to.
+        Segments noted by then still go out. Progress does not, because the result follows.
         """
         posting = asyncio.ensure_future(self._post_all())
         try:

@@ -6,11 +6,14 @@ from deployments.contract.answer import Answer
 from deployments.contract.errors import InvalidRequestError
 from deployments.runpod.job_api import to_json
 
-_WITHOUT_TOKENS = "The segments' tokens are left out: with them the result is larger than the job API takes"
+_WITHOUT_TOKENS = (
+    "The segments' tokens are left out:"
+    " with them the result is larger than the job API takes"
+)
 
 
 def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
-    """The answer as plain JSON, without its tokens where it takes more than `limit` bytes with them.
+    """The answer as plain JSON; without its tokens where it would take more than `limit` bytes.
 
     Raises InvalidRequestError if that is not enough, and ValueError if the answer is no JSON.
     """

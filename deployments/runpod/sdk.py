@@ -1,9 +1,10 @@
 """Every tie to RunPod's SDK, which is pinned; no other module imports it.
 
-The SDK has a loop of its own (`rp_scale.JobScaler`). It asks again at once where the job API cannot be reached, gives a
-result up after seven seconds, loses a job that arrives together with SIGTERM, and waits for its long polls, up to 90 s,
-before it exits. None of that can be configured, so `loop.py` and `job_api.py` stand in its place. They use what the
-SDK's loop is made of: its session, its two polls, its record of jobs in work, and its URLs.
+The SDK has a loop of its own (`rp_scale.JobScaler`). It asks again at once where the job API cannot
+be reached, gives a result up after seven seconds, loses a job that arrives together with SIGTERM,
+and waits up to 90 s for its long polls before it exits. None of that can be configured, so
+`loop.py` and `job_api.py` stand in its place. They use what the SDK's loop is made of: its session,
+its two polls, its record of the jobs in work, and its URLs.
 
 tests/runpod/test_sdk.py names what is relied on, so that an upgrade that changes it fails there.
 """
@@ -58,7 +59,7 @@ def _url(template: str, job_id: str) -> str:
 
 
 def has_test_job() -> bool:
-    """Whether this process is to do one job of its own: `--test_input`, or test_input.json without a job API."""
+    """Whether to do one job and end: `--test_input`, or test_input.json without a job API."""
     return IS_LOCAL_TEST or any(
         argument.startswith("--test_input") for argument in sys.argv[1:]
     )

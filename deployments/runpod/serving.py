@@ -1,23 +1,22 @@
-"""Jobs for a running application: the job API, the handler, the loop, the watch and the heartbeat, put together.
+"""Jobs for a running application: the job API, the handler, the loop and the watch, put together.
 
 What this module imports takes a second, so the worker imports it while Ray comes up.
 """
 
 import asyncio
-import os
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import AppArgs
-from deployments.runpod import heartbeat, sdk
+from deployments.runpod import sdk
 from deployments.runpod.handler import JobHandler
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.loop import JobLoop, run_jobs
 from deployments.runpod.settings import Settings
 from deployments.runpod.watch import ServiceWatch, end_all_processes
 
-__all__ = ["do_jobs", "end_all_processes", "start_heartbeat"]
+__all__ = ["do_jobs", "end_all_processes"]
 
 
 def do_jobs(
@@ -32,17 +31,7 @@ def do_jobs(
     """
     if sdk.has_test_job():
         sdk.do_test_job(JobHandler(router, settings, args).handle)
-    start_heartbeat()
     return asyncio.run(_do_jobs(router, settings, args, max_concurrency))
-
-
-def start_heartbeat() -> None:
-    """Tell RunPod that the worker lives, and which jobs are in work; not outside of RunPod."""
-    ping = heartbeat.ping_of(os.environ, sdk.WORKER_ID, sdk.VERSION)
-    if ping is not None:
-        job_ids = heartbeat.JobIds()
-        sdk.JobsProgress().set_mirror(job_ids)
-        heartbeat.start(ping, job_ids)
 
 
 async def _do_jobs(

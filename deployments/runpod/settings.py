@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import check_fits_model
+from deployments.contract.options import ModelLimits, check_fits_model
 from deployments.contract.request import parse_options
 
 # Of a result to /run; /runsync takes twice as much.
@@ -18,7 +18,7 @@ _JOB_API_LIMIT_BYTES = 10_000_000
 
 
 class SettingsError(Exception):
-    """A variable of the environment cannot be used. Its text names the variable and says what it may be."""
+    """A variable of the environment cannot be used. The text names the variable and its rule."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Settings:
     http_port: int | None
     health_port: int | None
 
-    def with_defaults(
-        self, job_input: dict[str, Any], args: AppArgs
-    ) -> dict[str, Any]:
+    def with_defaults(self, job_input: dict[str, Any], args: AppArgs) -> dict[str, Any]:
         """A job's input with the defaults for what it leaves out.
 
         The default language does not apply to a model that knows English only.
@@ -59,7 +57,7 @@ class Settings:
         return defaults | given
 
     def applied_to(self, args: AppArgs) -> AppArgs:
-        """The application's arguments with the worker's model as the default one, which is preloaded.
+        """The application's arguments, with the worker's model as the default one, preloaded.
 
         Raises SettingsError if there is no such model, or if it does not know the default language.
         """
@@ -79,11 +77,12 @@ class Settings:
         official = model.official
         if official is None or not official.multilingual:
             return
-        language = self.job_defaults.get("language")
+        options = parse_options({"language": self.job_defaults.get("language")})
+        limits = ModelLimits(
+            official.multilingual, official.num_languages, official.n_vocab
+        )
         try:
-            check_fits_model(
-                parse_options({"language": language}), model.name, official.limits
-            )
+            check_fits_model(options, model.name, limits)
         except InvalidRequestError as error:
             raise SettingsError(f"WHISPER_LANGUAGE: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Is the service alive? Ray and the router, watched from the worker. What cannot recover counts as dead."""
+"""Is the service alive? The worker watches Ray and the router. What cannot recover is dead."""
 
 import asyncio
 import logging

@@ -1,18 +1,18 @@
-"""The RunPod serverless worker: Ray and the application in one container, and jobs forwarded to the Serve handle.
+"""The RunPod serverless worker: Ray and the application in one container, fed with RunPod's jobs.
 
 The order of the start is for speed:
 
 1.  Read the settings. The health port opens first: it needs nothing.
-2.  Find the weights of the default model, or download them, for a clear error before anything is started.
+2.  Find the weights of the default model, or download them: an error is clearest before the start.
 3.  Tell Ray and RunPod's SDK what they read from the environment when they are imported.
-4.  Start Ray, whose processes take seconds to come up. Meanwhile a thread imports the application and the SDK,
-    and another one reads the weights into the page cache.
+4.  Start Ray, whose processes take seconds to come up. Meanwhile one thread imports the application
+    and the SDK, and another one reads the weights into the page cache.
 5.  Start the application, with the default model loaded. Torch is imported in the replicas only.
 6.  Ask the model how many windows it decodes together: this many jobs are taken at the same time.
 7.  Take jobs until SIGTERM.
 
-Exit status: 0 after SIGTERM and after a test job that succeeded; 1 where the service cannot start or has died, and
-after a test job that failed.
+Exit status: 0 after SIGTERM and after a test job that succeeded; 1 where the service cannot start
+or has died, and after a test job that failed.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def import_application() -> None:
 
 
 def import_serving() -> ModuleType:
-    """`deployments.runpod.serving`, needed once the application is up; the SDK takes more than a second to import."""
+    """Import `deployments.runpod.serving`, and with it RunPod's SDK, which takes over a second."""
     from deployments.runpod import serving
 
     return serving
@@ -99,7 +99,9 @@ def _health_port(settings: Settings) -> HealthPort | None:
     try:
         return HealthPort(settings.health_port)
     except OSError as error:
-        raise StartError(f"PORT_HEALTH {settings.health_port}: {error.strerror}") from None
+        raise StartError(
+            f"PORT_HEALTH {settings.health_port}: {error.strerror}"
+        ) from None
 
 
 def _start(
@@ -150,7 +152,7 @@ def _find_weights(args: AppArgs) -> Path:
 
 
 def _read_ahead(path: Path) -> None:
-    """Read a file into the page cache, in a thread. Where it cannot be read, the replica says so."""
+    """Read a file into the page cache, in a thread. If that fails, the replica will say why."""
 
     def read() -> None:
         buffer = bytearray(1 << 20)

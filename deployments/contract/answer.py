@@ -1,0 +1,165 @@
+"""What a request is answered with: the result, the events on the way to it, or an error."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _nan_to_none(value: Any) -> Any:
+    # JSON has no NaN and no infinities.
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _strip(value: str) -> str:
+    return value.strip()
+
+
+Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
+Text = Annotated[str, BeforeValidator(_strip)]
+
+
+class _Answered(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Segment(_Answered):
+    """One segment as `whisper.transcribe` gives it; times in seconds."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: Text
+    tokens: list[int]
+    temperature: float
+    avg_logprob: Number
+    compression_ratio: Number
+    no_speech_prob: Number
+
+
+class Word(_Answered):
+    """One word and its time in seconds."""
+
+    word: Text
+    start: float
+    end: float
+    probability: Number
+
+
+class Timings(_Answered):
+    """Where the time of a request went, in seconds.
+
+    download: reading the audio from its host
+    decode: from the audio's own format to a waveform
+    model_start: waiting for a replica of the model to start
+    queue: waiting for a place among the model's requests, and for slots of its engine
+    transcribe: the rest of the time in the replica
+    """
+
+    download: float = 0.0
+    decode: float = 0.0
+    model_start: float = 0.0
+    queue: float = 0.0
+    transcribe: float = 0.0
+
+
+class Answer(_Answered):
+    """The result of a transcription.
+
+    word_timestamps: present exactly when the request asked for them
+    language_probability: of the detected language; null where the request named the language
+    duration: seconds of audio
+    batch_windows: how many windows decoded together, on average over the request's steps
+    warnings: what the caller should know of the result
+    """
+
+    segments: list[Segment]
+    word_timestamps: list[Word] | None = Field(
+        None, exclude_if=lambda words: words is None
+    )
+    detected_language: str
+    language_probability: Number = None
+    transcription: Text
+    device: Literal["cuda", "cpu"]
+    model: str
+    duration: float
+    timings: Timings
+    batch_windows: float = 0.0
+    warnings: list[str] = []
+    request_id: str
+
+
+class ErrorAnswer(_Answered):
+    """What HTTP answers when a request fails; the status says whose fault it is."""
+
+    error: str
+    type: str
+
+
+class Progress(_Answered):
+    """An event: how far the work has come, in seconds of audio."""
+
+    event: Literal["progress"] = "progress"
+    done: float
+    total: float
+
+
+class SegmentEvent(_Answered):
+    """An event: the next segment, as it will stand in the result."""
+
+    event: Literal["segment"] = "segment"
+    segment: Segment
+
+
+class Result(_Answered):
+    """The last event."""
+
+    event: Literal["result"] = "result"
+    result: Answer
+
+
+Event = Progress | SegmentEvent | Result
+
+
+class ServedModel(_Answered):
+    """One model of the application.
+
+    parameters: how many; null for weights of the user's own, as `multilingual` is
+    weights_cached: whether the weights are on this machine
+    running_replicas: how many replicas are up
+    slots: windows that all running replicas can decode together; null where none is loaded
+    """
+
+    name: str
+    aliases: list[str]
+    default: bool
+    parameters: int | None
+    multilingual: bool | None
+    weights_cached: bool
+    running_replicas: int
+    slots: int | None
+    slots_in_use: int | None
+    windows_waiting: int | None
+
+
+class Health(_Answered):
+    """That the application is up, and which one it is."""
+
+    application: str
+    status: Literal["ok"] = "ok"
+    default_model: str
+
+
+def segments_of(segments: list[dict[str, Any]]) -> list[Segment]:
+    """Segments of `whisper.transcribe` as plain numbers and text."""
+    return [Segment.model_validate(segment) for segment in segments]
+
+
+def words_of(segments: list[dict[str, Any]]) -> list[Word]:
+    """The words of segments of `whisper.transcribe`, in order."""
+    return [
+        Word.model_validate(word)
+        for segment in segments
+        for word in segment.get("words", [])
+    ]

@@ -1,0 +1,122 @@
+"""A request as it comes through a door: the audio, the model, and the options."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from deployments.contract.errors import InvalidRequestError
+from deployments.contract.options import TranscriptionOptions, UnicodeText
+
+MAX_BASE64_AUDIO_BYTES = 32 << 20
+# Of a name that a caller wrote, in an error text.
+_MAX_ECHO = 60
+_INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
+_OWN_FIELDS = ("audio", "audio_base64", "model")
+
+
+def _own_fields_first(schema: dict[str, Any]) -> None:
+    properties = schema["properties"]
+    own = {name: properties.pop(name) for name in _OWN_FIELDS}
+    schema["properties"] = own | properties
+
+
+class TranscriptionRequest(TranscriptionOptions):
+    """What to transcribe, by which model, and Whisper's options for it."""
+
+    model_config = ConfigDict(json_schema_extra=_own_fields_first)
+
+    audio: UnicodeText | None = Field(
+        None, description="URL of an audio or video file (this or audio_base64)"
+    )
+    audio_base64: str | None = Field(
+        None, description="must be a base64 string of at most 32 MiB decoded"
+    )
+    model: UnicodeText | None = Field(
+        None, description="must be the name of a served model; null: the default one"
+    )
+
+    def _broken_rules(self) -> Iterator[str]:
+        if self.audio is not None and self.audio_base64 is not None:
+            yield "Give either 'audio' or 'audio_base64', not both"
+        if self.audio is None and self.audio_base64 is None:
+            yield "Missing required parameter: 'audio' (URL to audio file)"
+        if self.audio is not None and not self.audio.strip():
+            yield _INVALID_AUDIO
+        yield from super()._broken_rules()
+
+    @property
+    def options(self) -> TranscriptionOptions:
+        """The options alone: without megabytes of base64 and without a signed URL."""
+        names = TranscriptionOptions.model_fields
+        return TranscriptionOptions(**{name: getattr(self, name) for name in names})
+
+    def audio_bytes(self) -> bytes:
+        """The file inside `audio_base64`.
+
+        Raises InvalidRequestError if the text is no base64 or holds more than 32 MiB.
+        """
+        text = self.audio_base64 or ""
+        if len(text) <= MAX_BASE64_AUDIO_BYTES * 3 // 2:
+            try:
+                # Line breaks are usual in base64; any other foreign character is an error.
+                data = base64.b64decode("".join(text.split()), validate=True)
+            except (binascii.Error, ValueError):
+                data = b""
+            if 0 < len(data) <= MAX_BASE64_AUDIO_BYTES:
+                return data
+        raise InvalidRequestError(f"Invalid audio_base64: {self.rule('audio_base64')}")
+
+
+_Options = TypeVar("_Options", bound=TranscriptionOptions)
+
+
+def unwrapped(payload: Any) -> Any:
+    """What is inside `{"input": ...}`, or the payload itself."""
+    wrapped = isinstance(payload, dict) and set(payload) == {"input"}
+    return payload["input"] if wrapped else payload
+
+
+def parse_request(payload: Any) -> TranscriptionRequest:
+    """Validate a request as it came through a door, bare or inside `{"input": ...}`.
+
+    Raises InvalidRequestError with a text that names the field and its rule.
+    """
+    return _parse(TranscriptionRequest, unwrapped(payload))
+
+
+def parse_options(payload: Any) -> TranscriptionOptions:
+    """Validate options by themselves, as settings hold them; raises as `parse_request` does."""
+    return _parse(TranscriptionOptions, payload)
+
+
+def short(text: str) -> str:
+    """What a caller wrote, fit to be quoted in an error text."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= _MAX_ECHO else text[: _MAX_ECHO - 3] + "..."
+
+
+def _parse(kind: type[_Options], payload: Any) -> _Options:
+    if not isinstance(payload, dict):
+        raise InvalidRequestError("The request must be a JSON object")
+    # The order in which fields are listed, and in which broken rules are told.
+    fields = [name for name in _OWN_FIELDS if name in kind.model_fields]
+    fields += TranscriptionOptions.model_fields
+    for key in payload:
+        if key not in fields:
+            raise InvalidRequestError(
+                f"Unknown parameter: '{short(str(key))}'."
+                f" Valid parameters: {', '.join(fields)}"
+            )
+    try:
+        return kind.model_validate(payload)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    if details[0]["type"] == "contract":
+        raise InvalidRequestError(details[0]["msg"])
+    field = min((str(detail["loc"][0]) for detail in details), key=fields.index)
+    if field == "audio":
+        raise InvalidRequestError(_INVALID_AUDIO)
+    raise InvalidRequestError(f"Invalid {field}: {kind.rule(field)}")

@@ -1,0 +1,44 @@
+"""What a replica knows of a transcription; the router makes the contract's answer of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deployments.contract.answer import Progress, Segment, SegmentEvent, Word
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The model's part of an answer.
+
+    words: None where the request did not ask for them
+    language_probability: None where the request named the language
+    queue_s: seconds that the request's windows waited for slots
+    transcribe_s: seconds of the rest of the work
+    batch_windows: windows that decoded together, on average over the request's steps
+    model_start_s: seconds that the router waited for the replica, which the router fills in
+    """
+
+    segments: list[Segment]
+    words: list[Word] | None
+    text: str
+    language: str
+    language_probability: float | None
+    device: Literal["cuda", "cpu"]
+    queue_s: float
+    transcribe_s: float
+    batch_windows: float
+    warnings: list[str]
+    model_start_s: float = 0.0
+
+
+# What a replica yields; the transcript comes last.
+ReplicaEvent = Progress | SegmentEvent | Transcript
+
+
+@dataclass(frozen=True)
+class SlotUse:
+    """How many windows a replica can decode together, how many it does, and how many wait."""
+
+    slots: int
+    slots_in_use: int
+    windows_waiting: int

@@ -1,0 +1,95 @@
+"""From a request's audio to a waveform: downloading and decoding, in threads."""
+
+import asyncio
+import contextvars
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+
+from deployments.audio.decode import SAMPLE_RATE, decode_audio
+from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.config import AppArgs
+from deployments.contract.request import TranscriptionRequest
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Decoded audio, and how long it took to get.
+
+    samples: int16 at 16 kHz, shape (samples,)
+    """
+
+    samples: np.ndarray
+    download_s: float
+    decode_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+# A URL, or the file that came inside the request.
+AudioSource = str | BinaryIO
+
+
+def source_of(request: TranscriptionRequest) -> AudioSource:
+    """Raises InvalidRequestError where `audio_base64` holds no file."""
+    if request.audio is not None:
+        return request.audio.strip()
+    # On disk, because many such requests may wait.
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader
+    file.write(request.audio_bytes())
+    file.seek(0)
+    return file
+
+
+class AudioLoader:
+    """Loads the audio of any number of requests at the same time.
+
+    threads: how many; as many as requests are admitted, so that slow hosts behind one model's
+        URLs do not hold up another model
+    """
+
+    def __init__(self, args: AppArgs, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="audio")
+        self._max_audio_s = args.max_audio_s
+        self._limits = FetchLimits(
+            max_bytes=args.max_download_bytes,
+            connect_timeout_s=args.connect_timeout_s,
+            read_timeout_s=args.read_timeout_s,
+            total_timeout_s=args.download_timeout_s,
+        )
+
+    async def load(self, source: AudioSource) -> Waveform:
+        """Download and decode. Cancelling the call ends the work soon.
+
+        Raises AudioUrlError, AudioHostError and InvalidAudioError.
+        """
+        cancelled = threading.Event()
+        # In this request's context, for the request id that Serve puts into log lines.
+        context = contextvars.copy_context()
+        work = partial(context.run, self._load, source, cancelled)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, work)
+        finally:
+            cancelled.set()
+
+    def _load(self, source: AudioSource, cancelled: threading.Event) -> Waveform:
+        started = time.monotonic()
+        with ExitStack() as stack:
+            file = stack.enter_context(
+                fetch_audio(source, self._limits, cancelled.is_set)
+                if isinstance(source, str)
+                else source
+            )
+            downloaded = time.monotonic()
+            samples = decode_audio(file, self._max_audio_s, cancelled.is_set)
+        return Waveform(samples, downloaded - started, time.monotonic() - downloaded)
