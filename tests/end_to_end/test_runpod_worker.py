@@ -26,7 +26,7 @@ from tests.end_to_end.conftest import (
     official,
     repeated,
 )
-from tests.support.job_api import JobApi
+from tests.support.job_api import LIMIT_S, JobApi
 from tests.support.runpod_process import ROOT, Worker, running_worker
 
 # Four jobs of this kind are still in work when a process is killed; their results fit the limit.
@@ -68,20 +68,24 @@ def worker(
 
 def ping(port: int) -> int:
     try:
-        return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).status_code
+        return requests.get(
+            f"http://127.0.0.1:{port}/ping", timeout=LIMIT_S
+        ).status_code
     except requests.ConnectionError:
         return 0
 
 
 def slots_in_use(http_port: int) -> int:
     """Slots of the worker's model; 0 while the model is loading."""
-    models = requests.get(f"http://127.0.0.1:{http_port}/models", timeout=10).json()
+    models = requests.get(
+        f"http://127.0.0.1:{http_port}/models", timeout=LIMIT_S
+    ).json()
     [used] = [model["slots_in_use"] for model in models if model["default"]]
     return used or 0
 
 
-def output(worker: Worker, job: str, timeout_s: float = 120) -> dict[str, Any]:
-    [result] = worker.api.results(job, timeout_s=timeout_s)
+def output(worker: Worker, job: str) -> dict[str, Any]:
+    [result] = worker.api.results(job)
     assert "error" not in result, result
     answer: dict[str, Any] = result["output"]
     return answer
@@ -171,7 +175,7 @@ def test_progress_is_reported_in_order_and_never_after_the_result(
 ) -> None:
     request = LONG_AND_LIGHT | {"audio": long_recording, "word_timestamps": False}
     jobs = worker.api.submit(request, request)
-    results = worker.api.results(*jobs, timeout_s=300)
+    results = worker.api.results(*jobs)
     assert not any("error" in result for result in results)
     for job in jobs:
         posts = worker.api.of(job)
@@ -208,7 +212,7 @@ def test_the_http_door_is_open_where_it_is_asked_for(
     answer = requests.post(
         f"http://127.0.0.1:{http_port}/transcribe",
         json={"audio": audio_url("jfk.flac")},
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert answer.json()["model"] == "tiny.en"
 
@@ -253,14 +257,14 @@ def test_every_port_but_the_wanted_ones_demands_the_token(
 def demands_token(host: str, port: int) -> bool:
     try:
         url = f"http://{host}:{port}/"
-        return requests.get(url, timeout=5).status_code == 401
+        return requests.get(url, timeout=LIMIT_S).status_code == 401
     except requests.ConnectionError:
         pass  # It speaks HTTP/2.
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         answers = set()
         for name in GRPC_CALLS:
             try:
-                channel.unary_unary(name)(b"", timeout=5)
+                channel.unary_unary(name)(b"", timeout=LIMIT_S)
                 answers.add(grpc.StatusCode.OK)
             except grpc.RpcError as error:
                 answers.add(error.code())
@@ -311,7 +315,7 @@ def test_after_sigterm_jobs_in_work_are_finished_and_nothing_is_left_running(
     worker.wait_until_taken(jobs)
     assert worker.pids()
     worker.process.terminate()
-    assert worker.process.wait(60) == 0, worker.log
+    assert worker.process.wait(LIMIT_S) == 0, worker.log
     results = worker.api.results(*jobs, timeout_s=0)
     assert all("score and seven" in r["output"]["transcription"] for r in results)
     worker.wait_until(lambda: not worker.pids())
@@ -325,13 +329,13 @@ def test_the_health_port_is_up_before_anything_else_and_sigterm_ends_the_start(
     with JobApi() as api:
         worker = Worker(api, tmp_path / "log", PORT_HEALTH=str(port))
         try:
-            worker.wait_until(lambda: ping(port) == 204, 10)
+            worker.wait_until(lambda: ping(port) == 204)
             assert not worker.pids("gcs_server")
             # The replica is about to load the model, and ray.init has replaced SIGTERM's handler.
             worker.wait_until(lambda: worker.pids("^ray::ServeReplica"))
             assert ping(port) == 204
             worker.process.terminate()
-            assert worker.process.wait(60) == 0, worker.log
+            assert worker.process.wait(LIMIT_S) == 0, worker.log
             worker.wait_until(lambda: not worker.pids())
             assert not api.calls
         finally:
@@ -349,8 +353,8 @@ def test_when_ray_dies_jobs_in_work_fail_clearly_and_so_does_the_worker(
         worker.wait_until_taken(jobs)
         time.sleep(2)
         worker.kill(process)
-        results = worker.api.results(*jobs, timeout_s=60)
-        assert worker.process.wait(60) == 1, worker.log
+        results = worker.api.results(*jobs)
+        assert worker.process.wait(LIMIT_S) == 1, worker.log
         worker.wait_until(lambda: not worker.pids())
     text = "The worker's service has died during this job: send the job again"
     assert results == [{"error": text}] * 2
@@ -365,7 +369,7 @@ def run_worker(*arguments: str, **environment: str) -> subprocess.CompletedProce
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=LIMIT_S,
         check=False,
     )
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from deployments.local import loopback
-from tests.support.job_api import JobApi
+from tests.support.job_api import LIMIT_S, JobApi
 
 IMAGE = os.environ.get("IMAGE", "localhost/whisper-serve:check")
 AUDIO = Path(__file__).parent.parent / "audio"
@@ -97,7 +97,7 @@ def test_the_job_of_test_input_json_is_done(container: str) -> None:
         run(container, *COMMAND),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> No
         try:
             good = {"audio": url, "word_timestamps": True}
             jobs = api.submit(good, good, {"audio": url, "model": "giant"})
-            *right, wrong = api.results(*jobs, timeout_s=300)
+            *right, wrong = api.results(*jobs)
             for result in right:
                 answer = result["output"]
                 assert "ask what you can do for your country" in answer["transcription"]
@@ -121,7 +121,7 @@ def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> No
                 with contextlib.suppress(psutil.Error):
                     if child.cmdline()[1:3] == COMMAND[1:3]:
                         child.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(LIMIT_S) == 0
         finally:
             process.kill()
             process.wait()

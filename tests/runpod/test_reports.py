@@ -7,6 +7,7 @@ import pytest
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.reports import MAX_CHUNK_BYTES, Reports
 from tests.runpod.examples import progress, segment
+from tests.support.job_api import LIMIT_S
 from tests.support.job_api import JobApi as JobApiStandIn
 
 
@@ -61,7 +62,7 @@ async def test_a_report_of_progress_that_is_refused_does_not_stop_the_next_ones(
     async with reports.posted():
         for done in (10, 20):
             reports.add(progress(done))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 while len(stand_in.posts) < done / 10:
                     await asyncio.sleep(0.01)
     assert [post.status for post in stand_in.of("job")] == [400, 200]

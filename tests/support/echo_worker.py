@@ -2,11 +2,12 @@
 
     python -m tests.support.echo_worker MAX_CONCURRENCY
 
-Its pauses are a twentieth of the worker's own.
+Its pauses are a twentieth of the worker's own, and its polls stay open as long as the job API likes.
 """
 
 import asyncio
 import logging
+import math
 import sys
 from typing import Any
 
@@ -22,7 +23,8 @@ async def main(max_concurrency: int) -> int:
     from deployments.runpod.loop import JobLoop, run_jobs
     from deployments.runpod.outage_log import Backoff
 
-    patience = Patience(backoff=Backoff(first_s=0.025, longest_s=0.5))
+    backoff = Backoff(first_s=0.025, longest_s=0.5)
+    patience = Patience(backoff=backoff, poll_s=math.inf)
     service_died = asyncio.Event()
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from typing import Any
 import psutil
 
 from deployments import checkpoints
-from tests.support.job_api import JobApi
+from tests.support.job_api import LIMIT_S, JobApi
 
 ROOT = Path(__file__).parents[2]
-START_S = 120
 
 
 class Worker:
@@ -52,7 +51,7 @@ class Worker:
     def log(self) -> str:
         return self._log.read_text()
 
-    def wait_until(self, holds: Callable[[], Any], timeout_s: float = 60) -> None:
+    def wait_until(self, holds: Callable[[], Any], timeout_s: float = LIMIT_S) -> None:
         end = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < end, self.log
@@ -66,7 +65,7 @@ class Worker:
             assert self.process.poll() is None, self.log
             return "event=ready" in self.log
 
-        self.wait_until(ready, START_S)
+        self.wait_until(ready)
 
     def pids(self, pattern: str = "") -> list[int]:
         """The worker's processes whose command line has the pattern; also after its end."""
@@ -102,7 +101,7 @@ def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
             yield worker
             if worker.process.poll() is None:
                 worker.process.terminate()
-                assert worker.process.wait(60) == 0, worker.log
+                assert worker.process.wait(LIMIT_S) == 0, worker.log
         finally:
             worker.process.kill()
             worker.process.wait()
