@@ -153,7 +153,7 @@ def test_no_queue_of_serves_is_shorter_than_what_the_router_lets_through() -> No
         args = AppArgs.model_validate({"models": models} | limits)
         deployments = model_deployments(models=models, **limits)
         for model in args.models:
-            at_once = args.requests_at_once(model, on_gpu=False)
+            at_once = args.max_concurrency(model, on_gpu=False)
             assert deployments[model.name].max_ongoing_requests >= at_once
             let_in = at_once + args.max_waiting_requests
             assert router().max_ongoing_requests > let_in * len(args.models)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import catalog
-from deployments.config import AppArgs, ModelArgs, windows_together
+from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.engine.engine import _MAX_WINDOWS
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
@@ -165,16 +165,16 @@ def test_even_the_default_model_may_start_at_its_first_request() -> None:
 def test_twice_what_decodes_together_is_let_in_unless_told_otherwise() -> None:
     args = app_args(models=[{"name": "base"}, {"name": "tiny", "max_replicas": 3}])
     base, tiny = args.models
-    assert args.requests_at_once(base, on_gpu=False) == 16
-    assert args.requests_at_once(base, on_gpu=True) == 64
-    assert args.requests_at_once(tiny, on_gpu=True) == 192
+    assert args.max_concurrency(base, on_gpu=False) == 16
+    assert args.max_concurrency(base, on_gpu=True) == 64
+    assert args.max_concurrency(tiny, on_gpu=True) == 192
     told = args.model_copy(update={"max_requests_per_model": 5})
-    assert told.requests_at_once(tiny, on_gpu=True) == 5
+    assert told.max_concurrency(tiny, on_gpu=True) == 5
 
 
 def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
-    assert windows_together(on_gpu=False) == _MAX_WINDOWS["cpu"]
-    assert windows_together(on_gpu=True) == _MAX_WINDOWS["cuda"]
+    assert max_batch_windows(on_gpu=False) == _MAX_WINDOWS["cpu"]
+    assert max_batch_windows(on_gpu=True) == _MAX_WINDOWS["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,9 @@ class TranscriptionOptions(BaseModel):
             if step
             else self.temperature
         )
-        return self.model_dump(exclude=_NOT_WHISPERS_OWN) | {
+        # The fields of this class alone: a subclass adds what is not for Whisper.
+        names = set(TranscriptionOptions.model_fields) - _NOT_WHISPERS_OWN
+        return self.model_dump(include=names) | {
             "temperature": temperature,
             "language": self.language_code,
             # As text, because Whisper extends a list that it is given.

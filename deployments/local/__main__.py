@@ -25,12 +25,11 @@ import requests
 from pydantic import ValidationError
 
 from deployments import checkpoints
-from deployments.config import AppArgs
+from deployments.config import APPLICATION, AppArgs
 from deployments.contract.errors import CheckpointError, WhisperServeError
 from deployments.contract.request import parse_request
 from deployments.launch import CONFIG, RAY_LOGS, read_config, running_app
 from deployments.local import loopback
-from deployments.config import APPLICATION
 
 _PROGRESS_S = 5.0
 

@@ -1,4 +1,7 @@
-"""What a replica tells Prometheus, at the metrics port of its Ray node; Ray puts `ray_` before each name."""
+"""What a replica tells Prometheus, at the metrics port of its Ray node.
+
+Ray puts `ray_` before each name.
+"""
 
 import threading
 import time
@@ -9,16 +12,16 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 if TYPE_CHECKING:
     from deployments.engine import Engine, EngineStats, Usage
 
-# Ray exports every 10 s, and drops a gauge that has not been set since.
+# Ray exports every 10 s and drops a gauge that was not set since the last export.
 _PERIOD_S = 5.0
-# Ray reckons a histogram's sum from its buckets: narrow ones keep the mean right.
+# Ray computes a histogram's sum from its buckets, so narrow buckets keep the mean right.
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 _WINDOWS = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]
 _TAGS = ("model",)
 
 
 class EngineMetrics:
-    """Of one replica of one model. Serve adds the tags deployment, replica and application."""
+    """The metrics of one replica. Serve adds the tags deployment, replica and application."""
 
     def __init__(self, model: str) -> None:
         self._windows_decoded = Counter(
@@ -56,30 +59,32 @@ class EngineMetrics:
             metric.set_default_tags({"model": model})
 
     def watch(self, engine: "Engine") -> None:
-        """Tell what the engine does from now on, for as long as it is alive, also while it does nothing."""
+        """Report what the engine does for as long as it is alive, idle or not. Does not block."""
         threading.Thread(
             target=self._report_while_alive, args=(engine,), daemon=True
         ).start()
 
     def observe(self, usage: "Usage") -> None:
-        """Of a request that has succeeded."""
+        """Record a request that has succeeded."""
         self._queue_seconds.observe(usage.queue_s)
         self._batch_occupancy.observe(usage.occupancy)
 
     def _report_while_alive(self, engine: "Engine") -> None:
-        told = engine.stats()
+        reported = engine.stats()
         while engine.alive:
             stats = engine.stats()
-            self._report(stats, told)
-            told = stats
+            self._report(stats, reported)
+            reported = stats
             time.sleep(_PERIOD_S)
-        self._report(engine.stats(), told)
+        self._report(engine.stats(), reported)
 
-    def _report(self, stats: "EngineStats", told: "EngineStats") -> None:
+    def _report(self, stats: "EngineStats", reported: "EngineStats") -> None:
         self._slots_in_use.set(stats.slots_in_use)
         self._windows_waiting.set(stats.windows_waiting)
-        # Ray refuses to add nothing.
-        if stats.windows_done > told.windows_done:
-            self._windows_decoded.inc(stats.windows_done - told.windows_done)
-        if stats.audio_seconds_done > told.audio_seconds_done:
-            self._audio_seconds.inc(stats.audio_seconds_done - told.audio_seconds_done)
+        # Ray's counters refuse an increment of 0.
+        if stats.windows_done > reported.windows_done:
+            self._windows_decoded.inc(stats.windows_done - reported.windows_done)
+        if stats.audio_seconds_done > reported.audio_seconds_done:
+            self._audio_seconds.inc(
+                stats.audio_seconds_done - reported.audio_seconds_done
+            )

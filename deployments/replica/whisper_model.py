@@ -41,6 +41,7 @@ from deployments.replica.warnings import warnings_of
 
 if TYPE_CHECKING:
     from deployments.engine import Engine, Usage
+    from deployments.engine.upstream.transcribe import OnProgress, OnSegments
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +214,8 @@ class WhisperModel:
         self,
         audio: np.ndarray,
         options: TranscriptionOptions,
-        on_progress: Callable[[float, float], None] | None,
-        on_segments: Callable[[list[dict[str, Any]]], None] | None,
+        on_progress: "OnProgress | None",
+        on_segments: "OnSegments | None",
     ) -> Transcript:
         engine = await self._engine()
         cancelled = threading.Event()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.contract.schema import Timings, TranscriptionResponse
+from deployments.contract.answer import Answer, Timings
 from tests.end_to_end.conftest import (
     AUDIO,
     App,
@@ -45,8 +45,8 @@ def test_jfk_with_the_defaults(app: App, audio_url: Url) -> None:
     assert (answer["model"], answer["device"]) == ("base", "cpu")
     assert (answer["detected_language"], answer["duration"]) == ("en", 11.0)
     assert "word_timestamps" not in answer
-    TranscriptionResponse.model_validate(answer)
-    assert {*answer, "word_timestamps"} == set(TranscriptionResponse.model_fields)
+    Answer.model_validate(answer)
+    assert {*answer, "word_timestamps"} == set(Answer.model_fields)
     timings = answer["timings"]
     assert set(timings) == set(Timings.model_fields)
     assert timings["transcribe"] > timings["decode"] > 0

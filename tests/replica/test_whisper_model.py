@@ -18,23 +18,24 @@ import torch
 from whisper.model import Whisper
 
 from deployments.config import ModelArgs
+from deployments.contract.answer import Progress
 from deployments.contract.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     RequestCancelledError,
     TranscriptionError,
 )
-from deployments.contract.schema import TranscriptionRequest, parse_request
+from deployments.contract.options import TranscriptionOptions
 from deployments.engine import (
     Engine,
     EngineClosedError,
     TranscriptionCancelled,
     Usage,
 )
-from deployments.replica import loading as model_loading
-from deployments.replica import whisper_model
+from deployments.replica import loading
 from deployments.replica.loading import load_model
 from deployments.replica.metrics import EngineMetrics
+from deployments.replica.transcript import SlotUse, Transcript
 from deployments.replica.whisper_model import WhisperModel
 from tests.end_to_end.conftest import random_checkpoint
 from tests.support.engine.calls import assert_same, official, until
@@ -60,9 +61,18 @@ def _replica(checkpoint: Path, preload: bool = False) -> WhisperModel:
     return WhisperModel(model, preload, gpu_share=0.0)
 
 
-def _request(**fields: Any) -> TranscriptionRequest:
+def _options(**fields: Any) -> TranscriptionOptions:
     quick = {"beam_size": None, "temperature_increment_on_fallback": None}
-    return parse_request({"audio": "x", "language": "en"} | quick | fields)
+    return TranscriptionOptions(**{"language": "en"} | quick | fields)
+
+
+async def _transcript(
+    replica: WhisperModel, audio: np.ndarray, options: TranscriptionOptions
+) -> Transcript:
+    """What a request that wants no events on the way gets."""
+    [event] = [event async for event in replica.stream(audio, options, False, False)]
+    assert isinstance(event, Transcript)
+    return event
 
 
 async def test_a_failing_preload_fails_the_constructor(checkpoint: Path) -> None:
@@ -97,7 +107,7 @@ async def test_the_loaded_model_is_dropped_for_the_engines_own_copy(
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(model_loading, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint, preload=True)
     gc.collect()
@@ -115,8 +125,8 @@ async def test_a_failed_load_leaves_nothing_in_memory(
         loaded.extend(weakref.ref(part) for part in (engine, scheduler.batch))
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(model_loading, "warm_up", fail)
-    monkeypatch.setattr(whisper_model, "_WARMED_UP_DEVICES", ("cpu",))
+    monkeypatch.setattr(loading, "warm_up", fail)
+    monkeypatch.setattr(loading, "_WARMED_UP_DEVICES", ("cpu",))
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint)
     gc.collect()
@@ -141,7 +151,7 @@ async def test_the_log_tells_what_a_loaded_model_takes(
         logger.removeHandler(caplog.handler)
     stats = (await replica._engine()).stats()
     line = caplog.messages[-1]
-    assert line.startswith("model=own event=loaded device=cpu converted=False")
+    assert line.startswith("model=own event=loaded device=cpu")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
     assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
     assert re.search(r"import=\S+ read=\S+ prepare=\S+$", line)
@@ -156,8 +166,8 @@ async def test_a_replica_takes_its_share_of_the_gpus_memory(
         given.update(options)
         return Engine(model)
 
-    monkeypatch.setattr(model_loading, "card_memory", lambda: 24_000_000_000)
-    monkeypatch.setattr("deployments.engine.Engine", make_engine)
+    monkeypatch.setattr(loading, "card_memory", lambda: 24_000_000_000)
+    monkeypatch.setattr(loading, "Engine", make_engine)
     random_checkpoint(checkpoint)
     WhisperModel(ModelArgs(name="own", checkpoint=str(checkpoint)), True, 0.25)
     assert given == {"device": "cuda", "memory_bytes": 6_000_000_000}
@@ -183,17 +193,13 @@ async def test_slots_are_known_once_the_model_is_loaded(
         assert goes_on.wait(10)
         return load_model(*args)
 
-    monkeypatch.setattr(model_loading, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint)
     assert await replica.slots() is None
     goes_on.set()
     await replica.ready()
-    assert await replica.slots() == {
-        "slots": 8,
-        "slots_in_use": 0,
-        "windows_waiting": 0,
-    }
+    assert await replica.slots() == SlotUse(slots=8, slots_in_use=0, windows_waiting=0)
 
 
 async def test_timings_tell_the_wait_apart_and_how_many_decoded_together(
@@ -210,18 +216,18 @@ async def test_timings_tell_the_wait_apart_and_how_many_decoded_together(
     monkeypatch.setattr(
         EngineMetrics, "observe", lambda _, usage: observed.append(usage)
     )
-    timings = (await replica.transcribe(NOISE, _request()))["timings"]
-    assert timings == {"queue": 0.1, "transcribe": timings["transcribe"], "batch": 3.5}
-    assert 0.2 <= timings["transcribe"] < 5
+    transcript = await _transcript(replica, NOISE, _options())
+    assert (transcript.queue_s, transcript.batch_windows) == (0.1, 3.5)
+    assert 0.2 <= transcript.transcribe_s < 60
     assert [usage.windows for usage in observed] == [2]
 
 
 async def test_requests_decode_together(replica: WhisperModel) -> None:
     noise = np.random.default_rng(1).normal(size=(4, 160_000)) * 3000
     answers = await asyncio.gather(
-        *(replica.transcribe(audio.astype(np.int16), _request()) for audio in noise)
+        *(_transcript(replica, audio.astype(np.int16), _options()) for audio in noise)
     )
-    assert max(answer["timings"]["batch"] for answer in answers) > 1
+    assert max(answer.batch_windows for answer in answers) > 1
 
 
 async def test_health_fails_when_the_engines_thread_is_gone(
@@ -232,13 +238,13 @@ async def test_health_fails_when_the_engines_thread_is_gone(
     with pytest.raises(RuntimeError, match="thread is gone"):
         await replica.check_health()
     with pytest.raises(ModelUnavailableError, match="its engine has stopped"):
-        await replica.transcribe(NOISE, _request())
+        await _transcript(replica, NOISE, _options())
 
 
 async def test_own_weights_are_asked_what_they_can_do(replica: WhisperModel) -> None:
-    request = _request(suppress_tokens=[51_866])
+    request = _options(suppress_tokens=[51_866])
     with pytest.raises(InvalidRequestError, match="token ids up to 51865"):
-        await replica.transcribe(NOISE, request)
+        await _transcript(replica, NOISE, request)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +280,7 @@ async def test_what_the_engine_raises_becomes_an_answer_without_its_text(
 
     monkeypatch.setattr(Engine, "transcribe", fail)
     with pytest.raises(answered) as caught:
-        await replica.transcribe(NOISE, _request())
+        await _transcript(replica, NOISE, _options())
     assert str(caught.value) == text
     assert caught.value.__cause__ is None
 
@@ -287,7 +293,7 @@ async def test_a_gpu_error_has_the_replica_replaced(
 
     monkeypatch.setattr(Engine, "transcribe", fail)
     with pytest.raises(TranscriptionError, match="AcceleratorError"):
-        await replica.transcribe(NOISE, _request())
+        await _transcript(replica, NOISE, _options())
     with pytest.raises(RuntimeError, match="GPU error"):
         await replica.check_health()
 
@@ -295,27 +301,29 @@ async def test_a_gpu_error_has_the_replica_replaced(
 async def test_word_timestamps_are_present_exactly_when_asked_for(
     replica: WhisperModel,
 ) -> None:
-    without = await replica.transcribe(NOISE, _request())
-    assert "word_timestamps" not in without
-    with_words = await replica.transcribe(NOISE, _request(word_timestamps=True))
-    assert isinstance(with_words["word_timestamps"], list)
+    without = await _transcript(replica, NOISE, _options())
+    assert without.words is None
+    with_words = await _transcript(replica, NOISE, _options(word_timestamps=True))
+    assert isinstance(with_words.words, list)
 
 
-async def test_segments_are_told_only_if_they_are_wanted(
+async def test_events_are_told_only_if_they_are_wanted(
     replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = []
 
     def work(_: Engine, __: np.ndarray, **options: Any) -> None:
-        wanted.append(options["on_segments"] is not None)
+        wanted.append(
+            (options["on_segments"] is not None, options["on_progress"] is not None)
+        )
         raise TranscriptionCancelled
 
     monkeypatch.setattr(Engine, "transcribe", work)
     for segments in (True, False):
         with pytest.raises(RequestCancelledError):
-            async for _ in replica.stream(NOISE, _request(), segments):
+            async for _ in replica.stream(NOISE, _options(), segments, not segments):
                 pass
-    assert wanted == [True, False]
+    assert wanted == [(True, False), (False, True)]
 
 
 async def test_leaving_a_stream_ends_its_work(
@@ -331,15 +339,15 @@ async def test_leaving_a_stream_ends_its_work(
         raise TranscriptionCancelled
 
     monkeypatch.setattr(Engine, "transcribe", work)
-    events = replica.stream(NOISE, _request())
-    assert (await anext(events))["event"] == "progress"
-    await events.aclose()  # type: ignore[attr-defined]
+    events = replica.stream(NOISE, _options())
+    assert await anext(events) == Progress(done=0.0, total=1.0)
+    await events.aclose()
     assert await asyncio.to_thread(ended.wait, 5)
 
 
 def test_a_request_without_options_gives_the_result_of_whisper_transcribe() -> None:
     model, audio = lively_whisper(n_audio_ctx=1500), sounds(12)
-    options = parse_request({"audio": "https://example.com/a"}).whisper_options()
+    options = TranscriptionOptions().whisper_options()
     # No window of this model is good enough for the thresholds.
     options |= {"sample_len": 8, "logprob_threshold": None}
     with Engine(model) as engine:

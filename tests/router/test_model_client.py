@@ -1,9 +1,7 @@
 """The router's dealings with one model's replicas, on a handle that answers as told. No Ray cluster."""
 
 import asyncio
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -19,81 +17,23 @@ from deployments.contract.errors import (
     RequestTimeoutError,
     TranscriptionError,
 )
-from deployments.contract.schema import parse_request
-from deployments.router import model_client as dispatch
+from deployments.contract.options import TranscriptionOptions
+from deployments.replica.transcript import SlotUse, Transcript
+from deployments.router import model_client
 from deployments.router.model_client import ModelClient
+from tests.support.handles import (
+    FOREVER,
+    PROGRESS,
+    SEGMENT,
+    Handle,
+    Response,
+    events,
+    transcript,
+)
 
 AUDIO = np.zeros(1, dtype=np.int16)
-REQUEST = parse_request({"audio": "x"})
-FOREVER = 1000.0
+OPTIONS = TranscriptionOptions()
 DIED = ActorDiedError()
-
-
-class Response:
-    """What a handle's call gives: awaited once, and cancelled or not."""
-
-    def __init__(self, outcome: Any, delay_s: float = 0.0) -> None:
-        self.outcome = outcome
-        self.delay_s = delay_s
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
-        await asyncio.sleep(self.delay_s)
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
-
-    async def __anext__(self) -> Any:
-        self.events = getattr(self, "events", None) or iter(self.outcome)
-        event = next(self.events, None)
-        if event is None:
-            raise StopAsyncIteration
-        if isinstance(event, Exception):
-            raise event
-        await asyncio.sleep(self.delay_s)
-        return event
-
-
-class Handle:
-    """Answers each method's calls with the given responses in turn; the last one again and again."""
-
-    def __init__(self, **responses: list[Response]) -> None:
-        self.responses = {"ping": [Response(None)], "ready": [Response(None)]}
-        self.responses |= responses
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *_: self._next(name))
-
-    def options(self, stream: bool) -> "Handle":
-        assert stream
-        return self
-
-    def broadcast(self, name: str) -> "Broadcast":
-        return Broadcast(self._next(name))
-
-    def _next(self, name: str) -> Response:
-        self.calls.append(name)
-        left = self.responses[name]
-        return left.pop(0) if len(left) > 1 else left[0]
-
-
-@dataclass
-class Broadcast:
-    """What a handle's call of every replica gives."""
-
-    response: Response
-
-    async def results_async(self, timeout_s: float, return_exceptions: bool) -> Any:
-        assert return_exceptions
-        async with asyncio.timeout(timeout_s):
-            return await self.response
 
 
 def client(handle: Handle, gpu_share: float = 0.0, **args: Any) -> ModelClient:
@@ -102,40 +42,35 @@ def client(handle: Handle, gpu_share: float = 0.0, **args: Any) -> ModelClient:
     )
 
 
-def answer(text: str = "hello") -> dict[str, Any]:
-    return {"transcription": text, "timings": {"queue": 0.0, "transcribe": 1.0}}
-
-
-def events(*items: Any) -> Response:
-    return Response(items)
-
-
-SEGMENT = {"event": "segment", "segment": {}}
-PROGRESS = {"event": "progress", "done": 0.0, "total": 1.0}
+async def last(model: ModelClient) -> Transcript:
+    """What a request that wants no events on the way is answered."""
+    [event] = [event async for event in model.stream(AUDIO, OPTIONS, False, False)]
+    assert isinstance(event, Transcript)
+    return event
 
 
 async def test_an_answer_tells_how_long_the_model_took_to_start() -> None:
-    handle = Handle(ready=[Response(None, 0.05)], transcribe=[Response(answer())])
-    result = await client(handle).transcribe(AUDIO, REQUEST)
-    assert result["transcription"] == "hello"
-    assert result["timings"]["model_start"] >= 0.05
+    handle = Handle(ready=[Response(None, 0.05)], stream=[events(transcript())])
+    result = await last(client(handle))
+    assert result.text == "hello"
+    assert result.model_start_s >= 0.05
 
 
 async def test_a_replica_that_has_just_answered_is_not_asked_whether_it_is_ready() -> (
     None
 ):
-    handle = Handle(transcribe=[Response(answer()), Response(DIED), Response(answer())])
+    handle = Handle(stream=[events(transcript()), events(DIED), events(transcript())])
     model = client(handle)
     for _ in range(2):
-        await model.transcribe(AUDIO, REQUEST)
+        await last(model)
     # The second request found its replica dead, and asked for another.
-    assert handle.calls == ["ready", "transcribe", "transcribe", "ready", "transcribe"]
+    assert handle.calls == ["ready", "stream", "stream", "ready", "stream"]
 
 
 async def test_a_replica_without_a_gpu_needs_no_place() -> None:
-    handle = Handle(transcribe=[Response(answer())])
-    await client(handle).transcribe(AUDIO, REQUEST)
-    assert handle.calls == ["ready", "transcribe"]
+    handle = Handle(stream=[events(transcript())])
+    await last(client(handle))
+    assert handle.calls == ["ready", "stream"]
 
 
 async def test_no_free_share_of_a_gpu_is_told_soon_and_the_wish_for_one_withdrawn() -> (
@@ -144,7 +79,7 @@ async def test_no_free_share_of_a_gpu_is_told_soon_and_the_wish_for_one_withdraw
     ping = Response(None, FOREVER)
     stuck = client(Handle(ping=[ping]), gpu_share=0.25, placement_timeout_s=0.02)
     with pytest.raises(ModelUnavailableError) as caught:
-        await stuck.transcribe(AUDIO, REQUEST)
+        await last(stuck)
     assert str(caught.value) == (
         "Model 'base' is not available: no free share of a GPU"
         " (it needs 0.25 of one) within 0.02 s"
@@ -156,7 +91,7 @@ async def test_a_start_that_takes_too_long_is_told() -> None:
     ready = Response(None, FOREVER)
     slow = client(Handle(ready=[ready]), model_start_timeout_s=0.02)
     with pytest.raises(ModelUnavailableError) as caught:
-        await slow.transcribe(AUDIO, REQUEST)
+        await last(slow)
     assert str(caught.value) == (
         "Model 'base' is not available: it is still starting after 0.02 s,"
         " try again later"
@@ -165,23 +100,23 @@ async def test_a_start_that_takes_too_long_is_told() -> None:
 
 
 async def test_the_start_does_not_count_as_time_of_the_request() -> None:
-    handle = Handle(ready=[Response(None, 0.2)], transcribe=[Response(answer(), 0.01)])
-    assert await client(handle, request_timeout_s=0.15).transcribe(AUDIO, REQUEST)
+    handle = Handle(
+        ready=[Response(None, 0.2)], stream=[events(transcript(), delay_s=0.01)]
+    )
+    assert await last(client(handle, request_timeout_s=0.15))
 
 
 async def test_a_deadline_ends_the_work() -> None:
-    work = Response(answer(), FOREVER)
-    late = client(Handle(transcribe=[work]), request_timeout_s=0.02)
+    work = events(transcript(), delay_s=FOREVER)
+    late = client(Handle(stream=[work]), request_timeout_s=0.02)
     with pytest.raises(RequestTimeoutError, match=r"longer than 0\.02 s"):
-        await late.transcribe(AUDIO, REQUEST)
+        await last(late)
     assert work.cancelled
 
 
 async def test_a_caller_who_leaves_ends_the_work() -> None:
-    work = Response(answer(), FOREVER)
-    task = asyncio.ensure_future(
-        client(Handle(transcribe=[work])).transcribe(AUDIO, REQUEST)
-    )
+    work = events(transcript(), delay_s=FOREVER)
+    task = asyncio.ensure_future(last(client(Handle(stream=[work]))))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -190,27 +125,29 @@ async def test_a_caller_who_leaves_ends_the_work() -> None:
 
 
 async def test_a_request_whose_replica_dies_is_tried_once_more() -> None:
-    handle = Handle(transcribe=[Response(DIED), Response(answer())])
-    result = await client(handle).transcribe(AUDIO, REQUEST)
-    assert result["transcription"] == "hello"
-    handle = Handle(transcribe=[Response(DIED)])
+    handle = Handle(stream=[events(DIED), events(transcript())])
+    result = await last(client(handle))
+    assert result.text == "hello"
+    handle = Handle(stream=[events(DIED)])
     with pytest.raises(ModelUnavailableError, match="its replica died"):
-        await client(handle).transcribe(AUDIO, REQUEST)
-    assert handle.calls == ["ready", "transcribe"] * 2
+        await last(client(handle))
+    assert handle.calls == ["ready", "stream"] * 2
 
 
 async def test_both_tries_together_keep_the_deadline() -> None:
-    handle = Handle(transcribe=[Response(DIED, 0.15), Response(answer(), 0.15)])
+    handle = Handle(
+        stream=[events(DIED, delay_s=0.15), events(transcript(), delay_s=0.15)]
+    )
     with pytest.raises(RequestTimeoutError, match=r"longer than 0\.2 s"):
-        await client(handle, request_timeout_s=0.2).transcribe(AUDIO, REQUEST)
+        await last(client(handle, request_timeout_s=0.2))
 
 
 async def test_the_replicas_own_error_arrives_without_rays_traceback() -> None:
     original = InvalidAudioError("the file is empty")
-    raised = RayTaskError("transcribe", "Traceback ...", original).as_instanceof_cause()
-    handle = Handle(transcribe=[Response(raised)])
+    raised = RayTaskError("stream", "Traceback ...", original).as_instanceof_cause()
+    handle = Handle(stream=[events(raised)])
     with pytest.raises(InvalidAudioError) as caught:
-        await client(handle).transcribe(AUDIO, REQUEST)
+        await last(client(handle))
     assert caught.value is original
     assert caught.value.__cause__ is None
 
@@ -219,18 +156,17 @@ async def test_the_replicas_own_error_arrives_without_rays_traceback() -> None:
 async def test_a_stream_begins_anew_while_no_segment_has_gone_out(
     died_after: tuple[Any, ...],
 ) -> None:
-    result = {"event": "result", "result": answer()}
-    handle = Handle(stream=[events(*died_after, DIED), events(SEGMENT, result)])
-    got = [event async for event in client(handle).stream(AUDIO, REQUEST)]
-    assert [event["event"] for event in got][-2:] == ["segment", "result"]
-    assert "model_start" in got[-1]["result"]["timings"]
+    handle = Handle(stream=[events(*died_after, DIED), events(SEGMENT, transcript())])
+    got = [event async for event in client(handle).stream(AUDIO, OPTIONS)]
+    assert got[-2] == SEGMENT
+    assert isinstance(got[-1], Transcript)
 
 
 async def test_a_stream_is_not_repeated_once_a_segment_has_gone_out() -> None:
     handle = Handle(stream=[events(SEGMENT, DIED)])
     got = []
     with pytest.raises(ModelUnavailableError, match="its replica died"):
-        async for event in client(handle).stream(AUDIO, REQUEST):
+        async for event in client(handle).stream(AUDIO, OPTIONS):
             got.append(event)
     assert got == [SEGMENT]
     assert handle.calls.count("stream") == 1
@@ -238,15 +174,15 @@ async def test_a_stream_is_not_repeated_once_a_segment_has_gone_out() -> None:
 
 async def test_leaving_a_stream_ends_its_work_at_once() -> None:
     work = events(SEGMENT, SEGMENT)
-    stream = client(Handle(stream=[work])).stream(AUDIO, REQUEST)
+    stream = client(Handle(stream=[work])).stream(AUDIO, OPTIONS)
     assert await anext(stream) == SEGMENT
     await stream.aclose()
     assert work.cancelled
 
 
 async def test_a_streams_deadline_ends_its_work() -> None:
-    work = Response([PROGRESS, SEGMENT], delay_s=0.15)
-    stream = client(Handle(stream=[work]), request_timeout_s=0.2).stream(AUDIO, REQUEST)
+    work = events(PROGRESS, SEGMENT, delay_s=0.15)
+    stream = client(Handle(stream=[work]), request_timeout_s=0.2).stream(AUDIO, OPTIONS)
     assert await anext(stream) == PROGRESS
     with pytest.raises(RequestTimeoutError):
         await anext(stream)
@@ -289,24 +225,22 @@ async def test_a_waiting_request_that_leaves_takes_no_place_along() -> None:
 
 async def test_a_failing_transcription_is_not_tried_again() -> None:
     raised = RayTaskError("f", "", TranscriptionError("x")).as_instanceof_cause()
-    handle = Handle(transcribe=[Response(raised)])
+    handle = Handle(stream=[events(raised)])
     with pytest.raises(TranscriptionError):
-        await client(handle).transcribe(AUDIO, REQUEST)
-    assert handle.calls == ["ready", "transcribe"]
+        await last(client(handle))
+    assert handle.calls == ["ready", "stream"]
 
 
-def slots(in_use: int, waiting: int = 0) -> dict[str, int]:
-    """What a replica says of itself."""
-    return {"slots": 8, "slots_in_use": in_use, "windows_waiting": waiting}
+def slots(in_use: int, waiting: int = 0) -> SlotUse:
+    """What a replica tells of itself."""
+    return SlotUse(slots=8, slots_in_use=in_use, windows_waiting=waiting)
 
 
 async def test_the_slots_of_all_replicas_are_counted_together() -> None:
     handle = Handle(slots=[Response([slots(8, waiting=3), slots(2)])])
-    assert await client(handle).slots(2) == {
-        "slots": 16,
-        "slots_in_use": 10,
-        "windows_waiting": 3,
-    }
+    assert await client(handle).slots(2) == SlotUse(
+        slots=16, slots_in_use=10, windows_waiting=3
+    )
 
 
 async def test_a_replica_that_loads_its_model_or_dies_has_no_slots() -> None:
@@ -325,7 +259,7 @@ async def test_no_replica_is_started_to_be_asked_for_its_slots() -> None:
 async def test_replicas_that_do_not_answer_at_once_have_unknown_slots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "_SLOTS_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(model_client, "_SLOTS_TIMEOUT_S", 0.02)
     assert await client(Handle(slots=[Response([], FOREVER)])).slots(1) is None
     gone = Response(DeploymentUnavailableError(cast(Any, "whisper-base")))
     assert await client(Handle(slots=[gone])).slots(1) is None
@@ -347,4 +281,4 @@ async def test_other_replicas_than_those_asked_before_are_asked() -> None:
     handle = Handle(slots=[Response([slots(0)]), Response([slots(0), slots(0)])])
     model = client(handle)
     assert await model.slots(1) == slots(0)
-    assert await model.slots(2) == slots(0) | {"slots": 16}
+    assert await model.slots(2) == SlotUse(16, 0, 0)

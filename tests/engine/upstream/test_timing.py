@@ -21,9 +21,9 @@ from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from deployments.engine import Engine
-from deployments.engine.upstream import timing as alignment_module
 from deployments.engine import engine as engine_module
 from deployments.engine.tasks import Session
+from deployments.engine.upstream import timing as alignment_module
 from deployments.engine.upstream.mel import Mel
 from deployments.engine.upstream.timing import (
     AttendedFrames,

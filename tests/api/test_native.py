@@ -1,0 +1,239 @@
+"""The native HTTP API over a real Router whose models answer as told. No Ray, no port."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from ray.exceptions import RayTaskError
+from starlette.testclient import TestClient
+
+from deployments import api
+from deployments.api import native
+from deployments.contract import errors
+from deployments.contract.answer import Answer
+from deployments.contract.errors import (
+    InvalidAudioError,
+    ModelUnavailableError,
+    OverloadedError,
+    RequestTimeoutError,
+    TranscriptionError,
+    WhisperServeError,
+)
+from deployments.local import loopback
+from deployments.replica.transcript import SlotUse
+from tests.support.handles import FOREVER, SEGMENT, Handle, Response, events, transcript
+from tests.support.routers import AUDIO, RECORDING, router
+
+
+def client(handle: Handle, *names: str, **args: Any) -> TestClient:
+    app = api.build(router(handle, *names, **args))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def answering(*items: Any) -> TestClient:
+    return client(Handle(stream=[events(*items)]))
+
+
+def raising(error: WhisperServeError) -> TestClient:
+    """A client of a model that fails."""
+    return answering(RayTaskError("stream", "", error).as_instanceof_cause())
+
+
+def test_a_transcription_is_answered_as_json() -> None:
+    response = answering(
+        transcript(" grün ", segments=[SEGMENT.segment], language_probability=0.5)
+    ).post("/transcribe", json=RECORDING, headers={"x-request-id": "mine"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert "grün" in response.text
+    answer = response.json()
+    assert list(answer) == [
+        name for name in Answer.model_fields if name != "word_timestamps"
+    ]
+    assert answer["request_id"] == "mine"
+    assert answer["segments"] == [SEGMENT.segment.model_dump()]
+
+
+def test_a_request_may_stand_inside_input() -> None:
+    posted = answering(transcript()).post("/transcribe", json={"input": RECORDING})
+    assert posted.json()["transcription"] == "hello"
+
+
+def test_audio_is_downloaded_from_its_url() -> None:
+    with loopback.served(AUDIO / "jfk-phone.wav") as url:
+        posted = answering(transcript()).post("/transcribe", json={"audio": url})
+    assert posted.json()["duration"] == pytest.approx(11, abs=0.1)
+    assert posted.json()["timings"]["download"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidAudioError("it is empty"), 422),
+        (ModelUnavailableError("base", "out of memory (cpu)"), 503),
+        (OverloadedError("Too many requests wait for model 'base'"), 503),
+        (RequestTimeoutError("The request took longer than 1 s"), 504),
+        (TranscriptionError("Transcription failed: out of GPU memory"), 500),
+        (WhisperServeError("Internal error; the log names it"), 500),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_is_answered_with_its_status_its_type_and_its_text(
+    error: WhisperServeError, status: int
+) -> None:
+    response = raising(error).post("/transcribe", json=RECORDING)
+    assert response.status_code == status == error.status
+    assert response.json() == {"error": str(error), "type": error.type}
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"not json", "The request body is not valid JSON"),
+        (b"\xff", "The request body is not valid JSON"),
+        (b"[" * 100_000, "The request body is not valid JSON"),
+        (b"[]", "The request must be a JSON object"),
+        (b"{}", "Missing required parameter: 'audio' (URL to audio file)"),
+        (b'{"audio": "x", "colour": 1}', "Unknown parameter: 'colour'. Valid"),
+        (b'{"audio": "x", "model": "huge"}', "Invalid model: 'huge'. Valid models: "),
+        (b'{"audio": "x", "beam_size": 11}', "Invalid beam_size: must be an integer"),
+    ],
+)
+def test_a_request_that_breaks_the_contract_is_refused(body: bytes, error: str) -> None:
+    response = answering(transcript()).post("/transcribe", content=body)
+    assert response.status_code == 422
+    assert response.json()["type"] == "invalid_request"
+    assert response.json()["error"].startswith(error)
+
+
+def test_a_url_and_a_host_at_fault_have_statuses_of_their_own() -> None:
+    served = answering(transcript())
+    bad_url = served.post("/transcribe", json={"audio": "ftp://example.com/a"})
+    assert (bad_url.status_code, bad_url.json()["type"]) == (422, "audio_url_error")
+    nobody = f"http://127.0.0.1:{loopback.free_port('127.0.0.1')}/a?token=secret"
+    bad_host = served.post("/transcribe", json={"audio": nobody})
+    assert (bad_host.status_code, bad_host.json()["type"]) == (502, "audio_host_error")
+    assert "secret" not in bad_host.text and "127.0.0.1" not in bad_host.text
+
+
+def test_a_body_larger_than_any_valid_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "MAX_BODY_BYTES", 2 << 20)
+    response = answering().post("/transcribe", content=b" " * (2 << 20) + b"{}")
+    assert response.status_code == 413
+    assert response.json() == {
+        "error": "The request body is larger than 2 MiB",
+        "type": "request_too_large",
+    }
+
+
+def test_the_largest_valid_file_fits_into_a_body() -> None:
+    assert native.MAX_BODY_BYTES > (32 << 20) * 4 / 3
+
+
+def test_a_deadline_is_answered() -> None:
+    handle = Handle(stream=[events(transcript(), delay_s=FOREVER)])
+    late = client(handle, request_timeout_s=0.02)
+    response = late.post("/transcribe", json=RECORDING)
+    assert (response.status_code, response.json()["type"]) == (504, "request_timeout")
+
+
+def test_an_error_of_our_own_making_shows_nothing_of_itself() -> None:
+    broken = client(Handle(stream=[Response(5)]))
+    response = broken.post("/transcribe", json=RECORDING)
+    assert response.status_code == 500
+    assert response.json() == {
+        "error": "Internal error; the log names it",
+        "type": "internal_error",
+    }
+
+
+def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
+    class Broken:
+        async def models(self) -> None:
+            raise ValueError("secret")
+
+    app = api.build(Broken())  # type: ignore[arg-type]
+    response = TestClient(app, raise_server_exceptions=False).get("/models")
+    assert response.status_code == 500
+    assert response.json() == {
+        "error": "Internal error; the log names it",
+        "type": "internal_error",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/transcribe", 405, "method_not_allowed"),
+        ("POST", "/models", 405, "method_not_allowed"),
+    ],
+)
+def test_what_does_not_exist_is_answered_in_the_same_form(
+    method: str, path: str, status: int, kind: str
+) -> None:
+    response = client(Handle()).request(method, path)
+    assert response.status_code == status
+    assert response.json()["type"] == kind
+
+
+def test_models_and_health_are_told() -> None:
+    served = client(Handle(), "tiny.en", running=0)
+    [model] = served.get("/models").json()
+    assert model["name"] == "tiny.en"
+    assert model["running_replicas"] == 0
+    assert isinstance(model["weights_cached"], bool)
+    assert served.get("/health").json() == {
+        "application": "whisper",
+        "status": "ok",
+        "default_model": "tiny.en",
+    }
+
+
+def test_answers_are_of_the_documented_schema() -> None:
+    words = transcript(segments=[SEGMENT.segment], words=[])
+    served = client(
+        Handle(stream=[events(words)], slots=[Response([SlotUse(8, 0, 0)])])
+    )
+    document = served.get("/openapi.json").json()
+
+    def check(path: str, method: str, status: str, body: Any) -> None:
+        response = document["paths"][path][method]["responses"][status]
+        schema = response["content"]["application/json"]["schema"]
+        jsonschema.validate(body, schema | {"components": document["components"]})
+
+    check(
+        "/transcribe", "post", "200", served.post("/transcribe", json=RECORDING).json()
+    )
+    refused = served.post("/transcribe", json={})
+    check("/transcribe", "post", "422", refused.json())
+    check("/models", "get", "200", served.get("/models").json())
+    check("/health", "get", "200", served.get("/health").json())
+    segments = document["components"]["schemas"]["Answer"]["properties"]["segments"]
+    assert segments["items"] == {"$ref": "#/components/schemas/Segment"}
+    with pytest.raises(jsonschema.ValidationError):
+        check("/transcribe", "post", "200", refused.json())
+
+
+def test_every_status_of_an_error_is_documented() -> None:
+    document = answering().get("/openapi.json").json()
+    documented = set(document["paths"]["/transcribe"]["post"]["responses"])
+    of_errors = {
+        str(kind.status)
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, WhisperServeError)
+    }
+    # Nobody is left to read the answer to a request that was cancelled.
+    assert of_errors - {"499"} == documented - {"200"}
+
+
+def test_the_documented_example_is_a_valid_request() -> None:
+    document = answering().get("/openapi.json").json()
+    body = document["paths"]["/transcribe"]["post"]["requestBody"]["content"]
+    example = body["application/json"]["example"]
+    jsonschema.validate(example, body["application/json"]["schema"])
+    posted = answering(transcript()).post("/transcribe", content=json.dumps(example))
+    assert posted.status_code == 200

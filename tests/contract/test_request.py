@@ -1,0 +1,336 @@
+"""What a request may hold, and how a broken rule is told."""
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from deployments.config import AppArgs, ModelArgs
+from deployments.contract import request as request_module
+from deployments.contract.errors import InvalidRequestError
+from deployments.contract.options import (
+    TranscriptionOptions,
+)
+from deployments.contract.request import (
+    TranscriptionRequest,
+    parse_options,
+    parse_request,
+)
+from tests.support.contract import (
+    FIELDS,
+    INF,
+    NAN,
+    URL,
+    parse,
+    refusal,
+    refusal_of,
+)
+
+INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
+
+
+MISSING_AUDIO = "Missing required parameter: 'audio' (URL to audio file)"
+
+
+INVALID_BASE64 = (
+    "Invalid audio_base64: must be a base64 string of at most 32 MiB decoded"
+)
+
+
+def test_a_request_may_stand_inside_input() -> None:
+    assert parse_request({"input": {"audio": URL, "beam_size": 3}}) == parse(
+        beam_size=3
+    )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [None, [], "text", 5, {"input": None}, {"input": [{"audio": URL}]}, {"input": "x"}],
+)
+def test_a_request_that_is_no_object_is_refused(payload: Any) -> None:
+    assert refusal(payload) == "The request must be a JSON object"
+
+
+def test_a_door_neither_nests_nor_mixes_input_with_fields() -> None:
+    for payload in (
+        {"input": {"input": {"audio": URL}}},
+        {"input": {"audio": URL}, "audio": URL},
+    ):
+        assert refusal(payload).startswith("Unknown parameter: 'input'.")
+
+
+def test_an_unknown_key_is_refused_by_name_with_the_valid_ones() -> None:
+    assert (
+        refusal_of(beam_sise=3) == "Unknown parameter: 'beam_sise'. Valid parameters: "
+        "audio, audio_base64, model, language, temperature, beam_size, word_timestamps,"
+        " task, temperature_increment_on_fallback, best_of, patience, length_penalty,"
+        " suppress_tokens, initial_prompt, carry_initial_prompt,"
+        " condition_on_previous_text, compression_ratio_threshold, logprob_threshold,"
+        " no_speech_threshold, hallucination_silence_threshold, clip_timestamps,"
+        " prepend_punctuations, append_punctuations"
+    )
+
+
+def test_an_unknown_key_is_refused_even_if_its_value_is_null() -> None:
+    assert refusal_of(stream=None).startswith("Unknown parameter: 'stream'.")
+
+
+@pytest.mark.parametrize(
+    ("key", "quoted"),
+    [
+        ("x" * 60, "x" * 60),
+        ("x" * 61, "x" * 57 + "..."),
+        ("a\ud800b", "a?b"),
+    ],
+)
+def test_an_unknown_key_is_quoted_fit_to_be_read(key: str, quoted: str) -> None:
+    assert refusal({key: 1}).startswith(f"Unknown parameter: '{quoted}'. Valid")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"audio": None}, {"input": {}}, {"audio": None, "audio_base64": None}],
+)
+def test_a_request_without_audio_is_refused(payload: Any) -> None:
+    assert refusal(payload) == MISSING_AUDIO
+
+
+@pytest.mark.parametrize("audio", ["", "  \n", 5, True, [URL], {"url": URL}, "\udfff"])
+def test_audio_that_is_no_url_text_is_refused(audio: Any) -> None:
+    assert refusal({"audio": audio}) == INVALID_AUDIO
+
+
+@pytest.mark.parametrize("file", ["", "AAAA"])
+def test_audio_is_given_in_one_way_only(file: str) -> None:
+    assert (
+        refusal_of(audio_base64=file)
+        == "Give either 'audio' or 'audio_base64', not both"
+    )
+
+
+NUMBER = "must be a number, or null to switch the rule off"
+
+
+BOOL = "must be true or false"
+
+
+TOKENS = (
+    "must be token ids, as a list or a comma-separated string;"
+    " -1 stands for the usual non-speech symbols"
+)
+
+
+CLIPS = "must be seconds (start,end,start,...), as a list or a comma-separated string"
+
+
+@pytest.mark.parametrize(
+    ("field", "rule", "values"),
+    [
+        (
+            "temperature",
+            "must be between 0 and 1",
+            [-0.1, 1.1, "0", True, NAN, INF, [0.0], 10**400],
+        ),
+        (
+            "beam_size",
+            "must be an integer between 1 and 10",
+            [0, 11, 2.5, "5", True, NAN, INF, -(2**70)],
+        ),
+        (
+            "best_of",
+            "must be an integer between 1 and 10, or null",
+            [0, 11, 2.5, "5", False, NAN],
+        ),
+        (
+            "temperature_increment_on_fallback",
+            "must be between 0 and 1, or null for no fallback",
+            [-0.2, 1.2, "0.2", True, NAN, INF],
+        ),
+        (
+            "patience",
+            "must be greater than 0, or null",
+            [0, -1, True, "1", NAN, INF, 10**400],
+        ),
+        (
+            "length_penalty",
+            "must be between 0 and 1, or null",
+            [-0.1, 1.5, True, "1", NAN],
+        ),
+        (
+            "hallucination_silence_threshold",
+            "must be greater than 0, or null; needs word_timestamps",
+            [0, -1, True, "1", NAN],
+        ),
+        ("compression_ratio_threshold", NUMBER, ["2.4", True, NAN, INF, -INF]),
+        ("logprob_threshold", NUMBER, ["-1", False, NAN, INF, -INF]),
+        ("no_speech_threshold", NUMBER, ["0.6", False, NAN, INF, -INF]),
+        ("word_timestamps", BOOL, [0, 1, "true", "yes", [True]]),
+        ("carry_initial_prompt", BOOL, [0, 1, "true"]),
+        ("condition_on_previous_text", BOOL, [0, 1, "true"]),
+        (
+            "task",
+            "must be 'transcribe' or 'translate'",
+            ["Transcribe", "lang_id", "", 5],
+        ),
+        (
+            "language",
+            "must be a language code or English name, or null to detect",
+            ["klingon", "", "en-US", 5, True, ["en"], "\ud800"],
+        ),
+        (
+            "model",
+            "must be the name of a served model; null: the default one",
+            [5, True, ["base"], "\ud800"],
+        ),
+        (
+            "initial_prompt",
+            (
+                "must be a string of at most 100,000 characters, without special"
+                " tokens (<|en|>), or null"
+            ),
+            [5, True, ["Hello"], "a lone \ud800"],
+        ),
+        (
+            "suppress_tokens",
+            TOKENS,
+            [5, True, [1.5], ["1"], [True], [-2], [None], "a", "1,,2", "1.5", "nan"],
+        ),
+        (
+            "clip_timestamps",
+            CLIPS,
+            [5, True, ["1"], [True], [-1.0], [NAN], [None], "a", "0,", "inf", "-1"],
+        ),
+        (
+            "prepend_punctuations",
+            "must be a string of punctuation marks",
+            [5, "\ud800"],
+        ),
+        ("append_punctuations", "must be a string of punctuation marks", [5, "\udc00"]),
+        (
+            "audio_base64",
+            "must be a base64 string of at most 32 MiB decoded",
+            [5, True, ["AAAA"]],
+        ),
+    ],
+)
+def test_a_broken_rule_is_told_by_field_and_rule(
+    field: str, rule: str, values: list[Any]
+) -> None:
+    for value in values:
+        payload = {"audio": URL} if field != "audio_base64" else {}
+        assert refusal(payload | {field: value}) == f"Invalid {field}: {rule}", value
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(parse(), "beam_size", 3)  # noqa: B010 - as assignment, mypy refuses it
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_a_file_inside_the_request_is_read(size: int) -> None:
+    data = bytes(i % 256 for i in range(size))
+    for encoded in (base64.b64encode(data), base64.encodebytes(data)):
+        request = parse_request({"audio_base64": encoded.decode()})
+        assert request.audio_bytes() == data
+    windows_lines = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    assert parse_request({"audio_base64": windows_lines}).audio_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", "AAA", "AA=A", "A-_A", "AAAA!", "data:audio/wav;base64,AAAA", "äöüß"],
+)
+def test_text_that_is_no_base64_is_refused(text: str) -> None:
+    request = parse_request({"audio_base64": text})
+    with pytest.raises(InvalidRequestError) as caught:
+        request.audio_bytes()
+    assert str(caught.value) == INVALID_BASE64
+
+
+def test_a_file_inside_the_request_may_hold_32_mib() -> None:
+    assert request_module.MAX_BASE64_AUDIO_BYTES == 32 * 1024 * 1024
+
+
+def test_a_file_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_module, "MAX_BASE64_AUDIO_BYTES", 3000)
+
+    def decoded(size: int) -> bytes:
+        text = base64.encodebytes(bytes(size)).decode()
+        return parse_request({"audio_base64": text}).audio_bytes()
+
+    assert decoded(3000) == bytes(3000)
+    for size in (3001, 30_000):
+        with pytest.raises(InvalidRequestError, match=INVALID_BASE64):
+            decoded(size)
+
+
+def test_an_unknown_model_is_told_with_the_valid_ones() -> None:
+    args = AppArgs(models=[ModelArgs(name="tiny"), ModelArgs(name="base")])
+    with pytest.raises(InvalidRequestError) as caught:
+        args.model("huge")
+    assert str(caught.value) == "Invalid model: 'huge'. Valid models: tiny, base"
+    with pytest.raises(InvalidRequestError, match=f"Invalid model: '{'x' * 57}..."):
+        args.model("x" * 100)
+
+
+TEXT = st.text() | st.sampled_from(["\ud800", "x" * 3000, URL, "en", "0,5", "1e308"])
+
+
+NUMBERS = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([0, 1, 5, 0.2, 1e308, -1e308, 10**400, 2**63])
+)
+
+
+# Python doors take more than JSON can write: NaN, lone surrogates, huge numbers.
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(TEXT, children, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+PLAUSIBLE = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    JSON
+    | PLAUSIBLE
+    | PLAUSIBLE.map(lambda fields: fields | {"audio": URL})
+    | PLAUSIBLE.map(lambda fields: {"input": fields})
+)
+@example({"audio": URL, "patience": 1e308})
+@example({"audio": URL, "clip_timestamps": "9" * 400})
+@example({"\ud800" * 100: 1})
+def test_any_json_is_a_request_or_is_refused_in_a_short_text(payload: Any) -> None:
+    try:
+        request = parse_request(payload)
+    except InvalidRequestError as error:
+        assert 0 < len(str(error).encode()) < 2000
+    else:
+        assert isinstance(request, TranscriptionRequest)
+
+
+def test_options_are_validated_without_audio() -> None:
+    assert parse_options({"beam_size": 3}).beam_size == 3
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_options({"beam_size": 11})
+    assert str(caught.value) == "Invalid beam_size: must be an integer between 1 and 10"
+    with pytest.raises(InvalidRequestError, match="Unknown parameter: 'audio'"):
+        parse_options({"audio": URL})
+
+
+def test_the_options_of_a_request_leave_its_audio_behind() -> None:
+    request = parse_request({"audio_base64": "AAAA", "model": "base", "beam_size": 3})
+    assert request.options == TranscriptionOptions(beam_size=3)
+    assert type(request.options) is TranscriptionOptions
+
+
+def test_of_several_broken_rules_the_one_of_the_first_field_is_told() -> None:
+    assert refusal({"beam_size": 0, "audio": 5}) == INVALID_AUDIO

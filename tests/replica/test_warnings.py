@@ -1,0 +1,52 @@
+"""What was cut or is doubtful is told. Random weights; the tokenizer is Whisper's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.contract.options import TranscriptionOptions
+from deployments.engine import Engine
+from deployments.replica.warnings import warnings_of
+from tests.support.engine.tiny_whisper import tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine(tiny_whisper(), max_windows=1) as engine:
+        yield engine
+
+
+def warnings(engine: Engine, seconds: float = 10, **fields: Any) -> list[str]:
+    audio = np.zeros(int(seconds * 16_000), dtype=np.int16)
+    return warnings_of(TranscriptionOptions(**fields), engine, audio)
+
+
+def test_an_ordinary_request_has_none(engine: Engine) -> None:
+    assert warnings(engine) == []
+    assert warnings(engine, task="translate", initial_prompt="Names: Ada") == []
+    assert warnings(engine, clip_timestamps="0,10") == []
+
+
+def test_a_prompt_that_is_cut_is_told(engine: Engine) -> None:
+    most = engine.max_prompt_tokens
+    fits = "so " * (most - 1)
+    assert engine.count_prompt_tokens(fits) == most - 1
+    assert warnings(engine, initial_prompt=fits) == []
+    [warning] = warnings(engine, initial_prompt="so " * (most + 5))
+    assert warning == (
+        f"initial_prompt has {most + 5} tokens; Whisper used the last {most}"
+    )
+
+
+def test_word_times_of_a_translation_are_told_to_be_doubtful(engine: Engine) -> None:
+    [warning] = warnings(engine, task="translate", word_timestamps=True)
+    assert warning.startswith("word_timestamps of a translation are not reliable")
+
+
+def test_a_clip_that_the_recording_does_not_reach_is_told(engine: Engine) -> None:
+    [warning] = warnings(engine, clip_timestamps=[2, 10.5])
+    assert warning == (
+        "clip_timestamps go past the end of the recording, which is 10.00 s long"
+    )

@@ -1,0 +1,32 @@
+"""A Router over handles that answer as a test tells them. No Ray cluster."""
+
+import base64
+from pathlib import Path
+from typing import Any, cast
+
+from deployments.config import AppArgs, ModelArgs
+from deployments.router.router import Router
+from tests.support.handles import Handle
+
+AUDIO = Path(__file__).parents[1] / "audio"
+
+# A recording inside a request: no server is needed, and the real decoder reads it.
+RECORDING = {
+    "audio_base64": base64.b64encode((AUDIO / "jfk-phone.wav").read_bytes()).decode()
+}
+
+
+def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router:
+    """A Router whose models all have the same handle.
+
+    names: of the models; base alone if there are none
+    running: replicas of each model
+    """
+    models = [ModelArgs(name=name) for name in names or ("base",)]
+    app_args = AppArgs(models=models, default_model=models[0].name, **args)
+    return Router(
+        app_args,
+        {model.name: cast(Any, handle) for model in models},
+        {model.name: 0.0 for model in models},
+        running_replicas=lambda: {model.deployment: running for model in models},
+    )
