@@ -8,7 +8,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments import catalog
 from deployments.config import AppArgs, ModelArgs, windows_together
-from deployments.engine.engine import _MAX_WINDOWS
+from deployments.engine.engine import MAX_WINDOWS
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 
@@ -173,8 +173,8 @@ def test_twice_what_decodes_together_is_let_in_unless_told_otherwise() -> None:
 
 
 def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
-    assert windows_together(on_gpu=False) == _MAX_WINDOWS["cpu"]
-    assert windows_together(on_gpu=True) == _MAX_WINDOWS["cuda"]
+    assert windows_together(on_gpu=False) == MAX_WINDOWS["cpu"]
+    assert windows_together(on_gpu=True) == MAX_WINDOWS["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from deployments import catalog, checkpoints, launch
 from deployments.app import build_app
 from deployments.audio.decode import decode_audio
 from deployments.config import AppArgs, ModelArgs
-from deployments.engine.upstream.decoding import SEED
+from deployments.engine.decoding.plan import SEED
 from deployments.local import loopback
 
 AUDIO = Path(__file__).parent.parent / "audio"

@@ -3,7 +3,7 @@
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from deployments.engine import (
     Usage,
 )
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.model import kv_cache
+from deployments.engine.model import onednn
 from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
@@ -28,6 +28,7 @@ from tests.support.engine.calls import (
     Gate,
     StuckEncoder,
     exact_engine,
+    replace,
     succeeds,
     until,
 )
@@ -265,7 +266,7 @@ def test_closing_ends_the_thread_after_its_window(
     calls.submitted()
     calls.engine.close()
     stuck.let_go.set()
-    until(lambda: not calls.engine._scheduler._thread.is_alive())
+    assert calls.engine.join(PATIENCE_S)
     assert stuck.windows == 1
 
 
@@ -339,8 +340,8 @@ def test_every_slot_takes_memory(tiny_model: Whisper) -> None:
 def test_a_slot_takes_what_is_said(
     tiny_model: Whisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What oneDNN has packed does not tell its size.
-    monkeypatch.setattr(kv_cache, "packs_weights", lambda device, dtype: False)
+    # PyTorch does not know the size of tensors that oneDNN has packed.
+    monkeypatch.setattr(onednn, "AVAILABLE", False)
     held = []
     for slots in (1, 3):
         with exact_engine(tiny_model, slots) as engine:
@@ -358,18 +359,17 @@ def _bytes_of_tensors() -> int:
 
 
 @one_slot
-def test_one_window_at_a_time_may_be_asked_for(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_window_at_a_time_may_be_asked_for(calls: Calls) -> None:
     together: list[int] = []
-    batch = calls.engine._scheduler.batch
-    step = batch.step
 
-    def watched(slots: Sequence[int]) -> Progress:
-        together.append(len(slots))
-        return step(slots)
+    def watched(step: Callable[[Sequence[int]], Progress]) -> Any:
+        def wrapped(slots: Sequence[int]) -> Progress:
+            together.append(len(slots))
+            return step(slots)
 
-    monkeypatch.setattr(batch, "step", watched)
+        return wrapped
+
+    replace(calls.engine.scheduler.runner.batch, "step", watched)
     assert calls.engine.stats().slots == 1
     assert all(map(succeeds, [calls.start() for _ in range(5)]))
     assert set(together) == {1}

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deployments.engine import Engine
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.upstream.decoding import plan_for
 from tests.support.engine import devices, emulated_gpu
 from tests.support.engine.calls import PATIENCE_S, assert_same
 from tests.support.engine.emulated_gpu import Operation
-from tests.support.engine.lively_whisper import Slots, job, lively_whisper
+from tests.support.engine.lively_whisper import BatchHarness, job, lively_whisper
 from tests.support.engine.tiny_whisper import sounds
 from tests.support.engine.window_cases import EOT, WORDS
 
@@ -62,11 +62,11 @@ def test_a_step_asks_for_no_more_operations_than_it_needs(
 ) -> None:
     layers, step = DECODERS[name]["n_text_layer"], OPERATIONS_OF_A_STEP[name]
     model = copy.deepcopy(lively_whisper(**DECODERS[name])).to(device)
-    slots = Slots(model, count=32, dtype=torch.float16)
+    slots = BatchHarness(model, count=32, dtype=torch.float16)
     endless = job(model, beam_size=5, suppress_tokens=[EOT], sample_len=20)
     for windows in (1, 8, 32):
         numbers = [*range(windows)]
-        plans = [Plan(slots.facts, endless.options) for _ in numbers]
+        plans = [plan_for(slots.facts, endless.options) for _ in numbers]
         joined = launched(asked_for(slots.batch.join, numbers, plans, numbers))
         together = launched(asked_for(slots.batch.step, numbers))
         again = launched(asked_for(slots.batch.step, numbers))
@@ -119,7 +119,7 @@ def test_a_step_waits_for_the_device_once_whoever_takes_part(
     device: torch.device,
 ) -> None:
     model = copy.deepcopy(lively_whisper()).to(device)
-    slots = Slots(model, seed=3, count=len(MIXED) + 2, dtype=torch.float16)
+    slots = BatchHarness(model, seed=3, count=len(MIXED) + 2, dtype=torch.float16)
     jobs = [job(model, seed, **options) for seed, options in enumerate(MIXED)]
     with NumbersAssigned() as numbers_assigned:
         assert waits(asked_for(slots.join, jobs)) == ["aten::_to_copy"]

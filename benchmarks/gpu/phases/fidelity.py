@@ -23,7 +23,7 @@ from benchmarks.gpu.phases.speech import base_options
 from benchmarks.gpu.requests import Result, serve
 from benchmarks.gpu.run import Run
 from deployments.engine import Engine
-from deployments.engine.parts import Parts
+from deployments.engine.model_runner import ModelRunner
 
 _KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -43,7 +43,7 @@ def measure(run: Run) -> None:
     run.attempt("fp32, greedy", partial(_same_tokens, run, model, spoken, None, greedy))
     run.attempt("fp32, beam 5", partial(_same_tokens, run, model, spoken, 5, {}))
     run.attempt("fp16 texts", partial(_texts, run, model, spoken, greedy), 4)
-    half = Parts.of(model, run.device, run.dtype, slots=1)
+    half = ModelRunner.of(model, run.device, run.dtype, slots=1)
     for recording in spoken:
         run.attempt("logits", partial(_logits, run, model, half, recording), 2)
     run.attempt("company", partial(_company, run, model, spoken), 3)
@@ -146,7 +146,7 @@ def edits(one: Sequence[str], other: Sequence[str]) -> int:
     return row[-1]
 
 
-def _logits(run: Run, model: Whisper, half: Parts, recording: Recording) -> None:
+def _logits(run: Run, model: Whisper, half: ModelRunner, recording: Recording) -> None:
     """Feed the text that official fp32 decodes to each, and compare the logits of its tokens."""
     mel, tokens = _window(run, model, recording)
     exact = _official(model, mel, tokens, torch.float32)
@@ -210,11 +210,11 @@ def _official(
 
 @torch.inference_mode()
 def _engines(
-    parts: Parts, mel: Tensor, tokens: list[int], dtype: torch.dtype
+    runner: ModelRunner, mel: Tensor, tokens: list[int], dtype: torch.dtype
 ) -> Tensor:
-    features = parts.encoder(mel[None].to(dtype))
-    parts.decoder.listen(0, features[0])
-    return parts.decoder.logits(parts.decoder.prefill([0], [tokens])[0])
+    features = runner.encoder(mel[None].to(dtype))
+    runner.decoder.write_cross_kv(0, features[0])
+    return runner.decoder.logits(runner.decoder.prefill([0], [tokens])[0])
 
 
 def _error(logits: Tensor, exact: Tensor) -> dict[str, float]:
