@@ -1,12 +1,13 @@
-"""Where the engine's time goes, part by part, beside the least that the processor's arithmetic and memory allow.
+"""Where the engine's time goes, part by part, beside the least that the processor allows.
 
-    python -m benchmarks.engine_profile [RECORDING ... | --manifest PATH] [--beam-size N] [--at-once N] [--out FILE.md]
+    python -m benchmarks.engine_profile [RECORDING ... | --manifest PATH]
+        [--beam-size N] [--at-once N] [--out FILE.md]
 
 The recordings are transcribed once at temperature 0, `--at-once` of them at a time, and their
 languages are detected. Without arguments these are the recordings in tests/audio. The least time of
 a part is its floating-point operations over the rate of a large matrix product. For a step, the
-bytes of the audio's keys and values over the rate of a sum are added. Both rates are measured first.
-This works on a CPU only: on a GPU a call returns before its work is done.
+bytes of the audio's keys and values over the rate of a sum are added. Both rates are measured
+first. This works on a CPU only: on a GPU a call returns before its work is done.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def main() -> None:
 
 
 def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
-    # In threads that end, as in `benchmarks.engine`.
+    # PyTorch's worker threads end with this thread, as in `benchmarks.engine`.
     with ThreadPoolExecutor(1) as thread:
         engine, dims, machine = thread.submit(_prepared, arguments).result()
     profile = Profile(engine, dims, Work(dims, machine, number_bytes=4))
@@ -154,12 +155,14 @@ def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
     about = engine_report.machine(arguments.threads)
     command = shlex.join(["python", "-m", "benchmarks.engine_profile", *sys.argv[1:]])
     audio_s = sum(recording.seconds for recording in chosen)
+    rates = f"{machine.flops / _GIGA:.0f} GFLOP/s, {machine.bandwidth / _GIGA:.0f} GB/s"
     return f"""# Where the engine's time goes
 
     {command}
 
-{about["date"]}; {about["cpu"]}, {about["threads"]} threads, measured: {machine.flops / _GIGA:.0f} GFLOP/s, {machine.bandwidth / _GIGA:.0f} GB/s.
-Model {arguments.model}, fp32, {len(chosen)} recordings, {audio_s:.0f} s of audio in {seconds:.1f} s.
+{about["date"]}; {about["cpu"]}, {about["threads"]} threads, measured: {rates}.
+Model {arguments.model}, fp32, {len(chosen)} recordings,
+{audio_s:.0f} s of audio in {seconds:.1f} s.
 
 {_table([*profile.parts.values()], seconds)}"""
 

@@ -53,15 +53,16 @@ class EngineStats:
 class Engine:
     """Transcribes waveforms with one model. Any number of threads may call.
 
-    model: the engine keeps the weights in a layout of its own, and shares the others with the model.
-        The model may be dropped, but must not change.
+    model: the engine keeps the weights in a layout of its own, and shares the others with the
+        model. The model may be dropped, but must not change.
     max_windows: the most windows that are decoded together; the others wait in order of arrival.
         None: as many as the memory holds, at most 8 on a CPU and 32 on a GPU
     memory_bytes: memory of a GPU for weights and slots. None: what is free
     device: where to run. None: where the model is. For a GPU, a model on the CPU saves memory:
         the GPU then holds nothing but the engine's own copy of the weights.
     dtype: precision of weights and activations, fp32 or fp16. None: fp32 on a CPU, fp16 on a GPU.
-        fp32 on a GPU switches TF32 off in the whole process, so that products are in full precision.
+        fp32 on a GPU switches TF32 off in the whole process, so that products are in full
+        precision.
     encoder_windows: how many windows the encoder takes at once. None: 1 on a CPU, 8 on a GPU
 
     Raises ValueError for a `max_windows` below 1 and for any other `dtype`.
@@ -129,7 +130,10 @@ class Engine:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """How many tokens of an `initial_prompt` Whisper uses: the last 223. It drops those before."""
+        """How many tokens of an `initial_prompt` Whisper uses: the last 223.
+
+        It drops those before.
+        """
         return self.facts.max_prompt_tokens
 
     def count_prompt_tokens(self, text: str) -> int:
@@ -153,15 +157,15 @@ class Engine:
         on_progress(done_seconds, total_seconds): called once with 0 at the start, then after each
             window
         on_segments(segments): called after each window with the segments that have become final
-        cancelled(): called several times a second on the engine's thread, so it must be quick. If it
-            returns true, the work ends within one step, or the encoding of one window.
+        cancelled(): called several times a second on the engine's thread, so it must be quick. If
+            it returns true, the work ends within one step, or the encoding of one window.
         on_usage(usage): called once, before the result is returned
 
         An exception in a callback fails this call and no other. `fp16` is not an option here, since
         the engine has its own precision.
 
-        Raises TranscriptionCancelled if `cancelled()` returned true, EngineClosedError if the engine
-        is or gets closed, and whatever `whisper.transcribe` raises.
+        Raises TranscriptionCancelled if `cancelled()` returned true, EngineClosedError if the
+        engine is or gets closed, and whatever `whisper.transcribe` raises.
         """
         session = Session(self.scheduler, cancelled or _never)
         try:

@@ -48,7 +48,7 @@ class ModelRunner:
     def of(
         cls, model: Whisper, device: torch.device, dtype: torch.dtype, *, slots: int
     ) -> Self:
-        """Copy the model's weights to the device in this precision, and allocate `slots` windows."""
+        """Copy the weights to the device in this precision, and allocate the slots."""
         dims = model.dims
         facts = ModelFacts.of(model, device)
         encoder = Encoder(model.encoder, device, dtype)
@@ -85,7 +85,10 @@ class ModelRunner:
     def detect_languages(
         self, mels: Sequence[Mel]
     ) -> Iterator[tuple[Tensor, dict[str, float]]]:
-        """For each window: its features, shape (audio context, state), and each language's probability."""
+        """For each window, its features and the probability of each language.
+
+        Features have shape (audio context, state).
+        """
         features = self.encode(mels)
         logits = self.decoder.first_token_logits(features, self.tokenizer.sot)
         for encoded, row in zip(features, logits, strict=True):

@@ -18,7 +18,7 @@ _Kind = TypeVar("_Kind", bound=Task)
 
 
 class TaskQueues:
-    """All tasks that have not ended, and all slots. Any thread may call; one lock guards everything.
+    """All tasks that have not ended, and all slots. One lock guards everything.
 
     A window takes a slot in order of arrival. Its transcription keeps the slot while the window is
     decoded, tried again at other temperatures, and aligned. Then it queues anew for its next

@@ -88,7 +88,10 @@ class Scheduler:
         self.queues.close()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the thread has ended, for `timeout` seconds at most. Returns whether it has."""
+        """Wait until the thread has ended, for `timeout` seconds at most.
+
+        Returns whether it has.
+        """
         self._thread.join(timeout)
         return not self._thread.is_alive()
 

@@ -173,7 +173,10 @@ class Task:
         return True
 
     def wait(self) -> Any:
-        """Block until the task has ended. Returns the result of `succeed`, raises the error of `fail`."""
+        """Block until the task has ended.
+
+        Returns the result of `succeed`, raises the error of `fail`.
+        """
         self._ended.wait()
         if self._error is None:
             return self._result

@@ -1,4 +1,7 @@
-"""A window that cannot be decoded fails its own call; all others have the results they would have had."""
+"""A window that cannot be decoded fails its own call.
+
+All others have the results they would have had.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -71,7 +74,7 @@ class Company:
     def around(
         self, audio: np.ndarray, bad: Sequence[dict[str, Any]]
     ) -> list[Future[Result]]:
-        """The calls with these options in their midst, after the others have proved to be unharmed."""
+        """Calls with these options among others, once the others have proved to be unharmed."""
         half = len(OTHERS) // 2
         futures = [self._other(number) for number in range(half)]
         in_their_midst = [self._call(audio, options) for options in bad]

@@ -1,6 +1,7 @@
-"""Shapes, devices and waits of a decoding step on CUDA itself, without a GPU: tensors without values stand for its own.
+"""Shapes, devices and waits of a decoding step on CUDA without a GPU, by tensors without values.
 
-PyTorch can do this where it is built for CUDA; its builds for the CPU alone cannot move a tensor to such a device.
+This needs a PyTorch that is built for CUDA; builds for the CPU alone cannot move a tensor to such a
+device.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, shown on a device that the CPU emulates: results, threads, waits, operations of a step."""
+"""What must hold on a GPU, on an emulated device: results, threads, waits, operations of a step."""
 
 import copy
 from collections.abc import Sequence
@@ -23,10 +23,12 @@ pytestmark = pytest.mark.skipif(
     not devices.on_cpu(), reason="the other tests run on the chosen device"
 )
 
-# With five beams. A step takes 23 operations a layer, and some more when other windows take part than last time.
+# With five beams. A step takes 23 operations a layer, and some more when other windows take part
+# than last time.
 OPERATIONS_OF_A_STEP = {"base": 309, "medium": 723, "turbo": 263, "large-v3": 907}
 OPERATIONS_OF_A_CHANGE = 11
-# Reading the prompt of a first window takes a step and this much, and every further window takes two operations a layer.
+# Reading the prompt of a first window takes a step and this much, and every further window takes
+# two operations a layer.
 OPERATIONS_OF_A_JOIN = 37
 DECODERS = {
     "base": {"n_text_layer": 6},
@@ -86,9 +88,10 @@ MIXED: list[dict[str, Any]] = [
 
 
 class NumbersAssigned(TorchFunctionMode):
-    """Counts assignments of Python numbers at indices that are tensors: on a GPU each of them is a copy that is waited for.
+    """Counts assignments of Python numbers at tensor indices: a GPU waits for each of them.
 
-    PyTorch makes a tensor on the CPU of the number where the indexed tensor is on a GPU, and only there.
+    PyTorch makes a tensor on the CPU of the number where the indexed tensor is on a GPU, and only
+    there.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The windows that decode together: each joins at any step, takes a token a step, and ends alone."""
+"""The windows that decode together: each joins at any step, and ends when it is done."""
 
 import math
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ class DecodingBatch:
         self._uniforms = store(steps, width, dtype=torch.float64)
 
     def check_fits(self, plan: DecodePlan) -> None:
-        """Raises ValueError if the plan is too large for a slot, or its prompt fills the context."""
+        """Raises ValueError if no slot can hold the window, or its prompt fills the context."""
         if plan.steps < 1:
             raise ValueError(f"a prompt of {len(plan.prompt)} tokens is too long")
         steps, width = self._tokens.shape[1:]

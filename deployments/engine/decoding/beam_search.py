@@ -1,4 +1,4 @@
-"""How the next tokens are chosen: beam search for some windows, greedy choice or sampling for others.
+"""How the next tokens are chosen: by beam search, greedily, or by sampling.
 
 Upstream keeps whole sequences. Here each step records tokens, parents and finished sequences, and
 the sequences are read from these backpointers once the window is done.

@@ -1,10 +1,10 @@
 """Which tokens may come next and how probable they are, for all rows at once.
 
-This is the work of the logit filters of `whisper.decoding` and of the log-softmax after them, with as
-few passes over the vocabulary as possible. The vocabulary consists of text (the tokens before
-`eot`), special tokens (from `eot`) and timestamps. Only the text is large. It is read for its sum and
-for the maxima of its blocks. Masks are applied to the maxima, and candidates are looked for in the
-best blocks alone.
+This is the work of the logit filters of `whisper.decoding` and of the log-softmax after them, with
+as few passes over the vocabulary as possible. The vocabulary consists of text (the tokens before
+`eot`), special tokens (from `eot`) and timestamps. Only the text is large. It is read for its sum
+and for the maxima of its blocks. Masks are applied to the maxima, and candidates are looked for in
+the best blocks alone.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ class Distribution:
     def candidates(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best tokens of each row: log-probabilities and tokens, shape (rows, count).
 
-        This is exact, since the `count` best tokens lie within the `count` blocks of highest maxima.
+        This is exact, since the `count` best tokens lie within the `count` blocks of highest
+        maxima.
         """
         blocks = _best(self.block_maxima, min(count, self.block_maxima.shape[1]))
         within = torch.arange(_BLOCK, device=blocks.device)
@@ -88,7 +89,7 @@ class Distribution:
         return logits.gather(1, best) - self.normalizer[:, None], tokens
 
     def sample(self, temperature: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a token of each row. Gives log-probabilities at temperature 1, and tokens; shape (rows,).
+        """Draw a token of each row. Gives its log-probability at temperature 1, and the token.
 
         temperature: shape (rows,); uniform: draws in [0, 1) in fp64, shape (rows,)
         """

@@ -17,7 +17,10 @@ _KNOWN_TOKEN_LISTS = 64
 
 
 class TokenLists:
-    """Lists of tokens as tensors on a device. Those used last stay there and are not copied again."""
+    """Lists of tokens as tensors on a device.
+
+    Those used last stay there and are not copied again.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,7 +46,8 @@ class RowLayout:
     competes: whether a window is a beam search, shape (windows,)
     finished_needed: finished sequences that end the window's beam search, shape (windows,)
     timestamps: whether the timestamp filter is on, shape (rows,)
-    initial_timestamps: how many timestamps may begin a row, shape (rows,); None after the first step
+    initial_timestamps: how many timestamps may begin a row, shape (rows,); None after the first
+        step
     suppressed: indices of suppressed tokens in the flattened logits
 
     first: whether this is the windows' first sampled token

@@ -1,4 +1,4 @@
-"""Whisper's text decoder (`whisper.model.TextDecoder`), for many windows and their beams at once."""
+"""Whisper's text decoder (`whisper.model.TextDecoder`) for many windows and beams at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class Decoder:
 
     @property
     def columns(self) -> int:
-        """How many tokens a slot holds: those of the prompt, and one of each beam for every step."""
+        """How many tokens a slot holds: those of the prompt, and one per beam and step."""
         return self._self.columns
 
     def write_cross_kv(self, slot: int, features: Tensor) -> None:
@@ -177,7 +177,10 @@ class Decoder:
         return self.logits(x)
 
     def reorder(self, slots: Tensor, parents: Tensor, columns: int) -> None:
-        """Beam b of each window continues its beam parents[:, b]; parents: shape (windows, beams)."""
+        """Beam b of each window continues its beam parents[:, b].
+
+        parents: shape (windows, beams).
+        """
         self._self.reorder(slots, parents, columns)
 
     def logits(self, hidden: Tensor) -> Tensor:

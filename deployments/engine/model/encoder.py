@@ -1,4 +1,4 @@
-"""Whisper's audio encoder (`whisper.model.AudioEncoder`), with fused projections and prepacked weights."""
+"""Whisper's audio encoder (`whisper.model.AudioEncoder`) with fused projections."""
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class _Layer:
 
 
 class _Convolution:
-    """A convolution of three frames and GELU, as one linear layer over overlapping views of frames."""
+    """A convolution of width 3 and GELU, as a linear layer over overlapping views."""
 
     _WIDTH = 3
 

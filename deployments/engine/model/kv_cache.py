@@ -108,7 +108,7 @@ class _PlainCrossAttention:
 
 
 class _PackedCrossAttention:
-    """Keys and values as weights prepacked by oneDNN: both products are linear layers, one per head.
+    """Keys and values as prepacked weights: both products are linear layers, one per head.
 
     For the five queries of a beam search, a batched matrix product reads keys and values at a
     quarter of the memory's speed. oneDNN's operators read them at nearly the full speed.
@@ -262,7 +262,10 @@ class SelfAttention:
         return slots.gathered(a.transpose(1, 2).flatten(2))
 
     def reorder(self, slots: Tensor, parents: Tensor, columns: int) -> None:
-        """Beam b continues beam parents[:, b]. slots: shape (windows,); parents: (windows, beams)"""
+        """Beam b continues beam parents[:, b].
+
+        slots: shape (windows,); parents: (windows, beams)
+        """
         windows, width = parents.shape
         seen = self._visible[slots, :width, :columns]
         index = parents[:, :, None].expand(windows, width, columns)

@@ -1,4 +1,4 @@
-"""Which slots take part in a call of attention, and how to read their keys and values without a copy."""
+"""Which slots take part in a call of attention, and how to read them without a copy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

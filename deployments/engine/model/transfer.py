@@ -1,4 +1,4 @@
-"""Copies between the host and the model's device, and the only place where the host waits for it."""
+"""Copies between host and device, and the only place where the host waits for the device."""
 
 from typing import Any
 
@@ -27,6 +27,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def wait_for(tensor: Tensor) -> list[list[bool]]:
-    """The values of a tensor on the device. A decoding step calls this once and waits nowhere else."""
+    """The values of a tensor on the device.
+
+    A decoding step calls this once and waits nowhere else.
+    """
     values: list[list[bool]] = tensor.cpu().tolist()
     return values

@@ -1,4 +1,4 @@
-"""What one call of `whisper.decode` asks for, read from OpenAI's own `DecodingTask`, and its result.
+"""What a call of `whisper.decode` asks for, read from OpenAI's `DecodingTask`, and its result.
 
 The engine leans on these insides of `whisper.decoding`: the attributes of `DecodingTask` and of its
 decoder and logit filters, and `MaximumLikelihoodRanker`. tests/engine/upstream names them all.

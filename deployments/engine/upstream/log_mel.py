@@ -1,7 +1,8 @@
-"""The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device and kept there.
+"""The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device.
 
 The pieces bound the memory: the complex spectrum of a whole recording takes 1.9 GB for an hour and
-8 GB for four. Only the logarithms are stored. Whisper's normalisation needs the maximum of the whole
+    8 GB for four. Only the logarithms are stored. Whisper's normalisation needs the maximum of the
+    whole
 recording, so it is applied to each window when the window is encoded. The values are the same, and
 the engine's thread never makes a pass over a recording of hours while other recordings wait.
 """
@@ -37,7 +38,7 @@ class Spectrogram:
     floor: Tensor
 
     def normalized(self, start: int, stop: int) -> Tensor:
-        """What `whisper.audio.log_mel_spectrogram` gives for these frames, on the model's device."""
+        """These frames of `whisper.audio.log_mel_spectrogram`, on the model's device."""
         part = send(self.logarithms[:, start:stop], self.floor.device)
         return part.clamp(min=self.floor).add_(4.0).div_(4.0)
 

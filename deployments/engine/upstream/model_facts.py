@@ -1,4 +1,4 @@
-"""What OpenAI's code asks of a model besides its weights, read once from a `whisper.model.Whisper`."""
+"""What OpenAI's code asks of a model besides its weights."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace

@@ -74,7 +74,7 @@ class Aligner(Protocol):
         text: Sequence[int],
         frames: int,
     ) -> AttendedFrames:
-        """What the tokens of `text` attend to in the first `frames` frames of the window's features."""
+        """What the tokens of `text` attend to in the first `frames` frames of the features."""
         ...
 
 
@@ -149,7 +149,9 @@ def attention_matrix(scores: Tensor) -> Tensor:
 
 
 def median_filter(x: Tensor) -> Tensor:
-    """`whisper.timing.median_filter` of width 7 along the last dimension; x: fp32, shape (..., frames).
+    """`whisper.timing.median_filter` of width 7 along the last dimension.
+
+    x: fp32, shape (..., frames)
 
     A network of minima and maxima over whole tensors replaces upstream's sort at every frame. NaN
     counts as the largest number, as it does in a sort.

@@ -1,4 +1,4 @@
-"""OpenAI's long-form algorithm, `whisper.transcribe`, run unmodified and observed between its windows.
+"""OpenAI's long-form algorithm, `whisper.transcribe`, run unmodified and observed.
 
 The engine leans on these insides of `whisper.transcribe`: the names that are replaced in a private
 copy of the module, and two local variables of its function. tests/engine/upstream names them all.
@@ -60,11 +60,12 @@ def _private_copy(name: str, **replaced: Any) -> ModuleType:
     return module
 
 
-# At import, `whisper.timing` and `whisper.transcribe` are loaded a second time, for the engine alone.
+# At import, `whisper.timing` and `whisper.transcribe` are loaded a second time, for the engine
+# alone.
 TIMING = _private_copy("whisper.timing", find_alignment=find_alignment)
-# `transcribe` gets a `Mel` where it expects a waveform, and handles it like a tensor. So the callers'
-# threads compute and copy nothing: PyTorch starts no worker threads for them, which would slow the
-# engine's thread down, and only the engine's thread gives a GPU work.
+# `transcribe` gets a `Mel` where it expects a waveform, and handles it like a tensor. So the
+# callers' threads compute and copy nothing: PyTorch starts no worker threads for them, which would
+# slow the engine's thread down, and only the engine's thread gives a GPU work.
 OFFICIAL = _private_copy(
     "whisper.transcribe",
     add_word_timestamps=TIMING.add_word_timestamps,
@@ -92,7 +93,8 @@ def transcribe(
     """`whisper.transcribe` with callbacks between windows.
 
     audio: waveform at 16 kHz, float32 or int16, shape (samples,)
-    on_progress(done_seconds, total_seconds): called once with 0 at the start, then after each window
+    on_progress(done_seconds, total_seconds): called once with 0 at the start, then after each
+        window
     on_segments(segments): called after each window with the segments that have become final
 
     Raises what `whisper.transcribe`, the model and the callbacks raise.

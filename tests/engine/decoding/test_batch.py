@@ -1,4 +1,4 @@
-"""`DecodingBatch` against `Whisper.decode`, which decodes one window at a time: the same texts, whoever else is there."""
+"""`DecodingBatch` gives the texts of `Whisper.decode`, whatever else is in the batch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`DecodingBatch` at temperatures above zero, where it draws as `Whisper.decode` does but not the same."""
+"""`DecodingBatch` at temperatures above zero, where its draws differ from those of Whisper."""
 
 from typing import Any
 

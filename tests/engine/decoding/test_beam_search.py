@@ -35,7 +35,8 @@ bounded = settings(derandomize=True, database=None)
 class Table:
     """A language: what may follow depends on the step and on the token before.
 
-    logits: shape (steps, vocabulary + 1, vocabulary); the last of the second dimension follows the prompt
+    logits: shape (steps, vocabulary + 1, vocabulary); the last of the second dimension follows the
+        prompt
     """
 
     kind: str
@@ -96,7 +97,7 @@ class Recorder(Inference):
 
 @dataclass(frozen=True)
 class Step:
-    """After one step: the sequences that go on, their scores and parents, and whether the search is complete."""
+    """After a step: the sequences that go on, scores, parents, and whether the search is over."""
 
     sequences: list[list[int]]
     scores: list[float]

@@ -189,7 +189,10 @@ def test_what_heads_attend_to_is_what_whispers_attend_to(model: Whisper) -> None
 
 
 def official_scores(model: Whisper, text: list[int], features: Tensor) -> list[Tensor]:
-    """Of each layer, shape (1, heads, tokens, audio context); see `whisper.timing.find_alignment`."""
+    """Of each layer, shape (1, heads, tokens, audio context).
+
+    See `whisper.timing.find_alignment`.
+    """
     found: list[Tensor] = []
     hooks = [
         block.cross_attn.register_forward_hook(

@@ -1,4 +1,4 @@
-"""A Whisper of random weights whose texts vary and end, and batches in which its windows come and go."""
+"""A Whisper of random weights whose texts vary and end, and batches of its windows."""
 
 import random
 from collections.abc import Sequence
@@ -96,7 +96,8 @@ class BatchHarness:
     """A decoding batch without the scheduler, and the windows in it.
 
     seed: of the random choices: which slots windows take, when they join, and which of them take a
-        step together, in what order. None: all join at once, into the first slots, and go on together.
+        step together, in what order. None: all join at once, into the first slots, and go on
+        together.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A scheduler whose model follows a script: each window says how many steps it takes and how it fails.
+"""A scheduler whose model follows a script: each window says how it is decoded and fails.
 
 What happens is recorded, and the rules of scheduling are checked at every step.
 """
