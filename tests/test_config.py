@@ -9,6 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments import catalog
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.contract.errors import InvalidRequestError
+from deployments.engine.engine import MAX_WINDOWS
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 
@@ -190,9 +191,7 @@ def test_twice_as_many_as_decode_together_are_admitted_unless_told_otherwise() -
 
 
 def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
-    # The configuration cannot import the engine's table: that would import torch in every process.
-    from deployments.engine.engine import MAX_WINDOWS
-
+    # The configuration cannot import the engine's table, because that would import torch.
     limits = {"cpu": max_batch_windows(False), "cuda": max_batch_windows(True)}
     assert limits == MAX_WINDOWS
 
