@@ -2,7 +2,8 @@
 
     python -m tests.support.echo_worker MAX_CONCURRENCY
 
-Its pauses are a twentieth of the worker's own, and its polls stay open as long as the job API likes.
+Its pauses are a twentieth of the worker's own, and its polls stay open as long as the job API
+likes.
 """
 
 import asyncio
