@@ -13,18 +13,27 @@ from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL_S = 1.0
-# Serve replaces a router that has died, and the machine may be busy.
-_ROUTER_PATIENCE_S = 60.0
 # Ray's processes below this one. No public call of Ray tells that they have died.
 _RAY_PROCESSES = ("gcs_server", "raylet")
 
 
 class ServiceWatch:
-    """Watches the Ray that this process has started, and the application's router."""
+    """Watches the Ray that this process has started, and the application's router.
 
-    def __init__(self, router: DeploymentHandle[Any]) -> None:
+    interval_s: seconds between two looks
+    router_patience_s: how long the router may be silent. Serve replaces a router that has died, and
+        the machine may be busy.
+    """
+
+    def __init__(
+        self,
+        router: DeploymentHandle[Any],
+        interval_s: float = 1.0,
+        router_patience_s: float = 60.0,
+    ) -> None:
         self._router = router
+        self._interval_s = interval_s
+        self._router_patience_s = router_patience_s
         self._processes = {
             process.name(): process
             for process in psutil.Process().children()
@@ -36,19 +45,19 @@ class ServiceWatch:
         """Returns when the service is dead."""
         answered = time.monotonic()
         while not self.died:
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
             ended = [name for name, p in self._processes.items() if not _runs(p)]
             if ended:
                 self._die(f"{ended[0]}_ended")
             elif await self._router_answers():
                 answered = time.monotonic()
-            elif time.monotonic() - answered > _ROUTER_PATIENCE_S:
+            elif time.monotonic() - answered > self._router_patience_s:
                 self._die("router_silent")
 
     async def _router_answers(self) -> bool:
         # Whatever the failure is, the next call may succeed.
         with suppress(Exception):
-            async with asyncio.timeout(_ROUTER_PATIENCE_S / 4):
+            async with asyncio.timeout(self._router_patience_s / 4):
                 await self._router.health.remote()
                 return True
         return False

@@ -27,8 +27,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from deployments import checkpoints, launch
-from deployments.config import APPLICATION, AppArgs
-from deployments.contract.errors import CheckpointError
+from deployments.config import AppArgs
+from deployments.contract.errors import CheckpointError, ModelUnavailableError
 from deployments.logs import Stages
 from deployments.runpod.environment import configure_environment
 from deployments.runpod.health import HealthPort
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ALL_INTERFACES = "0.0.0.0"
-_FIRST_ANSWER_S = 60.0
 
 
 class StartError(Exception):
@@ -59,8 +58,8 @@ def main() -> int:
         health = _health_port(settings)
         args = settings.applied_to(launch.read_args())
         router, serving = _start(settings, args, stages)
-        max_concurrency = settings.max_concurrency or _slots(args)
-    except (StartError, SettingsError, CheckpointError) as error:
+        max_concurrency = settings.max_concurrency or serving.slots(args)
+    except (StartError, SettingsError, CheckpointError, ModelUnavailableError) as error:
         logger.error("error: %s", error)
         return 1
     stages.done("first_answer")
@@ -160,17 +159,3 @@ def _read_ahead(path: Path) -> None:
                 pass
 
     threading.Thread(target=read, daemon=True).start()
-
-
-def _slots(args: AppArgs) -> int:
-    """How many windows the default model's engine decodes together."""
-    from ray import serve
-
-    model = args.model(args.default_model)
-    replica = serve.get_deployment_handle(model.deployment, APPLICATION)
-    try:
-        answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
-        return int(answer.slots)
-    except Exception as error:  # noqa: BLE001 - whatever it was, there is no worker without it
-        reason = type(error).__name__
-        raise StartError(f"model '{model.name}' does not answer ({reason})") from None
