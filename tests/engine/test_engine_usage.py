@@ -1,4 +1,4 @@
-"""What a call says about itself: windows, waits, company, language; and what a prompt would take."""
+"""What a call tells of itself: windows, waits, company, language; and a prompt's length."""
 
 import time
 from typing import Any
