@@ -1,6 +1,6 @@
 # transcribe: one recording, from a fresh clone to JSON on stdout
 # serve:      the application on the configured port, until Ctrl-C
-# test:       check, then the tests that take minutes
+# test:       check, then the fast tests
 # test-slow:  all other tests
 # check:      formatter, linter, type checker
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe

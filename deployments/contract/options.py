@@ -217,6 +217,15 @@ class ModelLimits:
     n_vocab: int
     translates: bool = True
 
+    @classmethod
+    def of(cls, official: catalog.OfficialModel) -> Self:
+        return cls(
+            multilingual=official.multilingual,
+            num_languages=official.num_languages,
+            n_vocab=official.n_vocab,
+            translates=official.translates,
+        )
+
 
 def check_fits_model(
     options: TranscriptionOptions,

@@ -161,12 +161,7 @@ class Router:
         entry.model = model.name
         options = request.options
         if official := model.official:
-            limits = ModelLimits(
-                official.multilingual,
-                official.num_languages,
-                official.n_vocab,
-                official.translates,
-            )
+            limits = ModelLimits.of(official)
             check_fits_model(options, model.name, limits, self._translating_models())
         return _Job(options, self._clients[model.name], source_of(request))
 

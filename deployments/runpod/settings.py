@@ -78,11 +78,8 @@ class Settings:
         if official is None or not official.multilingual:
             return
         options = parse_options({"language": self.job_defaults.get("language")})
-        limits = ModelLimits(
-            official.multilingual, official.num_languages, official.n_vocab
-        )
         try:
-            check_fits_model(options, model.name, limits)
+            check_fits_model(options, model.name, ModelLimits.of(official))
         except InvalidRequestError as error:
             raise SettingsError(f"WHISPER_LANGUAGE: {error}") from None
 

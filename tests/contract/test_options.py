@@ -287,9 +287,7 @@ def test_whisper_gets_none_of_the_doors_own_fields() -> None:
 
 def fits(name: str, **fields: Any) -> None:
     model = catalog.MODELS[name]
-    limits = ModelLimits(
-        model.multilingual, model.num_languages, model.n_vocab, model.translates
-    )
+    limits = ModelLimits.of(model)
     check_fits_model(parse(**fields), name, limits, ["tiny", "base"])
 
 
