@@ -1,16 +1,21 @@
-"""The engine beside official `whisper.transcribe` and faster-whisper: same recordings, same weights, one process.
+"""The engine beside official `whisper.transcribe` and faster-whisper, in one process.
+
+All transcribe the same recordings with the same weights.
 
     pip install -r benchmarks/requirements.txt
-    python -m benchmarks.engine [RECORDING ... | --manifest PATH] [--json FILE] [--plot FILE.svg] [--out FILE.md]
+    python -m benchmarks.engine [RECORDING ... | --manifest PATH]
+        [--json FILE] [--plot FILE.svg] [--out FILE.md]
 
-Official and faster-whisper take one recording after the other. So does faster-whisper batched, which by its defaults
-leaves out silence, cuts the rest into pieces, decodes those of one recording together, and does so without timestamps.
-The engine has 1, 4 and 8 requests at once. All decode at temperature 0 alone and detect the language themselves. In
-each round every system transcribes all recordings once; who begins changes from round to round. Without arguments the
-recordings are those in tests/audio. On a GPU all run in half precision, else in fp32.
+Official Whisper and faster-whisper take one recording after the other. So does faster-whisper
+batched, which by default leaves out silence, cuts the rest of a recording into pieces, and decodes
+the pieces together and without timestamps. The engine has 1, 4 and 8 requests at once. All systems
+decode at temperature 0 only, and detect the language themselves. In each round every system
+transcribes all recordings once, and another system begins. Without arguments the recordings are
+those in tests/audio. On a GPU all systems run in half precision, on a CPU in fp32.
 
-The table goes to stdout, progress to stderr. "Texts equal" counts recordings whose text is the official one in every
-round; "all equal" those with equal segments too: tokens and times, and words and their times where asked for.
+The table goes to stdout, progress to stderr. "Texts equal" counts recordings whose text is the
+official one in every round. "All equal" counts recordings whose segments are equal too: tokens and
+times, and words and their times if the case has words.
 """
 
 import argparse
@@ -39,7 +44,7 @@ from deployments.engine import Engine
 from deployments.replica import loading as model_loading
 from tests.support.weights import weights
 
-# Of a recording; enough for each system to have done once all that it does.
+# Seconds of a recording that every system transcribes before it is timed.
 _WARM_UP_S = 5
 
 Result = dict[str, Any]  # at least `text`; from Whisper and the engine also `segments`
@@ -47,7 +52,7 @@ Result = dict[str, Any]  # at least `text`; from Whisper and the engine also `se
 
 @dataclass(frozen=True)
 class Case:
-    """beam_size: None decodes greedily."""
+    """How to decode. beam_size: None decodes greedily"""
 
     beam_size: int | None
     words: bool
@@ -66,8 +71,10 @@ Transcribe = Callable[[Recording, Case], Result]
 
 @dataclass(frozen=True)
 class System:
-    """opened: what transcribes, for one measurement
-    at_once: so many recordings are given to it at the same time, each in a thread of its own
+    """A system that is measured.
+
+    opened: makes the function that transcribes, for one measurement
+    at_once: how many recordings it is given at the same time, each in a thread of its own
     """
 
     name: str
@@ -78,8 +85,8 @@ class System:
         self, chosen: Sequence[Recording], warm_up: Recording, case: Case
     ) -> tuple[float, list[Result]]:
         """Seconds and results."""
-        # In a thread that ends: PyTorch's worker threads end with it. Where those of one system were left,
-        # there would be more of them than cores, and all systems after it would be slower.
+        # PyTorch's worker threads end with the thread that has started them. If those of one
+        # system were left, all systems after it would be slower.
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._measure, chosen, warm_up, case).result()
 
@@ -175,7 +182,7 @@ def _systems(arguments: argparse.Namespace) -> list[System]:
     checkpoint = weights(arguments.model)
     official = catalog.find(arguments.model)
     model = model_loading.load_model(checkpoint, official).to(device)
-    # After loading, which sets it too; threads started from now on keep to it.
+    # Loading has set this as well. It holds for threads that are started from now on.
     torch.set_num_threads(arguments.threads)
     systems = [_official(model)]
     systems += [_engine(model, number) for number in arguments.concurrency]
@@ -223,7 +230,8 @@ def _faster_whisper(official: Whisper, threads: int) -> list[System]:
         from benchmarks import faster_whisper_model
     except ModuleNotFoundError as error:
         sys.exit(
-            f"{error.name} is missing: pip install -r benchmarks/requirements.txt, or --no-faster-whisper"
+            f"{error.name} is missing: pip install -r benchmarks/requirements.txt,"
+            " or --no-faster-whisper"
         )
     device = official.device.type
     compute_type = "float16" if device == "cuda" else "float32"
@@ -240,7 +248,7 @@ def _faster_whisper(official: Whisper, threads: int) -> list[System]:
                 word_timestamps=case.words,
                 **options,
             )
-            # The segments are a generator: this is where it works.
+            # The segments are a generator, which does its work here.
             return {"text": "".join(segment.text for segment in segments)}
 
         return lambda: contextlib.nullcontext(transcribe)

@@ -1,18 +1,20 @@
-"""Where the engine's time goes, part by part, beside the least that the processor's arithmetic and memory allow.
+"""Where the engine's time goes, part by part, beside the least that the processor allows.
 
-    python -m benchmarks.engine_profile [RECORDING ... | --manifest PATH] [--beam-size N] [--at-once N] [--out FILE.md]
+    python -m benchmarks.engine_profile [RECORDING ... | --manifest PATH]
+        [--beam-size N] [--at-once N] [--out FILE.md]
 
-The recordings are transcribed once at temperature 0, so many at once, their languages detected; without arguments
-those in tests/audio. The least time of a part is its floating-point operations over the rate of a large product of matrices, and
-for what is read once at every step, keys and values of the audio, its bytes over the rate of a sum; both rates are measured first. For a CPU:
-on a GPU a call returns before its work is done.
+The recordings are transcribed once at temperature 0, `--at-once` of them at a time, and their
+languages are detected. Without arguments these are the recordings in tests/audio. The least time of
+a part is its floating-point operations over the rate of a large matrix product. For a step, the
+bytes of the audio's keys and values over the rate of a sum are added. Both rates are measured
+first. This works on a CPU only: on a GPU a call returns before its work is done.
 """
 
 import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ _GIGA = 1e9
 
 @dataclass
 class Part:
-    """least_s: of all calls together; None: not known"""
+    """least_s: the least time of all calls together; None: not known"""
 
     name: str
     calls: int = 0
@@ -44,33 +46,42 @@ class Part:
 
 
 class Profile:
-    """Measures the parts of an engine's loop."""
+    """Measures the parts of an engine, by wrappers around the public methods of its runner."""
 
     def __init__(self, engine: Engine, dims: ModelDimensions, work: Work) -> None:
         self.parts: dict[str, Part] = {}
-        scheduler = engine._scheduler
-        batch, decoder = scheduler.batch, scheduler._decoder
-
-        def rows(slots: Sequence[int]) -> int:
-            return sum(batch._windows[slot].plan.width for slot in slots)
-
-        self._watch(scheduler, "_encoder", "encoder", lambda mel: work.encode(len(mel)))
+        runner = engine.scheduler.runner
+        batch, decoder = runner.batch, runner.decoder
+        self._watch(runner, "encoder", "encoder", lambda mel: work.encode(len(mel)))
         self._watch(
             decoder,
-            "listen",
+            "write_cross_kv",
             "audio's keys and values",
             lambda *_: work.cross_keys_values(),
         )
-        self._watch(decoder, "hear_one", "language from features", None)
-        self._watch(batch, "join", "reading prompts", None)
-        self._watch(batch, "step", "steps", lambda s: work.step(len(s), rows(s)))
-        self._watch(scheduler, "_compute_piece", "spectrograms", None)
-        self._watch(scheduler, "_align", "alignment", None)
+        self._watch(decoder, "first_token_logits", "language from features")
+        self._watch(batch, "join", "reading prompts")
+        self._watch(
+            batch,
+            "step",
+            "steps",
+            lambda slots: work.step(len(slots), batch.rows(slots)),
+        )
+        self._watch_each(runner.spectrograms, "in_pieces", "spectrograms")
+        self._watch_each(runner, "align", "alignment")
+
+    def _part(self, name: str, least: object | None) -> Part:
+        part = self.parts[name] = Part(name, least_s=None if least is None else 0.0)
+        return part
 
     def _watch(
-        self, owner: Any, attribute: str, name: str, least: Callable[..., float] | None
+        self,
+        owner: Any,
+        attribute: str,
+        name: str,
+        least: Callable[..., float] | None = None,
     ) -> None:
-        part = self.parts[name] = Part(name, least_s=None if least is None else 0.0)
+        part = self._part(name, least)
         inner = getattr(owner, attribute)
 
         def timed(*arguments: Any) -> Any:
@@ -82,6 +93,26 @@ class Profile:
                 part.calls += 1
                 if least is not None and part.least_s is not None:
                     part.least_s += least(*arguments)
+
+        setattr(owner, attribute, timed)
+
+    def _watch_each(self, owner: Any, attribute: str, name: str) -> None:
+        """Measure a generator: every item is a call."""
+        part = self._part(name, None)
+        inner = getattr(owner, attribute)
+
+        def timed(*arguments: Any) -> Generator[Any, None, Any]:
+            items = inner(*arguments)
+            while True:
+                started = time.perf_counter()
+                try:
+                    item = next(items)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    part.seconds += time.perf_counter() - started
+                    part.calls += 1
+                yield item
 
         setattr(owner, attribute, timed)
 
@@ -108,7 +139,7 @@ def main() -> None:
 
 
 def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
-    # In threads that end, as in `benchmarks.engine`.
+    # PyTorch's worker threads end with this thread, as in `benchmarks.engine`.
     with ThreadPoolExecutor(1) as thread:
         engine, dims, machine = thread.submit(_prepared, arguments).result()
     profile = Profile(engine, dims, Work(dims, machine, number_bytes=4))
@@ -125,12 +156,14 @@ def _page(arguments: argparse.Namespace, chosen: list[Recording]) -> str:
     about = engine_report.machine(arguments.threads)
     command = shlex.join(["python", "-m", "benchmarks.engine_profile", *sys.argv[1:]])
     audio_s = sum(recording.seconds for recording in chosen)
+    rates = f"{machine.flops / _GIGA:.0f} GFLOP/s, {machine.bandwidth / _GIGA:.0f} GB/s"
     return f"""# Where the engine's time goes
 
     {command}
 
-{about["date"]}; {about["cpu"]}, {about["threads"]} threads, measured: {machine.flops / _GIGA:.0f} GFLOP/s, {machine.bandwidth / _GIGA:.0f} GB/s.
-Model {arguments.model}, fp32, {len(chosen)} recordings, {audio_s:.0f} s of audio in {seconds:.1f} s.
+{about["date"]}; {about["cpu"]}, {about["threads"]} threads, measured: {rates}.
+Model {arguments.model}, fp32, {len(chosen)} recordings,
+{audio_s:.0f} s of audio in {seconds:.1f} s.
 
 {_table([*profile.parts.values()], seconds)}"""
 

@@ -169,8 +169,9 @@ def page(report: Report) -> str:
     {report["command"]}
 
 {report["date"]}; {hardware}; {versions}.
-Model {report["model"]}, {_precision(report)}, {what}. "÷ it": how many times as long the other takes.
-"Texts equal", "all equal" (tokens and times of segments, and of words where asked for): with official, in every round.
+Model {report["model"]}, {_precision(report)}, {what}.
+"÷ it": how many times as long the other takes. "Texts equal", "all equal" (tokens and times of
+segments, and of words if the case has words): with official, in every round.
 
 {table(report)}
 """

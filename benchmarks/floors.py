@@ -14,9 +14,9 @@ class Machine:
 
 
 class Work:
-    """Seconds at least for the engine's parts.
+    """The least seconds that the engine's parts take.
 
-    number_bytes: of a weight, and of a number in the key/value stores
+    number_bytes: size of a weight, and of a number in the key/value stores
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Work:
         self._encoder = convolutions + dims.n_audio_layer * layer
         text = dims.n_text_state
         self._cross_keys_values = 4 * dims.n_text_layer * audio * state * text
-        # Projections of self-attention, query and output of cross-attention, both layers of the MLP.
+        # Projections of self-attention, query and output of cross-attention, and the MLP.
         self._weights = dims.n_text_layer * 14 * text**2 + dims.n_vocab * text
-        # Of one token, or one frame of audio: its keys and values in all layers.
+        # Keys and values of one token, or of one frame of audio, in all layers.
         self._token_bytes = 2 * dims.n_text_layer * text * number_bytes
         self._audio = audio
 
@@ -40,13 +40,13 @@ class Work:
         return windows * self._encoder / self._machine.flops
 
     def cross_keys_values(self) -> float:
-        """Of one window."""
+        """For one window."""
         return self._cross_keys_values / self._machine.flops
 
     def step(self, windows: int, rows: int, columns: int = 0) -> float:
         """One token for each of these rows.
 
-        columns: tokens of each window's self-attention store that are read; 0: they do not count
+        columns: how many tokens of each window's self-attention store are read; 0: not counted
         """
         arithmetic = 2 * rows * self._weights / self._machine.flops
         weights = self._number_bytes * self._weights / self._machine.bandwidth

@@ -1,4 +1,4 @@
-"""The GPU measurement from end to end, tiny and on the CPU. Only the pack may be imported."""
+"""The GPU measurement from end to end, tiny and on the CPU, with imports from the pack alone."""
 
 import json
 import os

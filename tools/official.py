@@ -33,7 +33,7 @@ from torch import Tensor
 from whisper.model import Whisper
 
 from deployments.audio.decode import decode_audio
-from deployments.engine.upstream.decoding import SEED
+from deployments.engine.decoding.plan import SEED
 from tests.support.weights import weights
 
 AUDIO = Path(__file__).parents[1] / "tests" / "audio"

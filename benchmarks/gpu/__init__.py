@@ -1,1 +1,4 @@
-"""Measures on a GPU whether the engine's results are right and how fast it is; README.md says how."""
+"""Measures on a GPU whether the engine's results are right and how fast it is.
+
+README.md says how.
+"""

@@ -63,7 +63,10 @@ class Lines:
 
 
 def read(folders: Sequence[Path]) -> list[Line]:
-    """The lines of all calls in all folders. Of a phase that several calls have measured, the last one counts."""
+    """The lines of all calls in all folders.
+
+    Of a phase that several calls have measured, the last one counts.
+    """
     lines: list[Line] = []
     for folder in folders:
         for call in _calls((folder / "results.jsonl").read_text().splitlines()):

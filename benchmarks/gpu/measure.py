@@ -2,9 +2,10 @@
 
     python3 -m benchmarks.gpu.measure --out FOLDER [--phases NAME,...] [--seconds N]
 
-Every figure is a line of JSON that is appended to FOLDER/results.jsonl at once. The most valuable phases run first. Each
-phase runs in a process of its own, which is killed when its time is up; the figures that it has written remain. What
-failed or was left out is named on stderr at the end, and makes the exit status 1.
+Every figure is a line of JSON that is appended to FOLDER/results.jsonl at once. The most valuable
+phases run first. Each phase runs in a process of its own, which is killed when its time is up; the
+figures that it has written remain. What failed or was left out is named on stderr at the end, and
+makes the exit status 1.
 """
 
 import argparse
@@ -35,7 +36,11 @@ PACK = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Phase:
-    """module: in `benchmarks.gpu.phases`; seconds: the most it may take, except in a tiny run, which only `--seconds` bounds"""
+    """A phase of the measurement.
+
+    module: in `benchmarks.gpu.phases`
+    seconds: the most that it may take; a tiny run is bounded by `--seconds` alone
+    """
 
     module: str
     seconds: float
@@ -128,7 +133,10 @@ def _missing(results: Path) -> list[str]:
 
 
 def _has_gpu() -> bool:
-    """Whether PyTorch finds a GPU. Another process asks, because one that has used CUDA cannot fork the phases."""
+    """Whether PyTorch finds a GPU.
+
+    Another process asks, because one that has used CUDA cannot fork the phases.
+    """
 
     def ask() -> None:
         os._exit(0 if torch.cuda.is_available() else 1)
@@ -167,14 +175,17 @@ def _names(text: str) -> list[str]:
 
 
 def _gather_weights(folder: Path) -> None:
-    """Copy the parts of the weights together: a later call on the same machine may bring other parts than this one."""
+    """Copy the parts of the weights to one folder, since later calls may bring other parts."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PACK.parent.glob("[0-9]/base.*"):
         shutil.copy(part, folder)
 
 
 def _stand_in_for_numba() -> None:
-    """Replace Numba where it cannot be imported. Whisper compiles one loop with it, which is slow without."""
+    """Replace Numba where it cannot be imported.
+
+    Whisper compiles one loop with Numba; without it, the loop is slow.
+    """
     try:
         import numba  # noqa: F401
     except Exception:  # noqa: BLE001 - Numba refuses versions of NumPy that it does not know
@@ -196,7 +207,8 @@ def _phase(name: str, arguments: argparse.Namespace, seconds: float) -> None:
         time.monotonic() + seconds,
     )
     if arguments.tiny:
-        # Tiny operations gain nothing from threads, which wait for each other for seconds on a busy machine.
+        # Tiny operations gain nothing from threads, which wait for each other for seconds on a busy
+        # machine.
         torch.set_num_threads(1)
     importlib.import_module(f"benchmarks.gpu.phases.{PHASES[name].module}").measure(run)
 

@@ -1,4 +1,4 @@
-"""The Whisper models that are measured: base with its own weights, the others with random weights of the right size."""
+"""The Whisper models that are measured: base with its own weights, the others with random ones."""
 
 import hashlib
 import io
@@ -54,8 +54,8 @@ def measured(run: Run, names: Sequence[str]) -> Iterator[tuple[str, ModelDimensi
 def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> Whisper:
     """A model whose random weights are drawn on the device, which takes seconds for the largest.
 
-    It goes on with text for as long as it may: the logits of the end, of timestamps and of all special tokens are
-    zero, and the best of the text is far above.
+    Its texts never end by themselves: the logits of special tokens and timestamps are zero, and
+    those of the best text tokens are far above.
     """
     torch.manual_seed(seed)
     with torch.device(device):
@@ -71,7 +71,9 @@ def random_model(dims: ModelDimensions, device: torch.device, seed: int = 0) -> 
 class Weights:
     """A checkpoint of base as it travels.
 
-    checkpoint: a file's content; source: in words, where the weights are from; tiny: the model is for rehearsals
+    checkpoint: the content of a file
+    source: where the weights are from, in words
+    tiny: whether the model is for rehearsals only
     """
 
     checkpoint: bytes
@@ -80,7 +82,7 @@ class Weights:
     tiny: bool
 
     def split(self, folders: Sequence[Path]) -> None:
-        """Write one part of the checkpoint into each folder, and the description of the whole into the first."""
+        """Write a part of the checkpoint into each folder, and its description into the first."""
         size = -(-len(self.checkpoint) // len(folders))
         for number, folder in enumerate(folders):
             part = self.checkpoint[number * size : (number + 1) * size]
@@ -96,14 +98,20 @@ class Weights:
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """The description of the weights whose parts come together in this folder; empty where there is none."""
+    """The description of the weights whose parts come together in this folder.
+
+    Empty where there is none.
+    """
     path = folder / ABOUT
     description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return description
 
 
 def base(folder: Path, device: torch.device) -> tuple[Whisper, str]:
-    """The model whose parts are all in this folder, and where its weights are from. Raises WeightsMissingError."""
+    """The model whose parts are all in this folder, and where its weights are from.
+
+    Raises WeightsMissingError.
+    """
     told = about(folder)
     parts = range(1, 1 + told.get("parts", 1))
     paths = {number: folder / PARTS.format(number) for number in parts}
@@ -115,7 +123,8 @@ def base(folder: Path, device: torch.device) -> tuple[Whisper, str]:
     whole = b"".join(path.read_bytes() for path in paths.values())
     if hashlib.sha256(whole).hexdigest() != told.get("sha256"):
         raise WeightsMissingError(
-            f"the parts in {folder} are of different packs: delete them and bring all three folders again"
+            f"the parts in {folder} are of different packs: delete them and bring all"
+            " three folders again"
         )
     content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     with torch.device(device):

@@ -18,7 +18,8 @@ def page(lines: Lines, picture: str | None = None) -> str:
     parts = [_head(lines)]
     if picture:
         parts.append(
-            f"![Milliseconds a step, beside what the card allows, and the speed of requests]({picture})"
+            "![Milliseconds a step, beside what the card allows, and the speed of requests]"
+            f"({picture})"
         )
     for title, tables in sections.items():
         told = [text for table in tables if (text := table(lines))]
@@ -83,8 +84,8 @@ def _head(lines: Lines) -> str:
 {rehearsal}{commands}
 
 {dates}; code {codes}{card}.
-"Least" is what the card allows: bytes that must be read over the rate of a copy, operations over the rate of a large product in
-half precision, both measured in the same run."""
+"Least" is what the card allows: bytes that must be read over the rate of a copy, operations over
+the rate of a large product in half precision, both measured in the same run."""
 
 
 def _tests(lines: Lines) -> str:
@@ -169,8 +170,9 @@ def _company(lines: Lines) -> str:
     if not line:
         return ""
     return (
-        f"Alone and among {line['others']} others, of {line['recordings']} recordings: {line['tokens_equal']} with"
-        f" equal tokens, {line['bits_equal']} equal to the last bit of their scores; average log-probabilities differ"
+        f"Alone and among {line['others']} others, of {line['recordings']} recordings:"
+        f" {line['tokens_equal']} with equal tokens, {line['bits_equal']} equal to the last bit"
+        " of their scores; average log-probabilities differ"
         f" by at most {line['avg_logprob_difference']:.2g}."
     )
 
@@ -342,14 +344,20 @@ def _card(lines: Lines) -> str:
         rows.append(["a node of a captured graph, µs", line["node_us"]])
     for line in lines.of("environment", "host copy"):
         busy = f"{line['busy_us'] / 1e3:.2g} ms"
-        what = f"copy of {line['bytes']:,} bytes to a device busy for {busy}, {line['way']}: µs of the host"
+        what = (
+            f"copy of {line['bytes']:,} bytes to a device busy for {busy},"
+            f" {line['way']}: µs of the host"
+        )
         rows.append([what, line["held_up_us"]])
     for line in lines.of("kernels", "layer norm"):
         rows.append(["a norm with casts around it, µs", line["with_casts_us"]])
         same = "the same bits" if line["equal"] else "other bits"
         rows.append([f"a norm without them, {same}, µs", line["directly_us"]])
     for line in lines.of("speech", "switch interval"):
-        what = f"base, {line['at_once']} at once, switch interval {line['interval_s']:.1g} s: × real time"
+        what = (
+            f"base, {line['at_once']} at once,"
+            f" switch interval {line['interval_s']:.1g} s: × real time"
+        )
         rows.append([what, line["times_real_time"]])
     return _table(["what", ""], rows)
 
@@ -357,7 +365,14 @@ def _card(lines: Lines) -> str:
 def _attention(lines: Lines) -> str:
     rows = [
         [
-            f"{line['place']}, {line['model']}, {_windows(line['windows'])}, {line['queries']} queries",
+            ", ".join(
+                [
+                    line["place"],
+                    line["model"],
+                    _windows(line["windows"]),
+                    f"{line['queries']} queries",
+                ]
+            ),
             line["kernel"],
             line.get("first_ms"),
             line.get("next_shape_ms"),

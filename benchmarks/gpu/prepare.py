@@ -1,14 +1,17 @@
-"""Pack what a bare GPU machine needs to measure the engine: no network, no Ray, no decoders of audio there.
+"""Pack what a bare GPU machine needs to measure the engine.
+
+The machine has no network, no Ray and no audio decoder.
 
     python -m benchmarks.gpu.prepare [RECORDING ... | --manifest PATH] [--seconds N]
 
-Fills benchmarks/gpu/pack/1 to 3. The first folder has the code, the `whisper` package, the speech of tests/audio and
-what else is asked for as samples, and the first part of base's weights; the others have the other parts. Each is
-small enough for a machine that takes 64 MiB at a time.
+Fills benchmarks/gpu/pack/1 to 3. The first folder has the code, the `whisper` package, the speech
+of tests/audio and what else is asked for as samples, and the first part of base's weights; the
+others have the other parts. Each is small enough for a machine that takes 64 MiB at a time.
 """
 
 import argparse
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +35,8 @@ PARTS = 3
 # Some of 64 MiB is left for what travels beside a folder.
 LARGEST_BYTES = 58 << 20
 
-# Files and folders of this project that the pack holds.
+# Files and folders of this project that the pack holds. Nothing in them, but for what is left out,
+# imports Ray, PyAV, pydantic, FastAPI or RunPod's SDK.
 CODE = (
     "deployments/__init__.py",
     "deployments/engine",
@@ -45,10 +49,15 @@ CODE = (
     "tests/support/engine",
 )
 # These need PyAV, or run where the pack is made.
-LEFT_OUT = {
-    "test_recordings.py",
-    *("prepare.py", "report.py", "lines.py", "page.py", "picture.py"),
-}
+LEFT_OUT = (
+    "tests/engine/test_recordings.py",
+    "benchmarks/gpu/prepare.py",
+    "benchmarks/gpu/report.py",
+    "benchmarks/gpu/lines.py",
+    "benchmarks/gpu/page.py",
+    "benchmarks/gpu/picture.py",
+    "benchmarks/gpu/pack",
+)
 PYTEST = """[pytest]
 pythonpath = .
 addopts = -q --strict-markers
@@ -90,20 +99,28 @@ def main() -> None:
 
 
 def pack_code(folder: Path) -> None:
-    ignored = shutil.ignore_patterns("__pycache__", "pack", *LEFT_OUT)
     for name in CODE:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+            shutil.copytree(source, target, ignore=_left_out, dirs_exist_ok=True)
         else:
             shutil.copy(source, target)
     spec = find_spec("whisper")
     assert spec is not None and spec.origin is not None
     package = Path(spec.origin).parent
-    shutil.copytree(package, folder / "whisper", ignore=ignored)
+    shutil.copytree(package, folder / "whisper", ignore=_left_out)
     (folder / "pytest.ini").write_text(PYTEST)
     (folder / "commit.txt").write_text(_commit())
+
+
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    paths = {str(ROOT / path) for path in LEFT_OUT}
+    return [
+        name
+        for name in names
+        if name == "__pycache__" or os.path.join(folder, name) in paths
+    ]
 
 
 def _commit() -> str:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.report FOLDER ... [--out FILE.md] [--plot FILE.svg]
 
-FOLDER: each with a results.jsonl, of calls on the same card; where two have the same phase the later one's counts.
+Each FOLDER has a results.jsonl of calls on the same card. If two of them have the same phase, the
+later one counts.
 The page goes to stdout, or to FILE.md. The picture needs matplotlib.
 """
 

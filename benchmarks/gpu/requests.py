@@ -73,7 +73,7 @@ def serve(
 
 @contextlib.contextmanager
 def _watched_gpu() -> Iterator[list[int]]:
-    """Sample the first GPU's utilization in percent, as NVIDIA's driver tells it ten times a second.
+    """Sample the first GPU's utilization in percent ten times a second, by NVIDIA's driver.
 
     The list stays empty where the driver cannot be asked.
     """

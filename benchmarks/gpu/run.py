@@ -1,4 +1,4 @@
-"""What a phase of a measurement works with: the device, the time that is left, and a place for its figures."""
+"""What a phase of a measurement works with: the device, the time left, a place for its figures."""
 
 import json
 import statistics
@@ -24,7 +24,7 @@ def append(out: Path, **line: Any) -> None:
 class Run:
     """One phase on one device.
 
-    tiny: use models and numbers of calls that take milliseconds on a CPU, to check that everything works
+    tiny: whether models and numbers of calls are so small that everything takes milliseconds
     pack: the folder that `prepare` has filled
     weights: the folder where the parts of base's weights have come together
     out: the folder for figures and texts
@@ -91,7 +91,7 @@ class Run:
         return time.perf_counter() - started
 
     def seconds_each(self, work: Callable[[], Any], calls: int = 20) -> float:
-        """The duration of each of `calls` calls in a row: the median of three rounds after one call to warm up."""
+        """Seconds of one of `calls` calls in a row: the median of three rounds after a warm-up."""
         calls = 1 if self.tiny else calls
 
         def all_calls() -> None:

@@ -6,17 +6,20 @@ from whisper.decoding import DecodingOptions
 from whisper.model import Whisper
 
 from benchmarks.gpu.run import Run
-from deployments.engine.parts import Parts
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.upstream.decoding import plan_for
 
 _A_WORD = 2425
 
 
 class Windows:
-    """An engine's parts on the run's device, decoding windows of random audio with `models.random_model`."""
+    """An engine's `ModelRunner` on the run's device, with windows of random audio.
+
+    The model is one of `models.random_model`.
+    """
 
     def __init__(self, model: Whisper, run: Run, slots: int) -> None:
-        self.parts = Parts.of(model, run.device, run.dtype, slots=slots)
+        self.runner = ModelRunner.of(model, run.device, run.dtype, slots=slots)
         shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
         self._features = torch.randn(shape, device=run.device).to(run.dtype)
         for slot in range(slots):
@@ -26,12 +29,12 @@ class Windows:
     @torch.inference_mode()
     def encode(self, mel: Tensor) -> None:
         """mel: shape (windows, mels, frames)"""
-        self.parts.encoder(mel)
+        self.runner.encoder(mel)
 
     @torch.inference_mode()
     def write_audio(self, slot: int = 0) -> None:
         """Compute cross-attention's keys and values of one window and write them to its slot."""
-        self.parts.decoder.listen(slot, self._features)
+        self.runner.decoder.write_cross_kv(slot, self._features)
 
     @torch.inference_mode()
     def begin(self, windows: int, beams: int, prompt: int = 0) -> None:
@@ -41,11 +44,11 @@ class Windows:
             beam_size=beams if beams > 1 else None,
             prompt=[_A_WORD] * prompt or None,
         )
-        plans = [Plan(self.parts.facts, options) for _ in range(windows)]
+        plans = [plan_for(self.runner.facts, options) for _ in range(windows)]
         self.slots = [*range(windows)]
-        self.parts.batch.join(self.slots, plans, self.slots)
+        self.runner.batch.join(self.slots, plans, self.slots)
 
     @torch.inference_mode()
     def step(self, windows: int | None = None) -> None:
         """One more token for all windows, or for the first `windows` of them."""
-        self.parts.batch.step(self.slots[:windows])
+        self.runner.batch.step(self.slots[:windows])

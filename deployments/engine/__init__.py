@@ -1,7 +1,19 @@
-"""Transcription of many recordings at once with one model. Knows nothing of Ray, HTTP, URLs or files."""
+"""Transcription of many recordings at once, each exactly as OpenAI's Whisper does it alone.
 
-from deployments.engine.engine import Engine, EngineStats
-from deployments.engine.process import own_process
+Nothing in this package knows of Ray, HTTP, URLs or files. Its parts import one way: a line of this
+list imports only from the lines above it.
+
+    model/            encoder, decoder and their key/value stores, for many windows at once
+    decoding/         the windows that decode together: logit filters, beam search, row layout
+    upstream/         every tie to the insides of the `whisper` package model_runner.py   one copy
+    of a model on its device, and what the engine's thread computes with it tasks.py          what a
+    transcription asks for, and what it holds queues.py         who waits for what, and who has
+    which slot scheduler.py      the thread that does all the model's work; backoff.py: smaller
+    steps after a failure session.py        a transcription's side of the scheduler engine.py the
+    face
+"""
+
+from deployments.engine.engine import Engine, EngineStats, own_process
 from deployments.engine.tasks import (
     EngineClosedError,
     TranscriptionCancelled,

@@ -1,5 +1,6 @@
 """The engine's face: many recordings at once, each as `whisper.transcribe` would do it alone."""
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,27 +13,32 @@ from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
 
 from deployments.engine.model.decoder import Decoder
-from deployments.engine.parts import MAX_WIDTH, Parts
+from deployments.engine.model_runner import MAX_WIDTH, ModelRunner
+from deployments.engine.queues import TaskQueues
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.tasks import Cancelled, Session, Usage
-from deployments.engine.upstream.mel import Spectrograms
+from deployments.engine.session import Session
+from deployments.engine.tasks import Cancelled, Usage
+from deployments.engine.upstream.model_facts import prompt_tokens
 from deployments.engine.upstream.transcribe import OnProgress, OnSegments, transcribe
 
-_MAX_WINDOWS = {"cpu": 8, "cuda": 32}
-# Encoding several windows in one call gains nothing on a CPU and would hold up the others.
-_ENCODED_TOGETHER = {"cpu": 1, "cuda": 8}
+# The most windows that decode together, by the kind of device, unless the caller chooses.
+MAX_WINDOWS = {"cpu": 8, "cuda": 32}
+# Encoding several windows in one call gains nothing on a CPU, and would hold up the other windows.
+_ENCODER_WINDOWS = {"cpu": 1, "cuda": 8}
+# Memory of a GPU that is left for intermediate results and spectrograms.
 _GPU_WORKSPACE = 1 << 30
-# The part of the workspace for spectrograms: two hours of audio with 80 mels, 75 minutes with 128.
-_SPECTROGRAM_BYTES = 230 << 20
+_SWITCH_INTERVAL_S = 1e-4
 
 
 @dataclass(frozen=True)
 class EngineStats:
     """What the engine does now and has done.
 
-    slots: windows that can be decoded together
-    slot_bytes: of each of them
-    bytes_held: of weights and all slots
+    slots: how many windows can be decoded together
+    windows_waiting: windows that wait for a slot
+    windows_done, audio_seconds_done: since the engine was made
+    slot_bytes: memory of each slot
+    bytes_held: memory of the weights and all slots
     """
 
     slots: int
@@ -45,17 +51,23 @@ class EngineStats:
 
 
 class Engine:
-    """Transcribes waveforms with one model; any number of threads may call.
+    """Transcribes waveforms with one model. Any number of threads may call.
 
-    model: The engine keeps weights in its own layout, and shares the rest with the model, which may be
-        dropped but must not change afterwards.
-    max_windows: at most this many windows are decoded together, the rest wait in order; None: as many as
-        the memory allows, at most 8 on a CPU and 32 on a GPU
-    memory_bytes: what weights and slots may take on a GPU; None: what is free there
-    device: to run on; None: where the model is. On a GPU, a model that is still on the CPU needs no room
-        there beside the engine's own copy.
-    dtype: precision of weights and activations, fp32 or fp16; None: fp32 on a CPU and fp16 on a GPU. Asking for
-        fp32 on a GPU switches TF32 off in the whole process, so that products are in full precision.
+    model: the engine keeps the weights in a layout of its own, and shares the others with the
+        model. The model may be dropped, but must not change.
+    max_windows: the most windows that are decoded together; the others wait in order of arrival.
+        None: as many as the memory holds, at most 8 on a CPU and 32 on a GPU
+    memory_bytes: memory of a GPU for weights and slots. None: what is free
+    device: where to run. None: where the model is. For a GPU, a model on the CPU saves memory:
+        the GPU then holds nothing but the engine's own copy of the weights.
+    dtype: precision of weights and activations, fp32 or fp16. None: fp32 on a CPU, fp16 on a GPU.
+        fp32 on a GPU switches TF32 off in the whole process, so that products are in full
+        precision.
+    encoder_windows: how many windows the encoder takes at once. None: 1 on a CPU, 8 on a GPU
+
+    Raises ValueError for a `max_windows` below 1 and for any other `dtype`.
+
+    The attribute `scheduler` is for tests and measurements; see `Scheduler`.
     """
 
     def __init__(
@@ -65,39 +77,45 @@ class Engine:
         memory_bytes: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        encoder_windows: int | None = None,
     ) -> None:
         if max_windows is not None and max_windows < 1:
             raise ValueError("max_windows: must be at least 1")
         if dtype not in (None, torch.float32, torch.float16):
             raise ValueError(f"dtype: must be float32 or float16, not {dtype}")
-        # As tensors tell it: "cuda" becomes "cuda:0".
-        place = torch.empty(0, device=device or model.device).device
-        kind = place.type
+        # A tensor's device has an index: "cuda" becomes "cuda:0".
+        device = torch.empty(0, device=device or model.device).device
+        on_cpu = device.type == "cpu"
         if dtype is None:
-            dtype = torch.float32 if kind == "cpu" else torch.float16
-        if dtype == torch.float32 and kind != "cpu":
+            dtype = torch.float32 if on_cpu else torch.float16
+        if dtype == torch.float32 and not on_cpu:
             torch.set_float32_matmul_precision("highest")
-        slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
+        kind = "cpu" if on_cpu else "cuda"
         self._weight_bytes = _bytes_of_weights(model, dtype)
-        slots = max_windows or min(
-            _MAX_WINDOWS.get(kind, _MAX_WINDOWS["cuda"]),
-            self._windows_that_fit(place, slot_bytes, memory_bytes),
-        )
+        slots = max_windows or MAX_WINDOWS[kind]
+        if max_windows is None and not on_cpu:
+            slot_bytes = Decoder.slot_bytes(model.dims, dtype, MAX_WIDTH)
+            if memory_bytes is None:
+                memory_bytes = _free_on(device)
+            left = memory_bytes - self._weight_bytes - _GPU_WORKSPACE
+            slots = min(slots, max(1, left // slot_bytes))
 
-        # OpenMP keeps worker threads for each thread that has used it, and where there are more of them than
-        # cores, those of the engine's thread sleep between operations: a third of its speed. This one's end.
+        # OpenMP keeps a pool of worker threads for each thread that has called it, and more workers
+        # than cores slow the engine's thread down (benchmarks/results/engine_profile.md). So the
+        # weights are prepared in a thread that ends, and its pool ends with it.
         with ThreadPoolExecutor(1) as thread:
-            parts = thread.submit(Parts.of, model, place, dtype, slots=slots).result()
-        self.facts = parts.facts
-        self._slot_bytes = parts.slot_bytes
+            made = thread.submit(ModelRunner.of, model, device, dtype, slots=slots)
+            runner = made.result()
+        self.facts = runner.facts
+        self.scheduler = Scheduler(
+            runner,
+            TaskQueues(slots),
+            encoder_windows=encoder_windows or _ENCODER_WINDOWS[kind],
+        )
+        self._tokenizer = runner.tokenizer
+        self._slot_bytes = runner.slot_bytes
         self._audio_seconds_done = 0.0
         self._lock = threading.Lock()
-        self._scheduler = Scheduler(
-            parts,
-            Spectrograms(model.dims.n_mels, place, _SPECTROGRAM_BYTES),
-            slots=slots,
-            encoded_together=_ENCODED_TOGETHER.get(kind, _ENCODED_TOGETHER["cuda"]),
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -108,14 +126,19 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the engine takes work."""
-        return self._scheduler.alive
+        return self.scheduler.alive
 
     @property
     def max_prompt_tokens(self) -> int:
-        return self.facts.dims.n_text_ctx // 2 - 1
+        """How many tokens of an `initial_prompt` Whisper uses: the last 223.
+
+        It drops those before.
+        """
+        return self.facts.max_prompt_tokens
 
     def count_prompt_tokens(self, text: str) -> int:
-        return len(self._scheduler.tokenizer.encode(" " + text.strip()))
+        """How many tokens this `initial_prompt` has, as `whisper.transcribe` counts them."""
+        return len(prompt_tokens(self._tokenizer, text))
 
     def transcribe(
         self,
@@ -127,31 +150,31 @@ class Engine:
         on_usage: Callable[[Usage], None] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """`whisper.transcribe(model, audio, **options)`; blocks until the result is there.
+        """`whisper.transcribe(model, audio, **options)`. Blocks until the result is there.
 
-        audio: waveform at 16 kHz, shape (samples,): float32, or int16 as `whisper.load_audio` reads it
-            before it divides by 32,768
-        on_progress(done_seconds, total_seconds): once with 0 when the work begins, then after each window
-        on_segments(segments): after each window, with those now final
-        cancelled(): asked several times a second on the engine's thread, so it has to be quick; true ends
-            the work within one step, or the encoding of one window
-        on_usage(usage): once, before the result is returned
+        audio: waveform at 16 kHz, shape (samples,): float32, or int16 as ffmpeg delivers it before
+            `whisper.load_audio` divides it by 32,768
+        on_progress(done_seconds, total_seconds): called once with 0 at the start, then after each
+            window
+        on_segments(segments): called after each window with the segments that have become final
+        cancelled(): called several times a second on the engine's thread, so it must be quick. If
+            it returns true, the work ends within one step, or the encoding of one window.
+        on_usage(usage): called once, before the result is returned
 
-        An exception in a callback fails this call and no other.
+        An exception in a callback fails this call and no other. `fp16` is not an option here, since
+        the engine has its own precision.
 
-        `fp16` is no option here: the precision is the engine's.
-
-        Raises TranscriptionCancelled if `cancelled()` was true, EngineClosedError if the engine is or
-        gets closed, and whatever `whisper.transcribe` raises.
+        Raises TranscriptionCancelled if `cancelled()` returned true, EngineClosedError if the
+        engine is or gets closed, and whatever `whisper.transcribe` raises.
         """
-        session = Session(self._scheduler, cancelled or _never)
+        session = Session(self.scheduler, cancelled or _never)
         try:
             result = transcribe(
                 session,
                 audio,
                 on_progress=on_progress,
                 on_segments=on_segments,
-                fp16=False,  # It would round the spectrogram, which is the encoder's task.
+                fp16=False,  # True would round the spectrogram, which is left to the encoder.
                 **options,
             )
         finally:
@@ -163,46 +186,51 @@ class Engine:
         return result
 
     def stats(self) -> EngineStats:
-        scheduler = self._scheduler
+        queues = self.scheduler.queues
         return EngineStats(
-            slots=scheduler.slots,
-            slots_in_use=scheduler.slots_in_use,
-            windows_waiting=scheduler.windows_waiting,
-            windows_done=scheduler.windows_done,
+            slots=queues.slots,
+            slots_in_use=queues.slots - len(queues.free_slots),
+            windows_waiting=len(queues.waiting),
+            windows_done=self.scheduler.windows_done,
             audio_seconds_done=self._audio_seconds_done,
             slot_bytes=self._slot_bytes,
-            bytes_held=self._weight_bytes + scheduler.slots * self._slot_bytes,
+            bytes_held=self._weight_bytes + queues.slots * self._slot_bytes,
         )
 
     def close(self) -> None:
         """End at once: running and waiting calls raise EngineClosedError. Never blocks."""
-        self._scheduler.close()
+        self.scheduler.close()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait, at most so many seconds, until a closed engine has let go of its memory."""
-        self._scheduler.join(timeout)
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait, for `timeout` seconds at most, until a closed engine's thread has ended.
 
-    def _windows_that_fit(
-        self, device: torch.device, slot_bytes: int, memory_bytes: int | None
-    ) -> int:
-        if device.type == "cpu":
-            return _MAX_WINDOWS["cpu"]
-        if memory_bytes is None:
-            memory_bytes = _free_on(device)
-        left = memory_bytes - self._weight_bytes - _GPU_WORKSPACE
-        return max(1, left // slot_bytes)
+        Returns whether it has. Then the engine's memory can be freed.
+        """
+        return self.scheduler.join(timeout)
+
+
+def own_process() -> None:
+    """Shorten the time that the engine's thread waits for Python's interpreter lock.
+
+    PyTorch releases the lock during every operation. Another thread that takes it may keep it for
+    5 ms by default, in which a GPU could take several decoding steps. Call this once in a process
+    whose main work is an engine.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 def _free_on(gpu: torch.device) -> int:
-    """Bytes, with what PyTorch holds and does not use."""
+    """Free bytes, including those that PyTorch has reserved and does not use."""
     module = torch.get_device_module(gpu)
     unused = module.memory_reserved(gpu) - module.memory_allocated(gpu)
     return int(module.mem_get_info(gpu)[0] + unused)
 
 
 def _bytes_of_weights(model: Whisper, dtype: torch.dtype) -> int:
-    """Of what the engine keeps: the embeddings are there in fp32 as well, cross-attention's keys and values
-    for language detection in a second layout.
+    """Memory of the weights that the engine keeps.
+
+    It keeps the embeddings in fp32 as well, and the weights for keys and values of cross-attention
+    in a second layout, for language detection.
     """
     parameters = sum(p.numel() for p in model.parameters())
     embeddings = model.decoder.token_embedding.weight.numel()

@@ -1,40 +1,39 @@
-"""One transcription's side of the decoding loop: what it asks for, and waits for."""
+"""What a transcription asks of the engine's thread, and what it holds there."""
 
+import enum
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
-from whisper.audio import N_SAMPLES
-from whisper.decoding import DecodingOptions, DecodingResult
-from whisper.tokenizer import Tokenizer
 
-from deployments.engine.decoding.batch import Batch
-from deployments.engine.upstream.decoding import ModelFacts, Outcome, Plan
-from deployments.engine.upstream.mel import Mel, Spectrogram, Spectrograms
-from deployments.engine.upstream.timing import AttendedFrames
+from deployments.engine.decoding.plan import DecodePlan
+from deployments.engine.upstream.log_mel import Mel, Spectrogram
+from deployments.engine.upstream.timing import Passage
 
 Cancelled = Callable[[], bool]
 
 
 class TranscriptionCancelled(Exception):
-    """`cancelled()` was true; nothing more of this recording is decoded."""
+    """`cancelled()` returned true; nothing more of this recording is decoded."""
 
 
 class EngineClosedError(RuntimeError):
-    """The engine was closed, or its thread is gone; the recording was not transcribed."""
+    """The engine was closed or its thread has died; the recording was not transcribed."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a transcription has had of the engine.
+    """What one transcription has taken of the engine.
 
     queue_s: seconds that its windows waited for a slot
-    windows: how many were decoded
-    occupancy: windows that decoded together in its steps, on average; 1 is alone, 0 that there was no step
+    windows: number of windows that were decoded
+    occupancy: how many windows took part in its decoding steps, on average: 1 if it was always
+        alone, 0 if it took no step
+    language_probability: probability of the detected language; None if no language was detected,
+        because the caller named one or the model knows only English
     """
 
     queue_s: float
@@ -43,119 +42,186 @@ class Usage:
     language_probability: float | None = None
 
 
+class Transcription:
+    """What one call of `Engine.transcribe` holds in the engine, and what it has used.
+
+    slot: the slot that it has, None while it has none
+    window: the window whose cross-attention keys and values are in the slot
+    detected: the window in which the language was detected, and its features
+
+    `TaskQueues` grants the slot and takes it back, under its lock. The engine's thread changes the
+    rest, while the caller's thread waits for a task.
+    """
+
+    def __init__(self, cancelled: Cancelled) -> None:
+        self.cancelled = cancelled
+        self.slot: int | None = None
+        self.window: Mel | None = None
+        self.detected: tuple[Mel, Tensor] | None = None
+        self._queue_s = 0.0
+        self._windows = 0
+        self._window_is_done = False
+        self._steps = 0
+        self._windows_in_steps = 0
+
+    def grant(self, slot: int, waited_s: float) -> None:
+        self.slot = slot
+        self._queue_s += waited_s
+
+    def release(self) -> int | None:
+        """Give up the slot, which is returned, and everything that belongs to the window in it."""
+        slot, self.slot = self.slot, None
+        self.window = None
+        self.detected = None
+        return slot
+
+    def begin_window(self, mel: Mel) -> None:
+        """The audio of this window is in the slot from now on."""
+        self.window = mel
+        self.detected = None
+        self._windows += 1
+        self._window_is_done = False
+
+    def end_window(self) -> bool:
+        """Whether this is the first result of the window: other temperatures do not count again."""
+        first = not self._window_is_done
+        self._window_is_done = True
+        return first
+
+    def count_step(self, windows: int) -> None:
+        """The window took a step together with `windows - 1` others."""
+        self._steps += 1
+        self._windows_in_steps += windows
+
+    def features_of(self, mel: Mel) -> Tensor | None:
+        """The features of this window if it was encoded for the detection of its language.
+
+        A recording of 30 s and more begins with the very window in which its language is detected.
+        """
+        if self.detected is None:
+            return None
+        detected, features = self.detected
+        return features if detected == mel else None
+
+    def usage(self, language_probability: float | None = None) -> Usage:
+        occupancy = self._windows_in_steps / self._steps if self._steps else 0.0
+        return Usage(self._queue_s, self._windows, occupancy, language_probability)
+
+
+class TaskState(enum.Enum):
+    """See `Task`."""
+
+    PENDING = enum.auto()
+    SUCCEEDED = enum.auto()
+    FAILED = enum.auto()
+    WITHDRAWN = enum.auto()
+
+
 @dataclass(eq=False)
 class Task:
-    """Something a transcription waits for."""
+    """One thing that a transcription asks the engine's thread for, and waits for.
 
-    session: "Session"
-    needs_slot = True
-    future: Future[Any] = field(default_factory=Future, init=False)
+        submitted ─► waiting ─► ready ─► in work ─┬─ succeed ──► SUCCEEDED
+               │                  ▲               ├─ fail ─────► FAILED
+               └──────────────────┘               └─ withdraw ─► WITHDRAWN
+           without a need for a slot
+
+    The task is PENDING until one of the three calls ends it. `TaskQueues` knows where a pending
+    task is: a task waits for a slot unless it needs none or its transcription has one, then it is
+    ready for the engine's thread. `fail` (cancelled, closed) and `withdraw` (the caller's wait was
+    interrupted) may end it at any point of its way. The first of these calls counts, and later
+    ones change nothing. `TaskQueues` makes them under its lock.
+
+    needs_slot: whether the task can be done only for a transcription that has a slot
+    submitted: when the task was made, in seconds of `time.monotonic`
+    """
+
+    needs_slot: ClassVar[bool] = True
+
+    transcription: Transcription
     submitted: float = field(default_factory=time.monotonic, init=False)
+    state: TaskState = field(default=TaskState.PENDING, init=False)
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
+    _result: Any = field(default=None, init=False, repr=False)
+    _error: Exception | None = field(default=None, init=False, repr=False)
+
+    @property
+    def pending(self) -> bool:
+        return self.state is TaskState.PENDING
+
+    def succeed(self, result: Any) -> bool:
+        """Wake the caller with a result. False if the task had ended before."""
+        if not self.pending:
+            return False
+        self._result = result
+        self._end(TaskState.SUCCEEDED)
+        return True
+
+    def fail(self, error: Exception) -> bool:
+        """Wake the caller with an error. False if the task had ended before."""
+        if not self.pending:
+            return False
+        self._error = error
+        self._end(TaskState.FAILED)
+        return True
+
+    def withdraw(self) -> bool:
+        """The caller no longer waits. False if the task had ended before."""
+        if not self.pending:
+            return False
+        self._end(TaskState.WITHDRAWN)
+        return True
+
+    def wait(self) -> Any:
+        """Block until the task has ended.
+
+        Returns the result of `succeed`, raises the error of `fail`.
+        """
+        self._ended.wait()
+        if self._error is None:
+            return self._result
+        try:
+            raise self._error
+        finally:
+            # The traceback refers to this task. A reference back would make a cycle, which would
+            # keep the recording in memory until the garbage collector runs.
+            self._error = None
+
+    def _end(self, state: TaskState) -> None:
+        self.state = state
+        self._ended.set()
 
 
 @dataclass(eq=False)
 class MelTask(Task):
-    pieces: Generator[None, None, Spectrogram]
+    """Compute a spectrogram; `pieces` computes one piece at each step. Result: a Spectrogram."""
+
     needs_slot = False
+
+    pieces: Generator[None, None, Spectrogram]
 
 
 @dataclass(eq=False)
 class DetectTask(Task):
+    """Detect the language of a window. Result: the probability of each language's code."""
+
     mel: Mel
 
 
 @dataclass(eq=False)
 class DecodeTask(Task):
+    """Decode a window. Result: an Outcome.
+
+    number: of this decoding in its transcription, which decides the random draws
+    """
+
     mel: Mel
-    plan: Plan
+    plan: DecodePlan
     number: int
 
 
 @dataclass(eq=False)
 class AlignTask(Task):
-    tokens: Sequence[int]
-    start: int  # of the text's predictions: the token before the text
-    text: Sequence[int]
-    frames: int
+    """Align a text with the window that was decoded last. Result: AttendedFrames."""
 
-
-class Loop(Protocol):
-    """What a session needs of the scheduler."""
-
-    facts: ModelFacts
-    tokenizer: Tokenizer
-    spectrograms: Spectrograms
-    batch: Batch
-
-    def do(self, task: Task) -> Any: ...
-
-    def release(self, session: "Session") -> None: ...
-
-
-class Session:
-    """One transcription's dealings with the loop. Its methods block, and raise TranscriptionCancelled and
-    EngineClosedError; one thread uses it.
-    """
-
-    def __init__(self, loop: Loop, cancelled: Cancelled) -> None:
-        self._loop = loop
-        self.facts = loop.facts
-        self.cancelled = cancelled
-        self.slot: int | None = None
-        # The window that the slot has heard; of one that only its language is known of, the features.
-        self.window: Mel | None = None
-        self.detected: tuple[Mel, Tensor] | None = None
-        self.queue_s = 0.0
-        self.windows = 0
-        self.window_counted = False
-        self.steps = 0
-        self.windows_in_steps = 0
-        self._decodes = 0
-        self.language_probability: float | None = None
-
-    @property
-    def usage(self) -> Usage:
-        occupancy = self.windows_in_steps / self.steps if self.steps else 0.0
-        return Usage(self.queue_s, self.windows, occupancy, self.language_probability)
-
-    def mel(self, audio: np.ndarray) -> Mel:
-        """Of a whole recording with 30 s of silence behind it."""
-        pieces = self._loop.spectrograms.in_pieces(audio, N_SAMPLES)
-        spectrogram: Spectrogram = self._loop.do(MelTask(self, pieces))
-        return Mel.of(spectrogram)
-
-    def detect_language(self, mel: Mel) -> dict[str, float]:
-        """The probability of each language's code."""
-        probabilities: dict[str, float] = self._loop.do(DetectTask(self, mel))
-        self.language_probability = max(probabilities.values())
-        return probabilities
-
-    def decode(self, mel: Mel, options: DecodingOptions) -> DecodingResult:
-        """`whisper.decode`"""
-        plan = Plan(self.facts, options)
-        self._loop.batch.check_fits(plan)
-        task = DecodeTask(self, mel, plan, self._decodes)
-        self._decodes += 1
-        outcome: Outcome = self._loop.do(task)
-        return plan.result(outcome)
-
-    def attended_frames(
-        self,
-        mel: Mel,
-        sot_sequence: Sequence[int],
-        no_timestamps: int,
-        text: Sequence[int],
-        frames: int,
-    ) -> AttendedFrames:
-        """What the tokens of `text` attend to in the window that was decoded last, which `mel` has to be."""
-        if mel is not self.window:
-            raise ValueError("only the window that was decoded last can be aligned")
-        eot = self._loop.tokenizer.eot
-        tokens = [*sot_sequence, no_timestamps, *text, eot]
-        task = AlignTask(self, tokens, len(sot_sequence), text, frames)
-        attended: AttendedFrames = self._loop.do(task)
-        return attended
-
-    def leave_window(self) -> None:
-        """Give the slot back: nothing more is wanted of the window."""
-        self._loop.release(self)
+    passage: Passage

@@ -1,9 +1,11 @@
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import pytest
 import torch
+from hypothesis import settings
 from whisper.model import Whisper
 
 from deployments.engine import Engine
@@ -17,14 +19,20 @@ from tests.support.engine.calls import (
 )
 from tests.support.engine.tiny_whisper import tiny_whisper
 
+# How many examples property tests try: a few in the fast tier of tests, many in the slow tier.
+settings.register_profile("fast", max_examples=25, deadline=None)
+settings.register_profile("slow", max_examples=400, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs minutes")
     devices.choose(config.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Products as small as these gain nothing from more, and on a busy machine the threads wait for each other."""
+    """Small products gain nothing from more threads, which hold each other up on busy cores."""
     before = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(1)
     numba.set_num_threads(1)
@@ -47,7 +55,7 @@ def tiny_model() -> Whisper:
 
 @pytest.fixture
 def slots() -> int | None:
-    """How many the engine has; None: as many as it likes."""
+    """How many slots the engine has; None: as many as it likes."""
     return None
 
 
@@ -55,8 +63,7 @@ def slots() -> int | None:
 def engine(tiny_model: Whisper, slots: int | None) -> Iterator[Engine]:
     with exact_engine(tiny_model, slots) as engine:
         yield engine
-    engine._scheduler.join(PATIENCE_S)
-    assert not engine._scheduler._thread.is_alive()
+    assert engine.join(PATIENCE_S)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import pytest
 from whisper.model import MultiHeadAttention, Whisper
 
 from deployments.engine import Engine
-from deployments.engine import engine as engine_module
-from tests.support.engine import devices
 from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
@@ -197,19 +195,15 @@ def one_by_one(whispers: Engine, recordings: list[np.ndarray]) -> list[Result]:
     ]
 
 
-@pytest.mark.parametrize("encoded_together", [1, 4])
+@pytest.mark.parametrize("encoder_windows", [1, 4])
 def test_calls_from_many_threads_get_the_results_of_calls_one_by_one(
     model: Whisper,
     threads: ThreadPoolExecutor,
     recordings: list[np.ndarray],
     one_by_one: list[Result],
-    encoded_together: int,
-    monkeypatch: pytest.MonkeyPatch,
+    encoder_windows: int,
 ) -> None:
-    monkeypatch.setitem(
-        engine_module._ENCODED_TOGETHER, devices.chosen().type, encoded_together
-    )
-    with exact_engine(model, max_windows=6) as engine:
+    with exact_engine(model, 6, encoder_windows) as engine:
         futures = [
             threads.submit(engine.transcribe, audio, **GREEDY | options)
             for audio, (_, options) in zip(recordings, MIXED, strict=True)

@@ -3,14 +3,16 @@
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+import whisper
 from torch import Tensor
 from torch.nn import Parameter
 from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
 
 from deployments.engine import (
     Engine,
@@ -20,7 +22,8 @@ from deployments.engine import (
     Usage,
 )
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.model import kv_cache
+from deployments.engine.model import onednn
+from tests.support.engine import devices
 from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
@@ -28,10 +31,12 @@ from tests.support.engine.calls import (
     Gate,
     StuckEncoder,
     exact_engine,
+    replace,
     succeeds,
     until,
 )
-from tests.support.engine.tiny_whisper import recording
+from tests.support.engine.lively_whisper import lively_whisper
+from tests.support.engine.tiny_whisper import as_float, recording
 
 one_slot = pytest.mark.parametrize("slots", [1])
 
@@ -265,7 +270,7 @@ def test_closing_ends_the_thread_after_its_window(
     calls.submitted()
     calls.engine.close()
     stuck.let_go.set()
-    until(lambda: not calls.engine._scheduler._thread.is_alive())
+    assert calls.engine.join(PATIENCE_S)
     assert stuck.windows == 1
 
 
@@ -339,8 +344,8 @@ def test_every_slot_takes_memory(tiny_model: Whisper) -> None:
 def test_a_slot_takes_what_is_said(
     tiny_model: Whisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What oneDNN has packed does not tell its size.
-    monkeypatch.setattr(kv_cache, "packs_weights", lambda device, dtype: False)
+    # PyTorch does not know the size of tensors that oneDNN has packed.
+    monkeypatch.setattr(onednn, "AVAILABLE", False)
     held = []
     for slots in (1, 3):
         with exact_engine(tiny_model, slots) as engine:
@@ -358,18 +363,17 @@ def _bytes_of_tensors() -> int:
 
 
 @one_slot
-def test_one_window_at_a_time_may_be_asked_for(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_window_at_a_time_may_be_asked_for(calls: Calls) -> None:
     together: list[int] = []
-    batch = calls.engine._scheduler.batch
-    step = batch.step
 
-    def watched(slots: Sequence[int]) -> Progress:
-        together.append(len(slots))
-        return step(slots)
+    def watched(step: Callable[[Sequence[int]], Progress]) -> Any:
+        def wrapped(slots: Sequence[int]) -> Progress:
+            together.append(len(slots))
+            return step(slots)
 
-    monkeypatch.setattr(batch, "step", watched)
+        return wrapped
+
+    replace(calls.engine.scheduler.runner.batch, "step", watched)
     assert calls.engine.stats().slots == 1
     assert all(map(succeeds, [calls.start() for _ in range(5)]))
     assert set(together) == {1}
@@ -389,3 +393,53 @@ def test_a_precision_that_whisper_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="dtype: must be float32 or float16, not"):
         Engine(tiny_model, dtype=dtype)
+
+
+def used(engine: Engine, **options: Any) -> Usage:
+    usages: list[Usage] = []
+    engine.transcribe(recording(35), on_usage=usages.append, **BRIEF | options)
+    (usage,) = usages
+    return usage
+
+
+def test_a_call_says_how_sure_the_detected_language_is(
+    engine: Engine, tiny_model: Whisper
+) -> None:
+    reference = devices.official(tiny_model)
+    mel = whisper.log_mel_spectrogram(as_float(recording(35)), padding=480_000)
+    window = whisper.pad_or_trim(mel, 3000).to(reference.device)
+    _, probabilities = reference.detect_language(window)
+    probability = used(engine, language=None).language_probability
+    assert probability == pytest.approx(max(probabilities.values()), abs=1e-5)
+
+
+def test_no_probability_is_told_of_a_language_that_was_given(engine: Engine) -> None:
+    assert used(engine, language="en").language_probability is None
+
+
+def test_an_english_model_detects_no_language() -> None:
+    with exact_engine(lively_whisper(n_audio_ctx=1500, n_vocab=51864)) as engine:
+        assert used(engine, language=None).language_probability is None
+
+
+@pytest.mark.parametrize("text", ["", "Ada", "  Ada, Grace. ", "Ada. " * 300, "東京"])
+def test_tokens_of_a_prompt_are_counted_as_whisper_counts_them(
+    engine: Engine, text: str
+) -> None:
+    tokenizer = get_tokenizer(True, num_languages=99)
+    count = len(tokenizer.encode(" " + text.strip()))
+    assert engine.count_prompt_tokens(text) == count
+    assert engine.max_prompt_tokens == 223
+
+
+def test_what_precedes_the_last_tokens_of_a_prompt_makes_no_difference(
+    engine: Engine,
+) -> None:
+    def texts(prompt: str) -> list[Any]:
+        result = engine.transcribe(recording(2), initial_prompt=prompt, **BRIEF)
+        return [segment["tokens"] for segment in result["segments"]]
+
+    short = " Ada" * engine.max_prompt_tokens
+    assert engine.count_prompt_tokens(short) == engine.max_prompt_tokens
+    assert texts("Grace." + short) == texts(short)
+    assert texts(" Ada" * 100) != texts(short)

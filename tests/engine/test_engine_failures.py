@@ -1,4 +1,7 @@
-"""A window that cannot be decoded fails its own call; all others have the results they would have had."""
+"""A window that cannot be decoded fails its own call.
+
+All others have the results they would have had.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -10,12 +13,9 @@ from torch import Tensor
 from whisper.model import Whisper
 
 from deployments.engine import Engine, EngineClosedError
-from deployments.engine import engine as engine_module
 from deployments.engine.decoding.batch import Progress
+from deployments.engine.decoding.plan import Outcome
 from deployments.engine.scheduler import NotANumberError
-from deployments.engine.tasks import Session, Task
-from deployments.engine.upstream.decoding import Outcome
-from tests.support.engine import devices
 from tests.support.engine.calls import (
     BRIEF,
     PATIENCE_S,
@@ -26,8 +26,10 @@ from tests.support.engine.calls import (
     assert_same,
     exact_engine,
     is_quiet,
+    replace,
     slots_of_quiet,
     succeeds,
+    windows_by_slot,
 )
 from tests.support.engine.tiny_whisper import as_float, recording
 
@@ -55,17 +57,10 @@ def alone(tiny_model: Whisper) -> list[Result]:
 
 
 @pytest.fixture(params=[1, 4], ids=["encoded one by one", "encoded together"])
-def engine(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_model: Whisper,
-) -> Iterator[Engine]:
-    monkeypatch.setitem(
-        engine_module._ENCODED_TOGETHER, devices.chosen().type, request.param
-    )
-    with exact_engine(tiny_model) as engine:
+def engine(request: pytest.FixtureRequest, tiny_model: Whisper) -> Iterator[Engine]:
+    with exact_engine(tiny_model, encoder_windows=request.param) as engine:
         yield engine
-    engine._scheduler.join(PATIENCE_S)
+    assert engine.join(PATIENCE_S)
 
 
 class Company:
@@ -79,7 +74,7 @@ class Company:
     def around(
         self, audio: np.ndarray, bad: Sequence[dict[str, Any]]
     ) -> list[Future[Result]]:
-        """The calls with these options in their midst, after the others have proved to be unharmed."""
+        """Calls with these options among others, once the others have proved to be unharmed."""
         half = len(OTHERS) // 2
         futures = [self._other(number) for number in range(half)]
         in_their_midst = [self._call(audio, options) for options in bad]
@@ -112,10 +107,6 @@ def all_fail(futures: list[Future[Result]], error: type[Exception]) -> bool:
     return all(type(future.exception(PATIENCE_S)) is error for future in futures)
 
 
-def replace(owner: Any, name: str, change: Callable[[Any], Any]) -> None:
-    vars(owner)[name] = change(getattr(owner, name))
-
-
 def fails_for_quiet(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def wrapped(mels: Tensor) -> Tensor:
         if any(map(is_quiet, mels)):
@@ -139,7 +130,7 @@ def nan_for_quiet(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
 def test_a_window_that_cannot_be_encoded_fails_its_call_and_no_other(
     company: Company,
 ) -> None:
-    replace(company.engine._scheduler, "_encoder", fails_for_quiet)
+    replace(company.engine.scheduler.runner, "encoder", fails_for_quiet)
     assert all_fail(company.around(QUIET, [{}, {"language": None}]), BadWindow)
 
 
@@ -156,7 +147,7 @@ def test_a_window_that_lets_every_step_fail_fails_its_call_and_no_other(
 
         return wrapped
 
-    replace(engine._scheduler.batch, "step", fails)
+    replace(engine.scheduler.runner.batch, "step", fails)
     assert all_fail(company.around(QUIET, OTHERS), BadWindow)
 
 
@@ -173,7 +164,7 @@ def test_steps_that_succeed_when_tried_alone_harm_nobody(company: Company) -> No
 
         return wrapped
 
-    replace(engine._scheduler.batch, "step", fails)
+    replace(engine.scheduler.runner.batch, "step", fails)
     gate = Gate(engine)
     futures = [company.calls.running() for _ in range(3)]
     gate.opened.set()
@@ -186,7 +177,7 @@ def test_steps_that_succeed_when_tried_alone_harm_nobody(company: Company) -> No
 def test_a_prompt_that_cannot_be_read_fails_its_call_and_no_other(
     company: Company,
 ) -> None:
-    (ada,) = company.engine._scheduler.tokenizer.encode(" Ada")
+    (ada,) = company.engine.scheduler.runner.tokenizer.encode(" Ada")
 
     def fails(prefill: Callable[..., Tensor]) -> Any:
         def wrapped(slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -196,7 +187,7 @@ def test_a_prompt_that_cannot_be_read_fails_its_call_and_no_other(
 
         return wrapped
 
-    replace(company.engine._scheduler._decoder, "prefill", fails)
+    replace(company.engine.scheduler.runner.decoder, "prefill", fails)
     bad: list[dict[str, Any]] = [{}, {"beam_size": 5}]
     bad = [{"initial_prompt": "Ada", **options} for options in bad]
     assert all_fail(company.around(QUIET, bad), BadWindow)
@@ -205,11 +196,11 @@ def test_a_prompt_that_cannot_be_read_fails_its_call_and_no_other(
 def test_words_that_cannot_be_aligned_fail_their_call_and_no_other(
     company: Company,
 ) -> None:
-    scheduler = company.engine._scheduler
+    engine = company.engine
 
     def fails(read: Callable[..., Any]) -> Any:
         def wrapped(slots: Sequence[int], *rest: Any) -> Any:
-            heard = {task.session.slot: task.session.window for task in pending()}
+            heard = windows_by_slot(engine)
             windows = [window for slot in slots if (window := heard[slot]) is not None]
             if any(map(is_quiet, windows)):
                 raise BadWindow
@@ -217,11 +208,7 @@ def test_words_that_cannot_be_aligned_fail_their_call_and_no_other(
 
         return wrapped
 
-    def pending() -> list[Task]:
-        with scheduler._changed:
-            return [*scheduler._pending]
-
-    replace(scheduler._decoder, "read", fails)
+    replace(engine.scheduler.runner.decoder, "read", fails)
     words = {"word_timestamps": True}
     assert all_fail(company.around(QUIET, [words, words]), BadWindow)
 
@@ -229,7 +216,7 @@ def test_words_that_cannot_be_aligned_fail_their_call_and_no_other(
 def test_features_that_are_no_numbers_fail_their_calls_and_no_other(
     company: Company,
 ) -> None:
-    replace(company.engine._scheduler, "_encoder", nan_for_quiet)
+    replace(company.engine.scheduler.runner, "encoder", nan_for_quiet)
     assert all_fail(company.around(QUIET, OTHERS), NotANumberError)
 
 
@@ -253,7 +240,7 @@ def test_the_next_window_in_the_slot_of_a_failed_one_is_unharmed(
     audio = recording(2)
     runs: list[dict[str, Any]] = [{"beam_size": 5}, {"sample_len": 60}, *OTHERS]
     before = [one_slot.transcribe(audio, **BRIEF | options) for options in runs]
-    replace(one_slot._scheduler, "_encoder", nan_for_quiet)
+    replace(one_slot.scheduler.runner, "encoder", nan_for_quiet)
     for bad in runs[:3]:
         for options, expected in zip(runs[:2], before, strict=False):
             with pytest.raises(NotANumberError):
@@ -271,7 +258,7 @@ def test_what_a_failed_window_leaves_in_its_slot_stays_out_of_the_next_one(
     longer: dict[str, Any] = {"initial_prompt": "Ada. " * 100}
     gate.opened.set()
     expected = engine.transcribe(recording(1), **BRIEF)
-    replace(engine._scheduler, "_encoder", nan_for_quiet)
+    replace(engine.scheduler.runner, "encoder", nan_for_quiet)
     with pytest.raises(NotANumberError):
         engine.transcribe(QUIET, **BRIEF | longer)
     gate.opened.clear()
@@ -297,7 +284,7 @@ def test_numbers_that_get_lost_late_in_a_window_are_noticed(
 
         return wrapped
 
-    replace(one_slot._scheduler._decoder, "logits", gets_lost)
+    replace(one_slot.scheduler.runner.decoder, "logits", gets_lost)
     with pytest.raises(NotANumberError):
         one_slot.transcribe(audio, **BRIEF | options)
     assert_same(one_slot.transcribe(audio, **BRIEF | options), before)
@@ -310,18 +297,14 @@ def test_a_result_that_cannot_be_read_fails_its_call_and_no_other(
 
     def fails(outcome: Callable[[int], Outcome]) -> Any:
         def wrapped(slot: int) -> Outcome:
-            (session,) = [s for s in sessions() if s.slot == slot]
-            if session.window is not None and is_quiet(session.window):
+            window = windows_by_slot(engine)[slot]
+            if window is not None and is_quiet(window):
                 raise BadWindow
             return outcome(slot)
 
         return wrapped
 
-    def sessions() -> list[Session]:
-        with engine._scheduler._changed:
-            return [task.session for task in engine._scheduler._pending]
-
-    replace(engine._scheduler.batch, "outcome", fails)
+    replace(engine.scheduler.runner.batch, "outcome", fails)
     assert all_fail(company.around(QUIET, OTHERS), BadWindow)
 
 
@@ -341,7 +324,7 @@ def test_closing_while_a_step_fails_ends_the_thread_in_peace(
 
         return wrapped
 
-    replace(calls.engine._scheduler.batch, "step", fails)
+    replace(calls.engine.scheduler.runner.batch, "step", fails)
     gate.opened.set()
-    calls.engine._scheduler.join(PATIENCE_S)
+    assert calls.engine.join(PATIENCE_S)
     assert all(future.done() for future in futures)

@@ -24,7 +24,7 @@ GROWTH_BYTES = 40_000_000
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is in a circle stays, and shows."""
+    """Without the collector, whatever a reference cycle holds stays in memory and is noticed."""
     gc.collect()
     gc.disable()
     yield
@@ -52,7 +52,7 @@ def test_an_idle_engine_holds_no_recording(
     held = weakref.ref(audio)
     engine.transcribe(audio, **BRIEF | options)
     del audio
-    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    engine.transcribe(recording(1), **BRIEF)  # so that the thread has other work
     assert held() is None
 
 
@@ -73,7 +73,7 @@ def test_a_call_that_fails_in_its_own_thread_leaves_no_recording(
     with contextlib.suppress(TypeError, IndexError, TranscriptionCancelled):
         engine.transcribe(audio, **BRIEF | options)
     del audio
-    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    engine.transcribe(recording(1), **BRIEF)  # so that the thread has other work
     assert held() is None
 
 
@@ -86,7 +86,7 @@ def test_a_call_that_is_cancelled_while_it_decodes_leaves_no_recording(
         long = BRIEF | {"sample_len": 200}
         engine.transcribe(audio, cancelled=on_the_engines_thread, **long)
     del audio
-    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    engine.transcribe(recording(1), **BRIEF)  # so that the thread has other work
     assert held() is None
 
 
@@ -99,7 +99,7 @@ def test_a_call_that_fails_while_it_decodes_leaves_no_recording(
     with contextlib.suppress(NotANumberError):
         engine.transcribe(audio, **BRIEF)
     del audio
-    engine.transcribe(recording(1), **BRIEF)  # the loop has gone on to something else
+    engine.transcribe(recording(1), **BRIEF)  # so that the thread has other work
     assert held() is None
 
 
@@ -117,13 +117,14 @@ def test_the_model_may_be_dropped(no_collector: None) -> None:
 def test_a_closed_engine_leaves_nothing(tiny_model: Whisper) -> None:
     engine = exact_engine(tiny_model)
     engine.transcribe(recording(1), **BRIEF)
-    scheduler = engine._scheduler
-    held = [weakref.ref(part) for part in (scheduler, scheduler.batch, engine)]
+    scheduler = engine.scheduler
+    parts: list[Any] = [engine, scheduler, scheduler.runner, scheduler.runner.batch]
+    held = [weakref.ref(part) for part in parts]
     engine.close()
-    scheduler.join(PATIENCE_S)
-    del engine, scheduler
+    assert engine.join(PATIENCE_S)
+    del engine, scheduler, parts
     gc.collect()
-    assert [part() for part in held] == [None] * 3
+    assert [part() for part in held] == [None] * 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

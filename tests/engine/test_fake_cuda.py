@@ -1,6 +1,7 @@
-"""Shapes, devices and waits of a decoding step on CUDA itself, without a GPU: tensors without values stand for its own.
+"""Shapes, devices and waits of a decoding step on CUDA without a GPU, by tensors without values.
 
-PyTorch can do this where it is built for CUDA; its builds for the CPU alone cannot move a tensor to such a device.
+This needs a PyTorch that is built for CUDA; builds for the CPU alone cannot move a tensor to such a
+device.
 """
 
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ from whisper.decoding import DecodingOptions
 from whisper.model import Whisper
 
 from benchmarks.gpu.models import DIMENSIONS
-from deployments.engine import parts, transfer
+from deployments.engine import model_runner
 from deployments.engine.decoding import batch
-from deployments.engine.model import sdpa
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.model import sdpa, transfer
+from deployments.engine.upstream.decoding import plan_for
 
 pytestmark = [
     pytest.mark.skipif(
@@ -76,7 +77,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         monkeypatch.setattr(module, "send", new_tensor)
     # There are no values to read.
     monkeypatch.setattr(Tensor, "to_sparse", lambda alignment_heads: alignment_heads)
-    monkeypatch.setattr(parts, "_alignment_heads", lambda model, device: {})
+    monkeypatch.setattr(model_runner, "alignment_heads", lambda model, device: {})
     monkeypatch.setattr(
         batch, "wait_for", lambda flags: [[False] * flags.shape[1]] * flags.shape[0]
     )
@@ -96,19 +97,19 @@ def test_a_step_keeps_to_its_device_and_waits_for_nothing(
     dims = replace(DIMENSIONS[name], n_audio_layer=1)
     with cuda:
         model = Whisper(dims)
-    made = parts.Parts.of(model, cuda, dtype, slots=8)
+    runner = model_runner.ModelRunner.of(model, cuda, dtype, slots=8)
     for windows in (1, 8):
         slots = list(range(windows))
         asked = [PLANS[n % len(PLANS)] for n in slots]
         plans = [
-            Plan(made.facts, DecodingOptions(language="en", **options))
+            plan_for(runner.facts, DecodingOptions(language="en", **options))
             for options in asked
         ]
         features = torch.empty(dims.n_audio_ctx, dims.n_audio_state, device=cuda)
         with Waits() as waits:
             for slot in slots:
-                made.decoder.listen(slot, features.to(dtype))
-            made.batch.join(slots, plans, slots)
+                runner.decoder.write_cross_kv(slot, features.to(dtype))
+            runner.batch.join(slots, plans, slots)
             for some in (slots, slots, slots[: max(1, windows - 1)], slots):
-                made.batch.step(some)
+                runner.batch.step(some)
         assert waits.names == []

@@ -1,4 +1,4 @@
-"""Real speech with real weights: the engine against `whisper.transcribe`, alone and in mixed batches of eight."""
+"""Real speech with real weights: the engine against `whisper.transcribe`, alone and in batches."""
 
 import os
 from collections.abc import Iterator

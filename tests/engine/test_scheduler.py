@@ -1,20 +1,17 @@
 """Who gets a slot, when, and for how long."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine import EngineClosedError, TranscriptionCancelled
-from deployments.engine import scheduler as scheduler_module
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.tasks import DecodeTask
-from tests.support.engine.calls import PATIENCE_S, until
+from deployments.engine.tasks import DecodeTask, DetectTask, TaskState, Transcription
+from tests.support.engine.calls import PATIENCE_S, replace, until
 from tests.support.engine.scheduling import (
     ERRORS,
     Attempt,
@@ -25,21 +22,12 @@ from tests.support.engine.scheduling import (
     Window,
 )
 
-few = settings(max_examples=60, deadline=None)
-
-
-@contextlib.contextmanager
-def cancelled_is_asked_every_turn() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler_module, "_CANCEL_POLL_S", 0)
-        yield
-
 
 @st.composite
 def windows(draw: st.DrawFn) -> Window:
     tries = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
     fate = draw(st.sampled_from([*ERRORS, *[None] * 9]))
-    # Who gives up while the prompt is read has to sit through the step behind it.
+    # A caller that gives up while the prompt is read is asked again only after the next step.
     first = 1 if fate == "is cancelled" else 0
     step = draw(st.integers(first, max(tries[0] - 1, first)))
     return Window(tries, fate if step < tries[0] else None, step)
@@ -58,26 +46,29 @@ stages = st.tuples(
 
 
 def assert_slots_are_free(stage: Stage) -> None:
-    scheduler = stage.scheduler
-    assert sorted(scheduler._free) == list(range(scheduler.slots))
-    assert scheduler.slots_in_use == 0
-    assert not (scheduler._decoding or scheduler._pending)
-    assert [run.session.slot for run in stage.runs] == [None] * len(stage.runs)
+    assert stage.queues.free_slots == list(range(stage.slots))
+    assert not (stage.queues.decoding or stage.queues.pending)
+    assert [run.transcription.slot for run in stage.runs] == [None] * len(stage.runs)
+
+
+def occupy_a_slot(stage: Stage) -> Transcription:
+    """Detect a language for a transcription that then asks for nothing more, and keeps its slot."""
+    occupant = Transcription(lambda: False)
+    mel = cast(Any, NumberedWindow(0, 0))
+    stage.scheduler.run_task(DetectTask(occupant, mel))
+    return occupant
 
 
 def assert_queues_are_empty(stage: Stage) -> None:
-    assert stage.scheduler.windows_waiting == 0
-    assert not stage.scheduler._ready
+    assert not (stage.queues.waiting or stage.queues.ready)
 
 
-@few
 @given(stages)
 def test_every_window_is_done_within_the_rules(
     plan: tuple[list[Recording], int, int],
 ) -> None:
     recordings, slots, together = plan
-    with cancelled_is_asked_every_turn():
-        stage = Stage(recordings, slots, together).play()
+    stage = Stage(recordings, slots, together, cancel_poll_s=0).play()
     assert stage.problems == []
     for run in stage.runs:
         outcomes, error = run.recording.expected()
@@ -85,20 +76,18 @@ def test_every_window_is_done_within_the_rules(
         assert run.outcomes == outcomes
         begun = [window for number, window in stage.begun if number == run.number]
         assert begun == list(range(len(begun)))
-        assert run.session.windows == len(begun)
+        assert run.transcription.usage().windows == len(begun)
     assert_slots_are_free(stage)
     assert_queues_are_empty(stage)
     stage.close()
 
 
-@few
 @given(stages, st.integers(1, 20))
 def test_closing_at_any_moment_answers_everyone(
     plan: tuple[list[Recording], int, int], closes_after: int
 ) -> None:
     recordings, slots, together = plan
-    with cancelled_is_asked_every_turn():
-        stage = Stage(recordings, slots, together, closes_after).play()
+    stage = Stage(recordings, slots, together, closes_after, cancel_poll_s=0).play()
     assert stage.problems == []
     for run in stage.runs:
         outcomes, error = run.recording.expected()
@@ -118,10 +107,10 @@ def test_a_long_recording_makes_a_short_one_wait_for_a_window_at_most() -> None:
     assert stage.problems == []
     waits = [
         counts
-        for task, counts in stage.scheduler.overtaken.items()
-        if task.session is stage.runs[2].session
+        for task, counts in stage.queues.overtaken.items()
+        if task.transcription is stage.runs[2].transcription
     ]
-    # Fewer where the others' threads have not yet asked for their next slot.
+    # It waits less often if the others' threads have not yet asked for their next slot.
     assert 1 <= len(waits) <= 3
     assert all(set(counts.values()) == {1} for counts in waits)
     assert all(len(counts) <= 2 for counts in waits)
@@ -132,7 +121,7 @@ def test_a_long_recording_makes_a_short_one_wait_for_a_window_at_most() -> None:
 def test_windows_that_arrive_together_take_turns() -> None:
     stage = Stage([Recording([Window((3,))] * 4)] * 3, slots=3).play()
     assert stage.problems == []
-    assert stage.scheduler.overtaken == {}
+    assert stage.queues.overtaken == {}
     stage.close()
 
 
@@ -157,16 +146,16 @@ def test_steps_do_not_stop_the_spectrograms_of_others() -> None:
     stage.close()
 
 
-def test_a_session_keeps_its_slot_from_one_try_of_a_window_to_the_next() -> None:
+def test_a_transcription_keeps_its_slot_from_one_try_of_a_window_to_the_next() -> None:
     retried = Recording([Window((2, 2, 2, 2))] * 2)
     other = Recording([Window((1,))] * 8)
     stage = Stage([retried, other], slots=1).play()
     assert stage.problems == []
-    # A slot that is kept needs no second look at the audio.
+    # In a slot that is kept, the audio is encoded only once.
     assert sorted(stage.begun) == [(0, n) for n in range(2)] + [
         (1, n) for n in range(8)
     ]
-    assert stage.runs[0].session.windows == 2
+    assert stage.runs[0].transcription.usage().windows == 2
     assert stage.scheduler.windows_done == 10
     stage.close()
 
@@ -177,35 +166,34 @@ def test_a_slot_is_free_for_the_next_step_after_its_window_has_failed(
 ) -> None:
     bad = Recording([Window((1000,), fate, step=4)])
     waiting = Recording([Window((3,))], arrival=2)
-    with cancelled_is_asked_every_turn():
-        stage = Stage([bad, waiting], slots=1).play()
+    stage = Stage([bad, waiting], slots=1, cancel_poll_s=0).play()
     assert stage.problems == []
     assert type(stage.runs[0].error) is ERRORS[fate]
     assert stage.runs[1].outcomes == [3]
-    # What reads the prompt is no step; one that raises does not count.
+    # Reading the prompt is no step, and a step that raises is not recorded.
     of_the_bad_one = 3 if fate == "raises" else 4
     assert stage.events.count("step") == of_the_bad_one + 2
     stage.close()
 
 
-def test_after_a_failure_of_many_fewer_go_on_together_until_it_has_been_calm(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(scheduler_module, "_CALM_TURNS", 10)
+def test_after_a_failure_of_many_fewer_go_on_together_until_it_has_been_calm() -> None:
     stage = Stage([Recording([Window((300,))]) for _ in range(4)], slots=4, together=4)
-    step = stage.scheduler.batch.step
+    stage.scheduler.batch_limit.calm_turns = 10
     tried: list[int] = []
     failed: list[int] = []
 
-    def short_of_memory(slots: Sequence[int]) -> Progress:
-        tried.append(len(slots))
-        if len(slots) > 2 and len(failed) < 3:
-            failed.append(len(tried))
-            raise MemoryError
-        time.sleep(0.001)  # the others arrive meanwhile
-        return step(slots)
+    def short_of_memory(step: Callable[[Sequence[int]], Progress]) -> Any:
+        def wrapped(slots: Sequence[int]) -> Progress:
+            tried.append(len(slots))
+            if len(slots) > 2 and len(failed) < 3:
+                failed.append(len(tried))
+                raise MemoryError
+            time.sleep(0.001)  # the others arrive meanwhile
+            return step(slots)
 
-    vars(stage.scheduler.batch)["step"] = short_of_memory
+        return wrapped
+
+    replace(stage.scheduler.runner.batch, "step", short_of_memory)
     stage.play()
     assert stage.problems == []
     assert [run.outcomes for run in stage.runs] == [[300]] * 4
@@ -216,17 +204,16 @@ def test_after_a_failure_of_many_fewer_go_on_together_until_it_has_been_calm(
     stage.close()
 
 
-def test_a_session_that_gives_up_before_its_turn_leaves_the_queue() -> None:
+def test_a_transcription_that_gives_up_before_its_turn_leaves_the_queue() -> None:
     stage = Stage([Recording([Window((10,))])], slots=1)
     (run,) = stage.runs
-    slot = stage.scheduler._free.pop()  # of a session that has nothing to ask for
+    occupant = occupy_a_slot(stage)
     run.start()
-    until(lambda: stage.scheduler.windows_waiting == 1)
+    until(lambda: len(stage.queues.waiting) == 1)
     run.gives_up = True
-    run.thread.join(5)
-    stage.scheduler._free.append(slot)
-    stage.close()
     run.thread.join(PATIENCE_S)
+    assert occupant.slot == 0
+    stage.close()
     assert isinstance(run.error, TranscriptionCancelled)
     assert_queues_are_empty(stage)
 
@@ -239,17 +226,17 @@ def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
     stage = Stage([interrupted, next_one], slots=1)
     run, next_run = stage.runs
 
-    class Interrupted(Future[int]):
-        def result(self, timeout: float | None = None) -> int:
+    class Interrupted(DecodeTask):
+        def wait(self) -> Any:
             until(lambda: "step" in stage.events)
             raise KeyboardInterrupt
 
     attempt = cast(Any, Attempt(run, window, 0))
     mel = cast(Any, NumberedWindow(0, 0))
-    task = DecodeTask(run.session, mel, attempt, 0)
-    task.future = Interrupted()
+    task = Interrupted(run.transcription, mel, attempt, 0)
     with pytest.raises(KeyboardInterrupt):
-        stage.scheduler.do(task)
+        stage.scheduler.run_task(task)
+    assert task.state is TaskState.WITHDRAWN
     next_run.start()
     next_run.thread.join(PATIENCE_S)
     assert next_run.outcomes == [3]
@@ -259,16 +246,16 @@ def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
 
 
 @pytest.mark.parametrize("queue", [False, True])
-def test_a_loop_with_nothing_to_do_sleeps(queue: bool) -> None:
+def test_a_scheduler_with_nothing_to_do_sleeps(queue: bool) -> None:
     stage = Stage([Recording([Window((2,))])], slots=1)
     (run,) = stage.runs
     if queue:
-        stage.scheduler._free.clear()
+        occupy_a_slot(stage)
         run.start()
-        until(lambda: stage.scheduler.windows_waiting == 1)
-    turns = stage.scheduler.turns
+        until(lambda: len(stage.queues.waiting) == 1)
+    turns = stage.queues.turns
     time.sleep(0.3)
-    assert stage.scheduler.turns - turns < 20
+    assert stage.queues.turns - turns < 20
     stage.close()
 
 

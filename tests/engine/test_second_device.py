@@ -1,4 +1,4 @@
-"""What must hold on a GPU, shown on a device that the CPU emulates: results, threads, waits, operations of a step."""
+"""What must hold on a GPU, on an emulated device: results, threads, waits, operations of a step."""
 
 import copy
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deployments.engine import Engine
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.upstream.decoding import plan_for
 from tests.support.engine import devices, emulated_gpu
 from tests.support.engine.calls import PATIENCE_S, assert_same
 from tests.support.engine.emulated_gpu import Operation
-from tests.support.engine.lively_whisper import Slots, job, lively_whisper
+from tests.support.engine.lively_whisper import BatchHarness, job, lively_whisper
 from tests.support.engine.tiny_whisper import sounds
 from tests.support.engine.window_cases import EOT, WORDS
 
@@ -23,10 +23,12 @@ pytestmark = pytest.mark.skipif(
     not devices.on_cpu(), reason="the other tests run on the chosen device"
 )
 
-# With five beams. A step takes 23 operations a layer, and some more when other windows take part than last time.
+# With five beams. A step takes 23 operations a layer, and some more when other windows take part
+# than last time.
 OPERATIONS_OF_A_STEP = {"base": 309, "medium": 723, "turbo": 263, "large-v3": 907}
 OPERATIONS_OF_A_CHANGE = 11
-# Reading the prompt of a first window takes a step and this much, and every further window takes two operations a layer.
+# Reading the prompt of a first window takes a step and this much, and every further window takes
+# two operations a layer.
 OPERATIONS_OF_A_JOIN = 37
 DECODERS = {
     "base": {"n_text_layer": 6},
@@ -62,11 +64,11 @@ def test_a_step_asks_for_no_more_operations_than_it_needs(
 ) -> None:
     layers, step = DECODERS[name]["n_text_layer"], OPERATIONS_OF_A_STEP[name]
     model = copy.deepcopy(lively_whisper(**DECODERS[name])).to(device)
-    slots = Slots(model, count=32, dtype=torch.float16)
+    slots = BatchHarness(model, count=32, dtype=torch.float16)
     endless = job(model, beam_size=5, suppress_tokens=[EOT], sample_len=20)
     for windows in (1, 8, 32):
         numbers = [*range(windows)]
-        plans = [Plan(slots.facts, endless.options) for _ in numbers]
+        plans = [plan_for(slots.facts, endless.options) for _ in numbers]
         joined = launched(asked_for(slots.batch.join, numbers, plans, numbers))
         together = launched(asked_for(slots.batch.step, numbers))
         again = launched(asked_for(slots.batch.step, numbers))
@@ -86,9 +88,10 @@ MIXED: list[dict[str, Any]] = [
 
 
 class NumbersAssigned(TorchFunctionMode):
-    """Counts assignments of Python numbers at indices that are tensors: on a GPU each of them is a copy that is waited for.
+    """Counts assignments of Python numbers at tensor indices: a GPU waits for each of them.
 
-    PyTorch makes a tensor on the CPU of the number where the indexed tensor is on a GPU, and only there.
+    PyTorch makes a tensor on the CPU of the number where the indexed tensor is on a GPU, and only
+    there.
     """
 
     def __init__(self) -> None:
@@ -119,7 +122,7 @@ def test_a_step_waits_for_the_device_once_whoever_takes_part(
     device: torch.device,
 ) -> None:
     model = copy.deepcopy(lively_whisper()).to(device)
-    slots = Slots(model, seed=3, count=len(MIXED) + 2, dtype=torch.float16)
+    slots = BatchHarness(model, seed=3, count=len(MIXED) + 2, dtype=torch.float16)
     jobs = [job(model, seed, **options) for seed, options in enumerate(MIXED)]
     with NumbersAssigned() as numbers_assigned:
         assert waits(asked_for(slots.join, jobs)) == ["aten::_to_copy"]

@@ -121,8 +121,8 @@ async def test_a_failed_load_leaves_nothing_in_memory(
     loaded: list[weakref.ref[Any]] = []
 
     def fail(engine: Engine) -> None:
-        scheduler = engine._scheduler
-        loaded.extend(weakref.ref(part) for part in (engine, scheduler.batch))
+        batch = engine.scheduler.runner.batch
+        loaded.extend(weakref.ref(part) for part in (engine, batch))
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(loading, "warm_up", fail)

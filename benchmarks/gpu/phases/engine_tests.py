@@ -1,4 +1,4 @@
-"""Runs the engine's tests on the device in fp32, and counts how often a step makes the host wait."""
+"""Runs the engine's tests on the device in fp32, and counts the waits of the host in a step."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from benchmarks.gpu.run import Run
 from benchmarks.gpu.windows import Windows
 
 # Two tests show that pytest runs.
-_TINY = ["tests/engine/test_layers.py", "-k", "layer_norm"]
+_TINY = ["tests/engine/model/test_layers.py", "-k", "layer_norm"]
 # Seconds for what comes after the tests.
 _RESERVE_S = 12
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
@@ -58,7 +58,7 @@ def _tests(run: Run) -> None:
 
 
 def outcomes(lines: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """How many tests came to which end, and the names of those that failed, from what `pytest -vv` has printed so far."""
+    """Count the outcomes of tests, and name the failed ones, in what `pytest -vv` has printed."""
     counts: Counter[str] = Counter()
     failed: list[str] = []
     for line in lines:
@@ -74,7 +74,7 @@ def outcomes(lines: Iterable[str]) -> tuple[dict[str, int], list[str]]:
 
 
 def _in_parallel() -> list[str]:
-    """One process with tests of some milliseconds does not keep a GPU busy."""
+    """Options for several processes: a single one does not keep a GPU busy with short tests."""
     try:
         import xdist  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
@@ -111,5 +111,8 @@ def _waits_of(work: Callable[[], None]) -> int:
 
 
 def waits_in(messages: Iterable[str]) -> int:
-    """How many of PyTorch's warnings tell of a wait; the first use of the mode also warns of the mode itself."""
+    """How many of PyTorch's warnings tell of a wait.
+
+    The first use of the mode also warns of the mode itself.
+    """
     return sum("called a synchronizing" in message for message in messages)

@@ -1,4 +1,4 @@
-"""The machine: versions, peak rates of arithmetic and memory, and what a launch and a small copy cost."""
+"""The machine: versions, rates of arithmetic and memory, costs of a launch and a small copy."""
 
 import os
 import platform

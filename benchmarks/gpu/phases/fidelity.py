@@ -1,7 +1,7 @@
-"""Compares results with official Whisper's on the same device: tokens in fp32, texts and logits in fp16.
+"""Compares results with official Whisper's: tokens in fp32, texts and logits in fp16.
 
-In half precision many logits are equal and their order decides, so tokens say little. The measure there is the error
-against official fp32: the engine's beside that of official fp16.
+In half precision many logits are equal and their order decides, so tokens say little. The measure
+there is the error against official fp32: the engine's beside that of official fp16.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from benchmarks.gpu.phases.speech import base_options
 from benchmarks.gpu.requests import Result, serve
 from benchmarks.gpu.run import Run
 from deployments.engine import Engine
-from deployments.engine.parts import Parts
+from deployments.engine.model_runner import ModelRunner
 
 _KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -43,7 +43,7 @@ def measure(run: Run) -> None:
     run.attempt("fp32, greedy", partial(_same_tokens, run, model, spoken, None, greedy))
     run.attempt("fp32, beam 5", partial(_same_tokens, run, model, spoken, 5, {}))
     run.attempt("fp16 texts", partial(_texts, run, model, spoken, greedy), 4)
-    half = Parts.of(model, run.device, run.dtype, slots=1)
+    half = ModelRunner.of(model, run.device, run.dtype, slots=1)
     for recording in spoken:
         run.attempt("logits", partial(_logits, run, model, half, recording), 2)
     run.attempt("company", partial(_company, run, model, spoken), 3)
@@ -56,7 +56,10 @@ def _same_tokens(
     beams: int | None,
     expected: dict[str, Result],
 ) -> None:
-    """Compare the engine's tokens with official ones in fp32; `expected` is given the official results."""
+    """Compare the engine's tokens with official ones in fp32.
+
+    `expected` is given the official results.
+    """
     options = {"beam_size": beams} | base_options(run)
     with Engine(model, dtype=torch.float32) as engine:
         served = serve(engine, spoken, 8, **options)
@@ -104,7 +107,7 @@ def _first_difference(name: str, ours: Result, theirs: Result) -> dict[str, Any]
 def _texts(
     run: Run, model: Whisper, spoken: Sequence[Recording], expected: dict[str, Result]
 ) -> None:
-    """Compare greedy texts and times in fp16 with official ones in fp32: the engine's, and official ones."""
+    """Compare greedy texts and times in fp16, ours and official ones, with official fp32."""
     options = {"beam_size": None} | base_options(run)
     compared = [recording for recording in spoken if recording.name in expected]
     with Engine(model) as engine:
@@ -146,7 +149,7 @@ def edits(one: Sequence[str], other: Sequence[str]) -> int:
     return row[-1]
 
 
-def _logits(run: Run, model: Whisper, half: Parts, recording: Recording) -> None:
+def _logits(run: Run, model: Whisper, half: ModelRunner, recording: Recording) -> None:
     """Feed the text that official fp32 decodes to each, and compare the logits of its tokens."""
     mel, tokens = _window(run, model, recording)
     exact = _official(model, mel, tokens, torch.float32)
@@ -184,7 +187,7 @@ def _by_kernel(kernel: SDPBackend, work: Callable[[], Tensor]) -> Tensor:
 
 
 def _window(run: Run, model: Whisper, recording: Recording) -> tuple[Tensor, list[int]]:
-    """The recording's first window, and what official fp32 decodes greedily for it, with the tokens before."""
+    """The recording's first window, and the tokens that official fp32 decodes, with the prompt."""
     mel = whisper.log_mel_spectrogram(
         recording.wave, model.dims.n_mels, device=run.device
     )
@@ -201,7 +204,10 @@ def _window(run: Run, model: Whisper, recording: Recording) -> tuple[Tensor, lis
 def _official(
     model: Whisper, mel: Tensor, tokens: list[int], dtype: torch.dtype, rows: int = 1
 ) -> Tensor:
-    """Logits in fp32, shape (tokens, vocabulary); rows: how many copies of the text are read together"""
+    """Logits in fp32, shape (tokens, vocabulary).
+
+    rows: how many copies of the text are read together
+    """
     given = torch.tensor([tokens] * rows, device=mel.device)
     features = model.encoder(mel[None].to(dtype))
     logits: Tensor = model.decoder(given, features)
@@ -210,11 +216,11 @@ def _official(
 
 @torch.inference_mode()
 def _engines(
-    parts: Parts, mel: Tensor, tokens: list[int], dtype: torch.dtype
+    runner: ModelRunner, mel: Tensor, tokens: list[int], dtype: torch.dtype
 ) -> Tensor:
-    features = parts.encoder(mel[None].to(dtype))
-    parts.decoder.listen(0, features[0])
-    return parts.decoder.logits(parts.decoder.prefill([0], [tokens])[0])
+    features = runner.encoder(mel[None].to(dtype))
+    runner.decoder.write_cross_kv(0, features[0])
+    return runner.decoder.logits(runner.decoder.prefill([0], [tokens])[0])
 
 
 def _error(logits: Tensor, exact: Tensor) -> dict[str, float]:
@@ -234,7 +240,7 @@ def _margin_lost(logits: Tensor, exact: Tensor, margins: Tensor) -> float:
 
 
 def _company(run: Run, model: Whisper, spoken: Sequence[Recording]) -> None:
-    """Compare results of recordings alone with their results among as many others as there are slots.
+    """Compare results of recordings alone with their results among others in all slots.
 
     Scores add up the logits of all steps, so they are the same to the last bit only if those were.
     """

@@ -1,4 +1,4 @@
-"""Whisper's attention by each kernel that PyTorch has: the first call, the first with another shape, and later calls."""
+"""Whisper's attention by each of PyTorch's kernels: first call, first with a new shape, later."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Place:
-    """One of the model's calls of attention. keys: number of keys, which grows with every step in self-attention"""
+    """One of the model's calls of attention.
+
+    keys: number of keys, which grows with every step in self-attention
+    """
 
     name: str
     model: str
@@ -79,7 +82,10 @@ def measure(run: Run) -> None:
 
 
 def _layer_norm(run: Run) -> None:
-    """Layer norm in half precision with official code's casts to fp32, and without: the kernel itself uses fp32."""
+    """Layer norm in half precision, with official code's casts to fp32 and without.
+
+    The kernel itself computes in fp32.
+    """
     state = 64 if run.tiny else 1280
     x = torch.randn(160, state, device=run.device).to(run.dtype)
     weight, bias = torch.randn(2, state, device=run.device).to(run.dtype).float()

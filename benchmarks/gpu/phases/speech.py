@@ -1,4 +1,4 @@
-"""Real speech with base's own weights: the engine with 32, 8 and 1 at once, official code one after the other."""
+"""Real speech with base's own weights: the engine with 32, 8 and 1 at once, and official code."""
 
 import sys
 import time
@@ -83,7 +83,7 @@ def _official(
     options: dict[str, Any],
     ours: dict[str, Result],
 ) -> None:
-    """Official code without cuDNN's attention, which costs it a plan for every length, and with it."""
+    """Time official code with and without cuDNN, which makes a plan for every length."""
     for cudnn in (False, True) if run.on_gpu and case == "beam 5" else (False,):
         if run.on_gpu:
             torch.backends.cuda.enable_cudnn_sdp(cudnn)

@@ -1,8 +1,9 @@
-"""How the next tokens are chosen: beam search for some windows, greedy choice or sampling for others.
+"""How the next tokens are chosen: by beam search, greedily, or by sampling.
 
-Source: `GreedyDecoder`, `BeamSearchDecoder` and `MaximumLikelihoodRanker` in whisper/decoding.py. Where upstream
-keeps whole sequences, here each step writes down tokens, parents and what has finished; sequences are read
-from that once the window is done.
+Upstream keeps whole sequences. Here each step records tokens, parents and finished sequences, and
+the sequences are read from these backpointers once the window is done.
+
+Source: `GreedyDecoder` and `BeamSearchDecoder` in whisper/decoding.py.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """One step's outcome; what goes on has shape (windows, beams).
+    """What one step has chosen. All of shape (windows, beams).
 
-    finished_scores, finished_parents: of the sequences that have just ended, the best first, NaN and 0
-        behind them; shape (windows, beams)
+    tokens, parents, scores: of the beams that go on; a parent is the number of a beam before
+    finished_scores, finished_parents: of the sequences that have just ended, the best first,
+        followed by NaN and 0
     """
 
     tokens: Tensor
@@ -26,19 +28,36 @@ class Selection:
     finished_scores: Tensor
     finished_parents: Tensor
 
+    def merged(self, other: "Selection", mine: Tensor) -> "Selection":
+        """This selection for the windows in `mine`, the other one for the rest.
+
+        mine: booleans, shape (windows,)
+        """
+        mine = mine[:, None]
+        return Selection(
+            torch.where(mine, self.tokens, other.tokens),
+            torch.where(mine, self.parents, other.parents),
+            torch.where(mine, self.scores, other.scores),
+            torch.where(mine, self.finished_scores, other.finished_scores),
+            torch.where(mine, self.finished_parents, other.finished_parents),
+        )
+
 
 def select_beams(
     scores: Tensor, logprobs: Tensor, tokens: Tensor, widths: Tensor, eot: int
 ) -> Selection:
     """One step of beam search.
 
-    scores: of the beams so far, shape (windows, sources); -inf for a beam that is none
-    logprobs, tokens: candidates of each beam, best first, at least one more than the widest window has
-        beams; shape (windows, sources, candidates)
-    widths: beams of each window, shape (windows,)
+    scores: of the beams so far, shape (windows, sources); -inf for places without a beam
+    logprobs, tokens: candidates of each beam, the best first, shape (windows, sources, candidates);
+        one more of them than the widest window has beams
+    widths: number of beams of each window, shape (windows,)
 
-    Of the candidates in order of score those that do not end go on, until the window has its beams, and
-    those that end before that are finished. Ties keep the order of beams and candidates.
+    The candidates of a window are taken in order of score. Those that are not `eot` go on, until
+    there are as many as the window has beams. Those that are `eot` and come before that are
+    finished. Ties keep the order of beams and candidates.
+
+    Source: `BeamSearchDecoder.update` in whisper/decoding.py.
     """
     count = logprobs.shape[-1]
     totals = (scores[:, :, None] + logprobs).flatten(1)
@@ -64,16 +83,19 @@ def select_beams(
 
 
 def _first(chosen: Tensor, count: int) -> Tensor:
-    """The places of the first `count` True in each row, in order; any others behind them."""
+    """The places of the first `count` True values of each row, in order, then those of others."""
     return (~chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
 
 
 def select_rows(
     scores: Tensor, logprobs: Tensor, tokens: Tensor, ended: Tensor, eot: int
 ) -> Selection:
-    """One step of rows that do not compete: greedy choice, or samples. All of shape (windows, rows).
+    """One step of rows that do not compete: greedy choice, or samples.
 
-    ended: rows that have come to `eot`; they stay there, and their scores stand
+    All tensors have shape (windows, rows). ended: rows that have sampled `eot`; they sample it
+    again, and their scores do not change
+
+    Source: `GreedyDecoder.update` in whisper/decoding.py.
     """
     parents = torch.arange(scores.shape[1], device=scores.device)
     return Selection(
@@ -86,11 +108,11 @@ def select_rows(
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What the steps of one window have written down, on the host.
+class Backpointers:
+    """What the steps of one window have recorded, on the host.
 
-    tokens, parents, finished_scores, finished_parents: shape (steps, beams)
-    scores: of the beams that are left, shape (beams,)
+    tokens, parents, finished_scores, finished_parents: as in `Selection`, shape (steps, beams)
+    scores: of the beams after the last step, shape (beams,)
     """
 
     tokens: np.ndarray
@@ -100,7 +122,7 @@ class Trace:
     scores: np.ndarray
 
     def sequence(self, step: int, beam: int) -> list[int]:
-        """The tokens that lead to this beam after this step (-1: none)."""
+        """The tokens that lead to this beam after this step; for step -1 there are none."""
         tokens: list[int] = []
         while step >= 0:
             tokens.append(int(self.tokens[step, beam]))
@@ -109,8 +131,12 @@ class Trace:
         return tokens[::-1]
 
     def finished_beams(self, limit: int) -> list[tuple[list[int], float]]:
-        """Sequences that beam search has finished, in order, at most `limit`; if they are fewer than the
-        beams, completed by the best ones that are left. Without `eot`; with their scores.
+        """The sequences of a beam search, without `eot`, with their scores.
+
+        These are the first `limit` finished sequences. If there are fewer than beams, the best of
+        the unfinished ones are added.
+
+        Source: `BeamSearchDecoder.finalize` in whisper/decoding.py.
         """
         found: list[tuple[list[int], float]] = []
         steps, width = self.tokens.shape
@@ -129,7 +155,7 @@ class Trace:
         return found
 
     def rows(self, eot: int) -> list[tuple[list[int], float]]:
-        """The sequences of rows that did not compete, up to `eot`, with their scores."""
+        """The sequences of rows that do not compete, up to `eot`, with their scores."""
         sequences = (
             self.sequence(len(self.tokens) - 1, row)
             for row in range(self.tokens.shape[1])

@@ -1,4 +1,4 @@
-"""Maps fp32 numbers to integers in the same order, so that integer comparisons can order any numbers, NaN included."""
+"""Maps fp32 numbers to integers of the same order, in which NaN has a place as well."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,10 @@
-"""Which tokens may come next and how probable they are: the logit filters of `whisper.decoding` and the
-log-softmax after them, for all rows at once and without a pass over the vocabulary that is not needed.
+"""Which tokens may come next and how probable they are, for all rows at once.
 
-The vocabulary is text (up to `eot`), then special tokens (`eot` among them), then timestamps. Only the text
-is large. It is read for its sum and for the maxima of its blocks; masks are applied to the maxima, and the
-candidates are looked for in the best blocks alone.
+This is the work of the logit filters of `whisper.decoding` and of the log-softmax after them, with
+as few passes over the vocabulary as possible. The vocabulary consists of text (the tokens before
+`eot`), special tokens (from `eot`) and timestamps. Only the text is large. It is read for its sum
+and for the maxima of its blocks. Masks are applied to the maxima, and candidates are looked for in
+the best blocks alone.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class Vocabulary:
+    """The size of a model's vocabulary, and those of its tokens that the filters know."""
+
     size: int
     eot: int
     timestamp_begin: int
@@ -26,12 +29,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class History:
-    """What the rules for timestamps need to know of what each row has sampled; all of shape (rows,).
+    """What the timestamp filter needs to know of the tokens that each row has sampled.
 
-    applies: whether the rules hold for the row (without_timestamps switches them off)
-    last: whether its last token is a timestamp
-    penultimate: whether the one before is, or there is none
-    latest: its latest timestamp, as an index among timestamps; -1 if there is none
+    All of shape (rows,).
+
+    applies: whether the filter is on; the option `without_timestamps` switches it off
+    last: whether the last token is a timestamp
+    penultimate: whether the token before the last is a timestamp, or does not exist
+    latest: the latest timestamp, as an index among timestamps; -1 if there is none
     """
 
     applies: Tensor
@@ -42,13 +47,14 @@ class History:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Log-probabilities of the next token, not yet written out.
+    """Log-probabilities of the next token, in parts.
 
-    logits: without suppressed tokens, otherwise not masked; shape (rows, vocabulary)
-    no_text: rows that no text may come next in, shape (rows,)
-    tail: logits of special tokens and timestamps, masked; shape (rows, vocabulary - eot)
-    block_maxima: of text, masked; shape (rows, blocks)
-    normalizer: log of the sum of all exponentials, shape (rows,)
+    logits: -inf for suppressed tokens, otherwise not masked; shape (rows, vocabulary)
+    no_text: whether text must not come next, shape (rows,)
+    tail: masked logits of special tokens and timestamps, shape (rows, vocabulary - eot)
+    block_maxima: masked maxima of the blocks of text, shape (rows, blocks)
+    normalizer: logarithm of the sum of all exponentials, shape (rows,); subtracted from a logit, it
+        gives the log-probability
     """
 
     logits: Tensor
@@ -61,14 +67,15 @@ class Distribution:
     def candidates(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best tokens of each row: log-probabilities and tokens, shape (rows, count).
 
-        Exact: `count` best elements lie within the `count` blocks of highest maxima.
+        This is exact, since the `count` best tokens lie within the `count` blocks of highest
+        maxima.
         """
         blocks = _best(self.block_maxima, min(count, self.block_maxima.shape[1]))
         within = torch.arange(_BLOCK, device=blocks.device)
-        # In the order of the vocabulary, which decides among equals.
+        # In the order of the vocabulary, which decides between equal logits.
         blocks = blocks.sort(1).values
         text_tokens = (blocks[:, :, None] * _BLOCK + within).flatten(1)
-        # The last block is not a whole one.
+        # The last block is shorter than the others.
         missing = text_tokens >= self.eot
         text_tokens = text_tokens.clamp(max=self.eot - 1)
         text = self.logits.gather(1, text_tokens)
@@ -82,14 +89,14 @@ class Distribution:
         return logits.gather(1, best) - self.normalizer[:, None], tokens
 
     def sample(self, temperature: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """A token of each row drawn at its temperature; its log-probability (at temperature 1) and itself.
+        """Draw a token of each row. Gives its log-probability at temperature 1, and the token.
 
-        temperature, uniform: shape (rows,); uniform draws in [0, 1), in fp64
+        temperature: shape (rows,); uniform: draws in [0, 1) in fp64, shape (rows,)
         """
         text = self.logits[:, : self.eot].masked_fill(self.no_text[:, None], -torch.inf)
         logits = torch.cat([text, self.tail], 1)
         probabilities = (logits / temperature[:, None]).softmax(-1)
-        # In fp64 the rounding of a sum over the vocabulary stays far below any probability that matters.
+        # In fp64 the rounding errors of a sum over the vocabulary are negligible.
         cumulated = probabilities.double().cumsum(-1)
         drawn = (uniform * cumulated[:, -1])[:, None]
         tokens = torch.searchsorted(cumulated, drawn, right=True)
@@ -98,7 +105,7 @@ class Distribution:
         return logprobs.masked_fill(cumulated[:, -1].isnan(), torch.nan), tokens[:, 0]
 
     def rows(self, index: Tensor) -> "Distribution":
-        """Of these rows only."""
+        """The distributions of these rows only."""
         return Distribution(
             self.logits[index],
             self.eot,
@@ -119,9 +126,10 @@ def distribution(
 ) -> Distribution:
     """What may come next after `history`.
 
-    logits: shape (rows, vocabulary), fp32; changed
-    suppressed: indices into the flattened logits of tokens that must not come
-    initial_timestamps: for the first sampled token only: how many timestamps may begin a row, shape (rows,)
+    logits: in fp32, shape (rows, vocabulary); suppressed tokens are overwritten
+    suppressed: indices of suppressed tokens in the flattened logits
+    initial_timestamps: how many timestamps may begin a row, shape (rows,); None unless this is the
+        first sampled token
 
     Source: `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules` in whisper/decoding.py.
     """
@@ -130,15 +138,15 @@ def distribution(
     specials = vocabulary.timestamp_begin - eot
     applies, first = history.applies, initial_timestamps is not None
 
-    # Timestamps come in pairs, except directly before the end, and do not decrease.
+    # Timestamps come in pairs, except directly before `eot`, and never decrease.
     ends_segment = history.last & ~history.penultimate
     no_text = applies & (ends_segment | first)
     no_timestamps = applies & history.last & history.penultimate
     floor = history.latest + (~ends_segment & (history.latest >= 0)).long()
 
     tail = logits[:, eot:].clone()
-    # Of a timestamp; negative for special tokens.
     last = vocabulary.size - vocabulary.timestamp_begin
+    # The index of a timestamp among timestamps; negative for special tokens.
     index = torch.arange(-specials, last, device=logits.device)
     timestamp = index >= 0
     forbidden = timestamp & ((index < floor[:, None]) | no_timestamps[:, None])
@@ -152,16 +160,16 @@ def distribution(
     text = logits[:, :eot]
     maxima = _block_maxima(text)
     text_maximum = maxima.amax(-1)
-    # The sum of all exponentials over the largest: a fused softmax is twice as fast as logsumexp.
+    # The largest softmax is 1 / sum(exp(x - max)). A fused softmax is twice as fast as logsumexp.
     text_total = text_maximum - text.softmax(-1).amax(-1).log()
-    # If timestamps together are more probable than any other token, one of them it is.
+    # If all timestamps together are more probable than any other token, a timestamp must come.
     timestamps_total = tail[:, specials:].logsumexp(-1)
     best_other = torch.maximum(
         text_maximum.masked_fill(no_text, -torch.inf), tail[:, :specials].amax(-1)
     )
     timestamp_due = applies & (timestamps_total > best_other)
     tail[:, :specials].masked_fill_(timestamp_due[:, None], -torch.inf)
-    # Where nothing of the text is possible its total is NaN.
+    # If every token of the text is suppressed, `text_total` is NaN and must not be used.
     no_text = no_text | timestamp_due | (text_maximum == -torch.inf)
 
     return Distribution(
@@ -177,16 +185,17 @@ def distribution(
 
 
 def _best(values: Tensor, count: int) -> Tensor:
-    """The indices of the `count` largest of each row, in order; of equals the first ones.
+    """The indices of the `count` largest values of each row, in order; the first of equal ones.
 
-    `topk` leaves the order of equals open, and with it which of them are among the best.
+    `topk` alone does not say which of equal values it takes. So the index is added to the value.
     """
-    ordered = float_order.to_integers(values + 0.0)  # + 0.0: there is a negative zero
+    ordered = float_order.to_integers(values + 0.0)  # + 0.0 makes negative zero zero
     place = torch.arange(values.shape[1], device=values.device)
     return ((ordered.long() << 32) - place).topk(count).indices
 
 
 def _block_maxima(text: Tensor) -> Tensor:
+    """Shape (rows, blocks) for text of shape (rows, tokens)."""
     whole = text.shape[1] // _BLOCK * _BLOCK
     maxima = text[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
     if whole == text.shape[1]:

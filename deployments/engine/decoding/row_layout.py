@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engine.decoding.beam_search import Selection
 from deployments.engine.decoding.logit_filters import Vocabulary
-from deployments.engine.model.kv_cache import Slots
-from deployments.engine.transfer import to_device
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.decoding.plan import DecodePlan
+from deployments.engine.model.slot_index import SlotIndex
+from deployments.engine.model.transfer import to_device
 
 # Nearly all requests suppress the same tokens, so a few lists serve them all.
 _KNOWN_TOKEN_LISTS = 64
 
 
 class TokenLists:
-    """Lists of tokens as tensors on a device. The lists used last stay there and are not copied again."""
+    """Lists of tokens as tensors on a device.
+
+    Those used last stay there and are not copied again.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -26,24 +28,35 @@ class TokenLists:
         self.tensor = functools.lru_cache(_KNOWN_TOKEN_LISTS)(copied)
 
 
-class Group:
-    """The windows of a step and what holds for their rows while they stay together: a beam of a window is a
-    row, ordered by window.
+class RowLayout:
+    """The windows of a step, and all that stays the same while they take steps together.
 
-    width: the most beams of a window; a grid has shape (windows, width)
-    grid: where each row stands in it, flattened; None if every place is taken
-    real: the places that rows take, shape (windows, width)
-    sampling: the rows that are drawn, shape (drawn rows,); None if there are none
-    temperatures: of those, shape (drawn rows,)
-    competes, finished_needed: windows of beam search, and what ends each; shape (windows,)
-    suppressed: indices of tokens that must not come into flattened logits
-    first: it is their first step
+    Each beam, or sample, of each window is a row. Rows are ordered by window. A grid is a tensor of
+    shape (windows, width, ...), in which narrower windows leave places empty.
+
+    width: the most rows of a window
+    widths: rows of each window, shape (windows,)
+    row_window, row_slot, row_beam, row_width: for each row, its window, the slot of the window, its
+        number in the window, and the window's number of rows; shape (rows,)
+    grid: the place of each row in the flattened grid, shape (rows,); None if no place is empty
+    real: the places of the grid that are not empty, shape (windows, width)
+    sampling: the rows whose tokens are drawn at random, shape (drawn rows,); None if there are none
+    temperatures: of those rows, shape (drawn rows,)
+    any_beams, any_rows: whether any window is a beam search, and whether any is not
+    competes: whether a window is a beam search, shape (windows,)
+    finished_needed: finished sequences that end the window's beam search, shape (windows,)
+    timestamps: whether the timestamp filter is on, shape (rows,)
+    initial_timestamps: how many timestamps may begin a row, shape (rows,); None after the first
+        step
+    suppressed: indices of suppressed tokens in the flattened logits
+
+    first: whether this is the windows' first sampled token
     """
 
     def __init__(
         self,
         slots: Sequence[int],
-        plans: Sequence[Plan],
+        plans: Sequence[DecodePlan],
         vocabulary: Vocabulary,
         token_lists: TokenLists,
         *,
@@ -61,15 +74,15 @@ class Group:
 
         windows_by_list: dict[tuple[int, ...], list[int]] = {}
         for window, plan in enumerate(plans):
-            windows_by_list.setdefault(plan.suppressed(first=first), []).append(window)
+            windows_by_list.setdefault(plan.forbidden(first=first), []).append(window)
         rows_by_list = [
             np.flatnonzero(np.isin(row_window, windows))
             for windows in windows_by_list.values()
         ]
 
-        self.slots = Slots.on(device, slots)
+        self.slots = SlotIndex.on(device, slots)
         self.width = int(widths.max())
-        # All integers travel in one copy, because a copy costs far more than the bytes in it.
+        # One copy brings all integers to the device: a copy costs far more than its bytes.
         (
             self.widths,
             self.finished_needed,
@@ -93,12 +106,13 @@ class Group:
             *rows_by_list,
         )
         self.row_slot = self.slots.index[self.row_window]
-        whole = len(row_window) == len(plans) * self.width
-        self.grid = None if whole else self.row_window * self.width + self.row_beam
+        full = len(row_window) == len(plans) * self.width
+        self.grid = None if full else self.row_window * self.width + self.row_beam
         self.real = torch.arange(self.width, device=device) < self.widths[:, None]
 
         competing = finished_needed > 0
-        self.any_beams, self.any_rows = competing.any(), not competing.all()
+        self.any_beams = bool(competing.any())
+        self.any_rows = not competing.all()
         self.competes = self.finished_needed > 0
         self.sampling: Tensor | None = None
         self.temperatures: Tensor | None = None
@@ -117,7 +131,7 @@ class Group:
         )
 
     def to_grid(self, x: Tensor, filler: float = 0) -> Tensor:
-        """(rows, ...) to (windows, width, ...)."""
+        """(rows, ...) to (windows, width, ...). filler: the value of empty places"""
         shape = (len(self.slots.numbers), self.width, *x.shape[1:])
         if self.grid is None:
             return x.reshape(shape)
@@ -128,16 +142,6 @@ class Group:
         """(windows, width, ...) to (rows, ...)."""
         flat = x.flatten(0, 1)
         return flat if self.grid is None else flat[self.grid]
-
-    def merged(self, beams: Selection, rows: Selection) -> Selection:
-        """Each window's part from the selection of its kind."""
-        chosen = (
-            torch.where(self.competes[:, None], of_beams, of_rows)
-            for of_beams, of_rows in zip(
-                vars(beams).values(), vars(rows).values(), strict=True
-            )
-        )
-        return Selection(*chosen)
 
 
 def _in_one_copy(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Whisper's audio encoder (`whisper.model.AudioEncoder`), with fused projections and prepacked weights."""
+"""Whisper's audio encoder (`whisper.model.AudioEncoder`) with fused projections."""
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,17 @@ class Encoder:
         rows = self._positions.shape[0]
         self._conv1 = _Convolution(on_device(module.conv1, device), 1, dtype, rows)
         self._conv2 = _Convolution(on_device(module.conv2, device), 2, dtype, rows)
-        # One after the other: only one of them is there in full precision as well.
+        # One at a time, so that no more than one layer is in memory in both precisions.
         self._layers = [
             _Layer(on_device(block, device), dtype, rows) for block in module.blocks
         ]
         self._ln = LayerNorm(on_device(module.ln_post, device))
 
     def __call__(self, mel: Tensor) -> Tensor:
-        """Features of shape (windows, audio context, state) for mel of shape (windows, mels, frames)."""
+        """Features of shape (windows, audio context, state), in the encoder's precision.
+
+        mel: log-mel spectrograms, shape (windows, mels, frames)
+        """
         x = self._conv2(self._conv1(mel.to(self._dtype).transpose(1, 2)))
         x = (x + self._positions).to(self._dtype)
         for layer in self._layers:
@@ -57,7 +60,7 @@ class _Layer:
 
 
 class _Convolution:
-    """A convolution of three frames and GELU as one linear layer, which reads each patch where it stands."""
+    """A convolution of width 3 and GELU, as a linear layer over overlapping views."""
 
     _WIDTH = 3
 

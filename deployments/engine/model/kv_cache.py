@@ -1,86 +1,51 @@
-"""What the decoder attends to: the windows' audio, and the tokens decoded so far, in slots allocated once."""
+"""Keys and values that the decoder attends to, in slots that are allocated once.
+
+`CrossAttention` holds those of the windows' audio, `SelfAttention` those of the tokens so far.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engine.model.layers import has_avx512, packs_weights
+from deployments.engine.model import onednn
 from deployments.engine.model.sdpa import attend
-from deployments.engine.transfer import to_device
+from deployments.engine.model.slot_index import SlotIndex
 
-
-@dataclass(frozen=True)
-class Slots:
-    """The slots of some windows, in their order.
-
-    index: the same on the model's device, shape (windows,)
-    span: where they lie close together, the slice from the first to the last of them: it is read where it
-        stands, gaps too, because a copy of the keys and values of every layer would cost more
-    places: of the windows in the span, shape (windows,); None if they are it, in order
-    """
-
-    numbers: list[int]
-    index: Tensor
-    span: slice | None
-    places: Tensor | None
-
-    @classmethod
-    def on(cls, device: torch.device, numbers: Sequence[int]) -> Self:
-        index = to_device(numbers, device)
-        first, end = min(numbers), max(numbers) + 1
-        if end - first > _WIDEST_SPAN * len(numbers):
-            return cls([*numbers], index, None, None)
-        in_order = [*numbers] == [*range(first, end)]
-        places = None if in_order else index - first
-        return cls([*numbers], index, slice(first, end), places)
-
-    def of(self, store: Tensor) -> Tensor:
-        """What these slots hold, and those in the gaps: rows for those of `spread`."""
-        return store[self.index] if self.span is None else store[self.span]
-
-    def spread(self, x: Tensor) -> Tensor:
-        """A row for each window to a row for each of the span; those of the gaps are zeros."""
-        if self.span is None or self.places is None:
-            return x
-        rows = self.span.stop - self.span.start
-        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, self.places, x)
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """Back to a row for each window."""
-        return x if self.places is None else x[self.places]
-
-
-# The memory-efficient kernel of a GPU demands that a mask's rows begin at multiples of this many elements.
+# The memory-efficient kernel of a GPU demands that the rows of a mask begin at multiples of this
+# many elements.
 _MASK_ALIGNMENT = 16
-# Slots in the span for each window.
-_WIDEST_SPAN = 1.5
 
 
 class CrossAttention(Protocol):
-    """Keys and values of each window's audio, once per window: its beams, or the tokens of its prompt, are the
-    query positions of one attention call.
+    """Keys and values of each window's audio, stored once per window.
+
+    The beams of a window, or the tokens of its prompt, are the query positions of one attention
+    call.
+
+    rows: how many keys and values `write` takes: the audio context, perhaps padded
     """
 
     bytes_per_slot: int
-
     rows: int
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """keys, values: shape (rows, state), where rows behind the audio context count for nothing."""
+        """keys, values: shape (rows, state); those after the audio context are ignored"""
         ...
 
-    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
-        """Output of shape (windows, positions, state) for queries of that shape, a window for each slot."""
+    def attend(self, layer: int, queries: Tensor, slots: SlotIndex) -> Tensor:
+        """The output for queries of shape (windows, positions, state), in the same shape."""
         ...
 
     def scores(
-        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+        self, layer: int, queries: Tensor, slots: SlotIndex, heads: Tensor
     ) -> Tensor:
-        """Attention of these heads before the softmax in fp32, shape (windows, heads, positions, audio context)."""
+        """Attention of these heads before the softmax, in fp32.
+
+        Shape (windows, heads, positions, audio context). heads: shape (heads,)
+        """
         ...
 
 
@@ -94,15 +59,18 @@ def cross_attention(
     device: torch.device,
     dtype: torch.dtype,
 ) -> CrossAttention:
+    """The fastest implementation for this device, precision and size of a head."""
     fits = (state // heads) % _PackedCrossAttention.BLOCK == 0
-    # Without AVX-512 oneDNN's layout depends on the number of queries: with the others it would lay keys and values
-    # out anew in each call, which takes a hundred times as long as the call.
-    if packs_weights(device, dtype) and has_avx512() and fits:
+    # Without AVX-512, oneDNN's layout depends on the number of queries. For any other number it
+    # would lay keys and values out again in each call, which takes a hundred times as long.
+    if onednn.serves(device, dtype) and onednn.has_avx512() and fits:
         return _PackedCrossAttention(layers, slots, heads, context, state)
     return _PlainCrossAttention(layers, slots, heads, context, state, device, dtype)
 
 
 class _PlainCrossAttention:
+    """Keys and values as they are, for PyTorch's attention."""
+
     def __init__(
         self,
         layers: int,
@@ -124,15 +92,15 @@ class _PlainCrossAttention:
         self._keys[layer, slot] = _split_heads(keys, self._heads)
         self._values[layer, slot] = _split_heads(values, self._heads)
 
-    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, slots: SlotIndex) -> Tensor:
         q = _split_heads(slots.spread(queries), self._heads)
         a = attend(q, slots.of(self._keys[layer]), slots.of(self._values[layer]))
         return slots.gathered(a.transpose(1, 2).flatten(2))
 
     def scores(
-        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+        self, layer: int, queries: Tensor, slots: SlotIndex, heads: Tensor
     ) -> Tensor:
-        # Upstream scales both sides before the product, which keeps it within the range of fp16.
+        # Upstream scales both factors, which keeps the product within the range of fp16.
         keys = slots.of(self._keys[layer]).index_select(1, heads)
         scale = keys.shape[-1] ** -0.25
         q = _split_heads(slots.spread(queries), self._heads).index_select(1, heads)
@@ -140,14 +108,14 @@ class _PlainCrossAttention:
 
 
 class _PackedCrossAttention:
-    """The two products as grouped 1x1 convolutions, a group for each head, over weights prepacked by oneDNN.
+    """Keys and values as prepacked weights: both products are linear layers, one per head.
 
-    With the five queries of a beam search, a batched matrix product reads keys and values at a quarter of
-    the memory's speed; these read them at nearly all of it.
+    For the five queries of a beam search, a batched matrix product reads keys and values at a
+    quarter of the memory's speed. oneDNN's operators read them at nearly the full speed.
     """
 
-    BLOCK = 16  # oneDNN's blocked layouts want whole blocks of channels in a group
-    # A beam search's, about; with AVX-512 the layout for it serves any number.
+    BLOCK = 16  # oneDNN's blocked layouts need whole blocks of channels in a group
+    # About as many as a beam search has. With AVX-512 this layout serves any number.
     _QUERIES = 8
 
     def __init__(
@@ -169,29 +137,25 @@ class _PackedCrossAttention:
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         k = keys.unflatten(1, (self._heads, -1))
         v = values.unflatten(1, (self._heads, -1))
-        self._keys[layer][slot] = self._pack(k.transpose(0, 1))
-        self._values[layer][slot] = self._pack(v.permute(1, 2, 0))
-
-    def _pack(self, weight: Tensor) -> Tensor:
-        heads, outputs, inputs = weight.shape
-        return torch.ops.mkldnn._reorder_convolution_weight.default(
-            weight.reshape(heads * outputs, inputs, 1, 1),
-            [0, 0],
-            [1, 1],
-            [1, 1],
-            heads,
-            [1, heads * inputs, 1, self._QUERIES],
+        self._keys[layer][slot] = onednn.pack_grouped(k.transpose(0, 1), self._QUERIES)
+        self._values[layer][slot] = onednn.pack_grouped(
+            v.permute(1, 2, 0), self._QUERIES
         )
 
-    def attend(self, layer: int, queries: Tensor, slots: Slots) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, slots: SlotIndex) -> Tensor:
         out = torch.empty_like(queries)
         for i, slot in enumerate(slots.numbers):
             weights = self._products(layer, queries[i], slot).softmax(-1)
-            out[i] = self._convolve(weights.flatten(1), self._values[layer][slot], None)
+            out[i] = onednn.grouped_linear(
+                weights.flatten(1),
+                self._stored(self._values, layer, slot),
+                None,
+                self._heads,
+            )
         return out
 
     def scores(
-        self, layer: int, queries: Tensor, slots: Slots, heads: Tensor
+        self, layer: int, queries: Tensor, slots: SlotIndex, heads: Tensor
     ) -> Tensor:
         products = [
             self._products(layer, q, slot).index_select(1, heads)
@@ -201,27 +165,25 @@ class _PackedCrossAttention:
 
     def _products(self, layer: int, queries: Tensor, slot: int) -> Tensor:
         """Shape (positions, heads, padded context)."""
-        products = self._convolve(
-            queries * self._scale, self._keys[layer][slot], self._padding
+        keys = self._stored(self._keys, layer, slot)
+        products = onednn.grouped_linear(
+            queries * self._scale, keys, self._padding, self._heads
         )
         return products.unflatten(1, (self._heads, self.rows))
 
-    def _convolve(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """Shape (positions, outputs) for x of shape (positions, inputs): positions are the pixels of one row."""
-        image = x[None, None].permute(0, 3, 1, 2)  # (1, inputs, 1, positions)
-        out = torch.ops.mkldnn._convolution_pointwise.default(
-            image, weight, bias, [0, 0], [1, 1], [1, 1], self._heads, "none", [], ""
-        )
-        return out.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+    @staticmethod
+    def _stored(store: list[list[Tensor | None]], layer: int, slot: int) -> Tensor:
+        packed = store[layer][slot]
+        assert packed is not None, "the slot has no audio yet"
+        return packed
 
 
 class SelfAttention:
-    """Keys and values of the tokens decoded so far, one tree for each slot.
+    """Keys and values of the tokens decoded so far, as one tree for each slot.
 
-    A slot holds its prompt once, then, for every step, a column for each of its beams. What a beam sees are
-    its ancestors, told by a mask: reordering the beams moves no keys, and what beams share is read once.
+    A slot holds its prompt once, then a column for each of its beams for every step. A mask shows
+    each beam its ancestors only. So reordering the beams moves no keys, and what beams share is
+    stored and read once.
     """
 
     def __init__(
@@ -239,10 +201,10 @@ class SelfAttention:
         self._heads = heads
         columns = -(-columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
         shape = (layers, slots, heads, columns, state // heads)
-        # Zeros, because what is masked still takes part: a NaN there would spread.
+        # Zeros, because masked values still take part in the products, where a NaN would spread.
         self._keys = _lazy_zeros(shape, device, dtype)
         self._values = _lazy_zeros(shape, device, dtype)
-        # What beam b of a slot sees: 0, and -inf elsewhere. (slots, beams, columns)
+        # Added to the scores: 0 for what a beam sees, -inf elsewhere; (slots, beams, columns)
         self._visible = torch.zeros(slots, width, columns, device=device, dtype=dtype)
         self._zero = torch.zeros((), device=device, dtype=dtype)
         self.columns = columns
@@ -260,13 +222,13 @@ class SelfAttention:
         self._visible[slot, :, :tokens].zero_()
 
     def clear(self, slot: int) -> None:
-        """After a window that went wrong, whose NaNs would spread to the next one here."""
+        """Erase a window that failed: its NaNs would spread to the next window in the slot."""
         self._keys[:, slot].zero_()
         self._values[:, slot].zero_()
 
-    def see(self, slots: Tensor, beams: Tensor, columns: Tensor) -> None:
-        """Each of these beams sees this column from now on; all of shape (rows,)."""
-        # The assignment of a Python number would copy it to a GPU, and wait for that.
+    def unmask(self, slots: Tensor, beams: Tensor, columns: Tensor) -> None:
+        """Let each of these beams see its column from now on; all of shape (rows,)."""
+        # Assigning a Python number would copy it to a GPU and wait for the copy.
         self._visible.index_put_((slots, beams, columns), self._zero)
 
     def write(
@@ -282,12 +244,14 @@ class SelfAttention:
         self._keys[layer][slots, :, columns] = keys.reshape(shape)
         self._values[layer][slots, :, columns] = values.reshape(shape)
 
-    def mask(self, slots: Slots, width: int, columns: int) -> Tensor:
-        """For `attend`: shape (rows of the span, 1, width, columns)."""
+    def mask(self, slots: SlotIndex, width: int, columns: int) -> Tensor:
+        """The mask for `attend`, shape (slots in the span, 1, width, columns)."""
         return slots.of(self._visible)[:, None, :width, :columns]
 
-    def attend(self, layer: int, queries: Tensor, slots: Slots, mask: Tensor) -> Tensor:
-        """Output of shape (windows, beams, state) for queries of that shape, a window for each slot."""
+    def attend(
+        self, layer: int, queries: Tensor, slots: SlotIndex, mask: Tensor
+    ) -> Tensor:
+        """The output for queries of shape (windows, beams, state), in the same shape."""
         columns = mask.shape[-1]
         a = attend(
             _split_heads(slots.spread(queries), self._heads),
@@ -298,7 +262,10 @@ class SelfAttention:
         return slots.gathered(a.transpose(1, 2).flatten(2))
 
     def reorder(self, slots: Tensor, parents: Tensor, columns: int) -> None:
-        """Beam b goes on from beam parents[:, b]; parents: shape (windows, beams)."""
+        """Beam b continues beam parents[:, b].
+
+        slots: shape (windows,); parents: (windows, beams)
+        """
         windows, width = parents.shape
         seen = self._visible[slots, :width, :columns]
         index = parents[:, :, None].expand(windows, width, columns)
@@ -309,7 +276,7 @@ def _lazy_zeros(
     shape: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     if device.type == "cpu" and dtype == torch.float32:
-        # Pages that no window has needed yet take no memory.
+        # NumPy's zeros take no memory until a window writes to them.
         return torch.from_numpy(np.zeros(shape, dtype=np.float32))
     return torch.zeros(tuple(shape), device=device, dtype=dtype)
 

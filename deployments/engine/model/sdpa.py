@@ -1,9 +1,10 @@
-"""Scaled dot-product attention for the decoder, by a kernel that is chosen here instead of by PyTorch.
+"""Scaled dot-product attention for the decoder, by a kernel that is chosen here, not by PyTorch.
 
-On Hopper GPUs `F.scaled_dot_product_attention` prefers cuDNN, which spends tens of milliseconds on an execution plan
-for every new shape. The decoder's attention has a new shape at nearly every step, so cuDNN must not be used for it.
-The operators below are those that `F.scaled_dot_product_attention` calls itself. Calling them directly also spares
-the host the choice between kernels.
+On Hopper GPUs `F.scaled_dot_product_attention` prefers cuDNN, which spends tens of milliseconds on
+an execution plan for every new shape. The decoder's attention has a new shape at nearly every step,
+so cuDNN must not be used for it. The operators below are those that
+`F.scaled_dot_product_attention` calls itself. Calling them directly also spares the host the choice
+between kernels.
 """
 
 import functools
@@ -26,8 +27,8 @@ def attend(
     q: shape (batch, heads, queries, head state); k, v: shape (batch, heads, keys, head state)
     mask: added to the scores; in q's precision, broadcastable to (batch, heads, queries, keys)
 
-    On GPUs of compute capability 8.0 and higher FlashAttention computes what is in half precision and has no mask.
-    The memory-efficient kernel computes everything else on a GPU.
+    On GPUs of compute capability 8.0 and higher, FlashAttention computes attention in half
+    precision without a mask. The memory-efficient kernel computes everything else on a GPU.
     """
     if q.device.type == "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)

@@ -1,5 +1,7 @@
-"""When each word was spoken: `find_alignment` of whisper/timing.py, without its hooks, its second encoding of the
-window and its kernels that are compiled at run time.
+"""When each word was spoken: `find_alignment` of whisper/timing.py over the engine's own decoder.
+
+Upstream installs hooks on the model, encodes the window a second time and compiles kernels at run
+time; none of that happens here.
 """
 
 import contextlib
@@ -18,13 +20,15 @@ from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer
 
 from deployments.engine.decoding import float_order
-from deployments.engine.upstream.mel import Mel
+from deployments.engine.upstream.log_mel import Mel
 
-# OpenAI's own code. Upstream compiles it for several threads, which may not run from two threads at once.
+# OpenAI's own function, prepared at import for compilation by Numba at its first call. Upstream
+# compiles it with `parallel=True`, and such a function must not be called from two threads at once.
 dtw = numba.njit(nogil=True)(timing.dtw_cpu.py_func)
 
 _MEDIAN_WIDTH = 7
-# Comparators after which the fourth of seven is their median: `opt_med7` of Devillard's "Fast median search" (1998).
+# Comparators after which the fourth of seven numbers is their median: `opt_med7` in Devillard,
+# "Fast median search: an ANSI C implementation" (1998).
 _MEDIAN_NETWORK = (
     *((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5)),
     *((2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4)),
@@ -32,11 +36,27 @@ _MEDIAN_NETWORK = (
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A text that is to be aligned with a window.
+
+    tokens: everything that the decoder reads: start tokens, the text, the end token
+    start: index among `tokens` of the token before the text, whose prediction is the first of it
+    text: the tokens of the text
+    frames: how many frames of features the recording fills in the window
+    """
+
+    tokens: Sequence[int]
+    start: int
+    text: Sequence[int]
+    frames: int
+
+
+@dataclass(frozen=True)
 class AttendedFrames:
     """What the alignment heads attend to.
 
-    matrix: shape (text tokens + 1, frames), in fp64: high where a token attends to a frame
-    probabilities: of each text token, shape (text tokens,)
+    matrix: high where a token attends to a frame; in fp64, shape (text tokens + 1, frames)
+    probabilities: of each text token, in fp64, shape (text tokens,)
     """
 
     matrix: np.ndarray
@@ -53,14 +73,17 @@ class Aligner(Protocol):
         no_timestamps: int,
         text: Sequence[int],
         frames: int,
-    ) -> AttendedFrames: ...
+    ) -> AttendedFrames:
+        """What the tokens of `text` attend to in the first `frames` frames of the features."""
+        ...
 
 
 def compile_dtw() -> None:
-    """What numba would do at the first request that wants word timestamps; takes a second, and less where its cache
-    on disk has the result.
+    """Compile `dtw` now, instead of in the first request for word timestamps.
+
+    This takes a second, or less if Numba's cache on disk has the result.
     """
-    # There may be no folder that can be written.
+    # Numba raises RuntimeError if it finds no folder that it can write its cache to.
     with contextlib.suppress(RuntimeError):
         dtw.enable_caching()
     dtw.compile((numba.types.Array(numba.float64, 2, "C"),))
@@ -74,7 +97,13 @@ def find_alignment(
     num_frames: int,
     **unknown: Any,
 ) -> list[WordTiming]:
-    """`whisper.timing.find_alignment`; `mel` has to be the window that `model` has decoded last."""
+    """`whisper.timing.find_alignment`, with its argument names; upstream calls it by some of them.
+
+    mel: the window that `model` decoded last
+    num_frames: how many frames of the spectrogram the recording fills in the window
+
+    Raises TypeError for upstream's other options, which `whisper.transcribe` never uses.
+    """
     if unknown:
         raise TypeError(f"not supported: {', '.join(unknown)}")
     if not text_tokens:
@@ -110,7 +139,9 @@ def find_alignment(
 def attention_matrix(scores: Tensor) -> Tensor:
     """The heads' mean of normalised and smoothed attention, shape (tokens, frames).
 
-    scores: before the softmax, in fp32, shape (heads, tokens, frames)
+    scores: attention before the softmax, in fp32, shape (heads, tokens, frames)
+
+    Source: `find_alignment` in whisper/timing.py.
     """
     weights = scores.softmax(-1)
     std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
@@ -118,10 +149,12 @@ def attention_matrix(scores: Tensor) -> Tensor:
 
 
 def median_filter(x: Tensor) -> Tensor:
-    """`whisper.timing.median_filter` of width 7 along the last dimension; x: fp32, shape (..., frames).
+    """`whisper.timing.median_filter` of width 7 along the last dimension.
 
-    A network of minima and maxima over whole tensors replaces upstream's sort at every frame. NaN counts as the
-    largest number, as it does in a sort.
+    x: fp32, shape (..., frames)
+
+    A network of minima and maxima over whole tensors replaces upstream's sort at every frame. NaN
+    counts as the largest number, as it does in a sort.
     """
     if x.shape[-1] <= _MEDIAN_WIDTH // 2:
         return x

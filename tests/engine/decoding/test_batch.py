@@ -1,4 +1,4 @@
-"""`Batch` against `Whisper.decode`, which decodes one window at a time: the same texts, whoever else is there."""
+"""`DecodingBatch` gives the texts of `Whisper.decode`, whatever else is in the batch."""
 
 from typing import Any
 
@@ -6,12 +6,11 @@ import pytest
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
-from deployments.engine.model import kv_cache as attention
-from deployments.engine.model import layers
+from deployments.engine.model import onednn
 from tests.support.engine.lively_whisper import (
     SLOTS,
+    BatchHarness,
     Job,
-    Slots,
     job,
     lively_whisper,
     official,
@@ -60,7 +59,7 @@ def test_the_texts_to_decode_are_no_trifles(whispers: list[DecodingResult]) -> N
 def test_windows_that_come_and_go_have_whispers_texts(
     model: Whisper, jobs: list[Job], whispers: list[DecodingResult], seed: int | None
 ) -> None:
-    assert_all_same(Slots(model, seed).decode(jobs), whispers)
+    assert_all_same(BatchHarness(model, seed).decode(jobs), whispers)
 
 
 def test_a_text_may_fill_the_context(model: Whisper) -> None:
@@ -70,7 +69,7 @@ def test_a_text_may_fill_the_context(model: Whisper) -> None:
         "suppress_tokens": [EOT],
     }
     asked = [job(model, beam_size=2, **endless), case(model, "ten beams")]
-    ours = Slots(model, 1).decode(asked)
+    ours = BatchHarness(model, 1).decode(asked)
     # Of 448 tokens 227 are given; the last one that is sampled is not read.
     assert len(ours[0].tokens) == 448 - 227 + 1
     assert_all_same(ours, [official(model, one) for one in asked])
@@ -82,7 +81,7 @@ def test_a_window_alone_has_whispers_text(
 ) -> None:
     index = list(OPTIONS).index(name)
     for slot in (0, 3, SLOTS - 1):
-        slots = Slots(model)
+        slots = BatchHarness(model)
         slots.free = [slot]
         assert_same(slots.decode([jobs[index]])[0], whispers[index])
 
@@ -100,7 +99,9 @@ def test_models_of_every_kind_have_whispers_texts(dimensions: dict[str, int]) ->
     model = lively_whisper(1, **dimensions)
     names = ["greedy", "five beams", "no timestamps", "a text before"]
     asked = [job(model, seed, **OPTIONS[name]) for seed, name in enumerate(names)]
-    assert_all_same(Slots(model, 7).decode(asked), [official(model, j) for j in asked])
+    assert_all_same(
+        BatchHarness(model, 7).decode(asked), [official(model, j) for j in asked]
+    )
 
 
 def test_without_packed_weights_the_texts_are_the_same(
@@ -109,9 +110,8 @@ def test_without_packed_weights_the_texts_are_the_same(
     jobs: list[Job],
     whispers: list[DecodingResult],
 ) -> None:
-    monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
-    monkeypatch.setattr(attention, "packs_weights", lambda device, dtype: False)
-    assert_all_same(Slots(model, 4).decode(jobs[1::4]), whispers[1::4])
+    monkeypatch.setattr(onednn, "AVAILABLE", False)
+    assert_all_same(BatchHarness(model, 4).decode(jobs[1::4]), whispers[1::4])
 
 
 @pytest.mark.parametrize("beam_size", [None, 1, 5])
@@ -127,7 +127,7 @@ def test_a_text_that_ends_at_once_is_empty(
         suppress_blank=False,
         without_timestamps=True,
     )
-    (ours,) = Slots(model).decode([hasty])
+    (ours,) = BatchHarness(model).decode([hasty])
     assert ours.tokens == []
     assert_same(ours, official(model, hasty))
 
@@ -143,7 +143,7 @@ def test_ranking_an_empty_text_by_its_length_fails_as_whispers_does(
     with pytest.raises(ZeroDivisionError):
         official(model, hasty)
     with pytest.raises(ZeroDivisionError):
-        Slots(model).decode([hasty])
+        BatchHarness(model).decode([hasty])
 
 
 @pytest.mark.parametrize("beam_size", [None, 5])
@@ -152,4 +152,4 @@ def test_a_text_of_which_only_the_end_is_left_ends(
 ) -> None:
     every_word = list(range(EOT))
     given = job(model, beam_size=beam_size, suppress_tokens=every_word)
-    assert_same(Slots(model).decode([given])[0], official(model, given))
+    assert_same(BatchHarness(model).decode([given])[0], official(model, given))

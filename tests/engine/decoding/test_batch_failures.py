@@ -1,4 +1,4 @@
-"""What becomes of the windows of a `Batch` when one of them, or a step, goes wrong."""
+"""What becomes of the windows of a `DecodingBatch` when one of them, or a step, goes wrong."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
-from deployments.engine.parts import MAX_WIDTH
-from deployments.engine.upstream.decoding import Plan
+from deployments.engine.model_runner import MAX_WIDTH
+from deployments.engine.upstream.decoding import plan_for
 from tests.support.engine.lively_whisper import (
+    BatchHarness,
     Job,
-    Slots,
     job,
     lively_whisper,
     noise_mel,
@@ -52,7 +52,7 @@ def test_a_window_that_meets_a_nan_is_broken_and_the_others_are_not(
     whispers: list[DecodingResult],
     options: dict[str, Any],
 ) -> None:
-    slots = Slots(model, count=4)
+    slots = BatchHarness(model, count=4)
     nothing_heard = torch.full_like(noise_mel(model), math.nan)
     ill = Job(nothing_heard, job(model, **options).options)
     assert slots.join([*jobs, ill]).broken == [3]
@@ -67,13 +67,13 @@ def test_a_window_that_meets_a_nan_is_broken_and_the_others_are_not(
 def test_a_nan_met_late_does_not_reach_the_next_window_in_the_slot(
     model: Whisper, jobs: list[Job], whispers: list[DecodingResult]
 ) -> None:
-    slots = Slots(model, count=3)
+    slots = BatchHarness(model, count=3)
     slots.join([job(model, beam_size=10, suppress_tokens=[EOT])] * 3)
     for _ in range(2):
         assert slots.step().broken == []
     for slot in range(3):
         nothing = torch.full((100, 32), math.nan, device=model.device)
-        slots.decoder.listen(slot, nothing)
+        slots.decoder.write_cross_kv(slot, nothing)
     assert slots.step().broken == [0, 1, 2]
     for slot in range(3):
         slots.leave(slot)
@@ -109,7 +109,7 @@ def test_a_step_that_failed_can_be_taken_again(
     method: str,
     when: str,
 ) -> None:
-    slots = Slots(model)
+    slots = BatchHarness(model)
     slots.join(jobs)
     flaky = EveryOther(getattr(slots.decoder, method), when)
     monkeypatch.setattr(slots.decoder, method, flaky)
@@ -125,7 +125,7 @@ def test_nothing_that_may_fail_comes_after_the_reordering(
     monkeypatch: pytest.MonkeyPatch, model: Whisper, jobs: list[Job]
 ) -> None:
     """Reordered twice, a second try of the step would go on from the wrong beams."""
-    slots = Slots(model)
+    slots = BatchHarness(model)
     slots.join(jobs)
     reorder = slots.decoder.reorder
     reordered: list[bool] = []
@@ -164,23 +164,23 @@ def test_nothing_that_may_fail_comes_after_the_reordering(
 def test_a_token_that_does_not_exist_is_refused_before_it_meets_other_windows(
     model: Whisper, option: str, token: int
 ) -> None:
-    slots = Slots(model)
+    slots = BatchHarness(model)
     with pytest.raises(IndexError, match=f"token {token} is not in the vocabulary"):
-        Plan(slots.facts, DecodingOptions(language="en", **{option: [token]}))
+        plan_for(slots.facts, DecodingOptions(language="en", **{option: [token]}))
 
 
 def test_negative_suppressed_tokens_count_from_the_end(model: Whisper) -> None:
     options = DecodingOptions(language="en", suppress_tokens=[-5])
-    plan = Plan(Slots(model).facts, options)
-    assert N_VOCAB - 5 in plan.suppressed(first=False)
-    assert N_VOCAB - 5 in plan.suppressed(first=True)
+    plan = plan_for(BatchHarness(model).facts, options)
+    assert N_VOCAB - 5 in plan.forbidden(first=False)
+    assert N_VOCAB - 5 in plan.forbidden(first=True)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model: Whisper) -> None:
-    slots = Slots(model)
+    slots = BatchHarness(model)
     full = DecodingOptions(language="en", prompt=FULL_PROMPT, prefix=[1] * 230)
     with pytest.raises(ValueError, match="too long"):
-        slots.batch.check_fits(Plan(slots.facts, full))
+        slots.batch.check_fits(plan_for(slots.facts, full))
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: Whisper) -> None:
 def test_a_window_too_large_for_any_slot_is_refused(
     model: Whisper, given: dict[str, Any]
 ) -> None:
-    slots = Slots(model)
-    plan = Plan(slots.facts, DecodingOptions(language="en", **given))
+    slots = BatchHarness(model)
+    plan = plan_for(slots.facts, DecodingOptions(language="en", **given))
     with pytest.raises(ValueError, match="more than a window may have"):
         slots.batch.check_fits(plan)
 
 
 def test_the_largest_window_fits(model: Whisper) -> None:
-    slots = Slots(model)
+    slots = BatchHarness(model)
     largest = DecodingOptions(language="en", beam_size=MAX_WIDTH, prompt=FULL_PROMPT)
-    slots.batch.check_fits(Plan(slots.facts, largest))
+    slots.batch.check_fits(plan_for(slots.facts, largest))

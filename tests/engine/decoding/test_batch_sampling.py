@@ -1,4 +1,4 @@
-"""`Batch` at temperatures above zero, where it draws as `Whisper.decode` does but not the same."""
+"""`DecodingBatch` at temperatures above zero, where its draws differ from those of Whisper."""
 
 from typing import Any
 
@@ -7,13 +7,15 @@ import torch
 from whisper.decoding import DecodingResult, DecodingTask
 from whisper.model import Whisper
 
+from deployments.engine.upstream.decoding import result_of
 from tests.support.engine import devices
 from tests.support.engine.lively_whisper import (
+    BatchHarness,
     Job,
-    Slots,
     job,
     lively_whisper,
     official,
+    tokenizer,
 )
 from tests.support.engine.window_cases import (
     EOT,
@@ -55,7 +57,7 @@ def samples(model: Whisper) -> list[Job]:
 def sampled(model: Whisper, samples: list[Job]) -> list[DecodingResult]:
     """Each of them alone."""
     with torch.inference_mode():
-        return [Slots(model).decode([one])[0] for one in samples]
+        return [BatchHarness(model).decode([one])[0] for one in samples]
 
 
 @pytest.mark.parametrize("seed", [None, 1])
@@ -71,15 +73,15 @@ def test_a_sample_does_not_depend_on_slots_or_on_who_else_is_there(
         for sample, name in zip(samples, others, strict=True)
         for one in (sample, case(model, name))
     ]
-    assert_all_same(Slots(model, seed).decode(mixed)[::2], sampled)
+    assert_all_same(BatchHarness(model, seed).decode(mixed)[::2], sampled)
 
 
 def test_the_windows_of_a_request_draw_differently_and_always_the_same(
     model: Whisper,
 ) -> None:
     windows = [job(model, number=n, temperature=1.0, best_of=2) for n in (0, 1, 2, 1)]
-    first = [result.tokens for result in Slots(model).decode(windows)]
-    assert first == [result.tokens for result in Slots(model).decode(windows)]
+    first = [result.tokens for result in BatchHarness(model).decode(windows)]
+    assert first == [result.tokens for result in BatchHarness(model).decode(windows)]
     assert first[1] == first[3]
     assert len({tuple(tokens) for tokens in first}) == 3
 
@@ -118,16 +120,20 @@ def test_samples_at_a_temperature_near_zero_are_greedy(
     for name in ("greedy", "no timestamps", "one word before"):
         cold = case(model, name, temperature=1e-4, best_of=2)
         expected = official(model, case(model, name))
-        assert Slots(model).decode([cold])[0].tokens == expected.tokens
+        assert BatchHarness(model).decode([cold])[0].tokens == expected.tokens
 
 
 def test_the_best_of_the_samples_is_the_one_that_ranks_highest(model: Whisper) -> None:
-    slots = Slots(model)
-    slots.join([job(model, temperature=1.0, best_of=6)])
+    slots = BatchHarness(model)
+    one = job(model, temperature=1.0, best_of=6)
+    slots.join([one])
     while 0 not in (progress := slots.step()).done:
         assert not progress.broken
     plan, outcome = slots.leave(0)
-    rows = outcome.trace.rows(EOT)
+    rows = outcome.backpointers.rows(EOT)
     scores = [score / max(len(tokens), 1) for tokens, score in rows]
     assert len({tuple(tokens) for tokens, _ in rows}) == 6
-    assert plan.result(outcome).tokens == rows[scores.index(max(scores))][0]
+    assert (
+        result_of(outcome, plan, one.options, tokenizer(model)).tokens
+        == rows[scores.index(max(scores))][0]
+    )

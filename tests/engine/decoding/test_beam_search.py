@@ -1,4 +1,4 @@
-"""`search` against Whisper's own decoders, step by step, over tables of log-probabilities."""
+"""`beam_search` against Whisper's own decoders, step by step, over tables of log-probabilities."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,8 @@ from whisper.decoding import (
 )
 
 from deployments.engine.decoding.beam_search import (
+    Backpointers,
     Selection,
-    Trace,
     select_beams,
     select_rows,
 )
@@ -27,14 +27,16 @@ PROMPT = 900  # no token of a table, so that it is never taken for one
 EOT = 3
 KINDS = ["plain", "ties", "early end", "end everywhere", "holes"]
 PENALTIES = [None, 0.0, 0.5, 1.0]
-bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+# The same examples in every run; conftest.py says how many.
+bounded = settings(derandomize=True, database=None)
 
 
 @dataclass(frozen=True)
 class Table:
     """A language: what may follow depends on the step and on the token before.
 
-    logits: shape (steps, vocabulary + 1, vocabulary); the last of the second dimension follows the prompt
+    logits: shape (steps, vocabulary + 1, vocabulary); the last of the second dimension follows the
+        prompt
     """
 
     kind: str
@@ -95,7 +97,7 @@ class Recorder(Inference):
 
 @dataclass(frozen=True)
 class Step:
-    """After one step: the sequences that go on, their scores and parents, and whether the search is complete."""
+    """After a step: the sequences that go on, scores, parents, and whether the search is over."""
 
     sequences: list[list[int]]
     scores: list[float]
@@ -177,11 +179,11 @@ class Window:
     def over(self) -> bool:
         return self.completed or len(self.written) == self.language.steps
 
-    def trace(self) -> Trace:
+    def backpointers(self) -> Backpointers:
         def all_steps(tensors: list[Tensor]) -> np.ndarray:
             return torch.stack(tensors).numpy()
 
-        return Trace(
+        return Backpointers(
             tokens=all_steps([s.tokens for s in self.written]),
             parents=all_steps([s.parents for s in self.written]),
             finished_scores=all_steps([s.finished_scores for s in self.written]),
@@ -192,8 +194,8 @@ class Window:
     def sequences(self) -> list[list[int]]:
         if not self.written:
             return [[]] * self.beams
-        trace, last = self.trace(), len(self.written) - 1
-        return [trace.sequence(last, beam) for beam in range(self.beams)]
+        found, last = self.backpointers(), len(self.written) - 1
+        return [found.sequence(last, beam) for beam in range(self.beams)]
 
     def candidates(self, count: int) -> tuple[Tensor, Tensor]:
         """Of each beam: log-probabilities and tokens, shape (beams, count)."""
@@ -237,7 +239,7 @@ def our_beam_searches(windows: Sequence[Window]) -> list[Search]:
         for i, step in zip(going, our_step([windows[i] for i in going]), strict=True):
             steps[i].append(step)
     return [
-        Search(taken, window.trace().finished_beams(window.limit))
+        Search(taken, window.backpointers().finished_beams(window.limit))
         for taken, window in zip(steps, windows, strict=True)
     ]
 
@@ -359,7 +361,7 @@ def test_rows_that_do_not_compete_are_whispers_greedy_decoder(
         assert bool(ended.all()) == completed
         if completed:
             break
-    candidates = ours.trace().rows(EOT)
+    candidates = ours.backpointers().rows(EOT)
     assert candidates == official_candidates(decoder, tokens, scores)
     whole = Search([], candidates)
     official = Search([], official_candidates(decoder, tokens, scores))

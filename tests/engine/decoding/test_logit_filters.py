@@ -1,4 +1,4 @@
-"""`rules` against Whisper's own logit filters, followed by the log-softmax and the choice of the best tokens."""
+"""`logit_filters` against Whisper's own filters, log-softmax and choice of the best tokens."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,7 +32,7 @@ KINDS: dict[str, Callable[[Cases, int], Tensor]] = {
 def assert_as_official(
     language: Language, rows: Sequence[Row], logits: Tensor, count: int = 6
 ) -> None:
-    """The best `count` candidates; tokens only where neighbours differ, as no order of ties is promised."""
+    """Compare the best `count` candidates; of equal ones, no order is promised."""
     filtered = officially_filtered(language, rows, logits)
     logprobs = filtered.log_softmax(-1)
     values, tokens = ours(language, rows, logits).candidates(count)
@@ -84,8 +84,8 @@ def test_thousands_of_rows_have_the_candidates_of_whispers_filters(
 def test_of_equally_probable_tokens_the_first_come_first_however_many_are_asked_for(
     language: Language,
 ) -> None:
-    # In half precision they are frequent, and `argmax` of the greedy decoder takes the first. How many are
-    # asked for depends on who else is in the batch.
+    # In half precision they are frequent, and `argmax` of the greedy decoder takes the first. How
+    # many are asked for depends on who else is in the batch.
     cases = Cases(language, seed=2)
     rows = [cases.row(first=False) for _ in range(16)]
     logits = (cases.plain(16) * 2).round() / 2

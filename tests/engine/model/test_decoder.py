@@ -6,12 +6,11 @@ from torch import Tensor
 from whisper.decoding import DecodingOptions
 from whisper.model import Whisper, disable_sdpa
 
-from deployments.engine.decoding.logit_filters import Vocabulary
-from deployments.engine.decoding.row_layout import Group, TokenLists
-from deployments.engine.model import kv_cache as attention
-from deployments.engine.model import layers
+from deployments.engine.decoding.row_layout import RowLayout, TokenLists
+from deployments.engine.model import onednn
 from deployments.engine.model.decoder import Decoder, Rows
-from deployments.engine.upstream.decoding import ModelFacts, Plan
+from deployments.engine.upstream.decoding import plan_for
+from deployments.engine.upstream.model_facts import ModelFacts
 from tests.support.engine import devices
 from tests.support.engine.lively_whisper import lively_whisper, noise_mel, tokenizer
 
@@ -30,8 +29,7 @@ def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "packed" and not devices.on_cpu():
         pytest.skip("nothing is packed but on a CPU")
     if request.param == "plain":
-        monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
-        monkeypatch.setattr(attention, "packs_weights", lambda device, dtype: False)
+        monkeypatch.setattr(onednn, "AVAILABLE", False)
 
 
 def our_decoder(model: Whisper, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -74,7 +72,7 @@ def test_prompts_of_different_lengths_are_read_as_each_alone(
     decoder, features = our_decoder(model), audio(model, 4)
     prompts = [text(length) for length in LENGTHS]
     for slot, heard in zip(slots, features, strict=True):
-        decoder.listen(slot, heard)
+        decoder.write_cross_kv(slot, heard)
     hidden = decoder.prefill(slots, prompts)
     for row, prompt in enumerate(prompts):
         expected = whispers_logits(model, on_device([prompt]), features[row : row + 1])
@@ -84,8 +82,8 @@ def test_prompts_of_different_lengths_are_read_as_each_alone(
 
 def test_reading_a_text_changes_no_slot(model: Whisper) -> None:
     decoder, features = our_decoder(model), audio(model, 2)
-    decoder.listen(0, features[0])
-    decoder.listen(1, features[1])
+    decoder.write_cross_kv(0, features[0])
+    decoder.write_cross_kv(1, features[1])
     before = step_logits(model, decoder, [text(5), text(9)], read=False)
     after = step_logits(model, decoder, [text(5), text(9)], read=True)
     assert torch.equal(before, after)
@@ -108,27 +106,23 @@ def rows(
     step: int,
 ) -> Rows:
     """The rows of step `step` of windows that have been in step since their prompts."""
-    names = tokenizer(model)
-    facts = ModelFacts(
-        model.dims, model.device, model.is_multilingual, model.num_languages
-    )
+    facts = ModelFacts.of(model, model.device)
     plans = [
-        Plan(facts, DecodingOptions(language="en", beam_size=width)) for width in widths
+        plan_for(facts, DecodingOptions(language="en", beam_size=width))
+        for width in widths
     ]
-    vocabulary = Vocabulary(
-        model.dims.n_vocab, names.eot, names.timestamp_begin, names.no_timestamps
-    )
-    group = Group(slots, plans, vocabulary, TokenLists(model.device), first=False)
+    token_lists = TokenLists(model.device)
+    layout = RowLayout(slots, plans, facts.vocabulary, token_lists, first=False)
     lengths = on_device([len(prompt) for prompt in prompts])
-    starts = lengths[group.row_window]
+    starts = lengths[layout.row_window]
     ends = [
         len(prompt) + (step + 1) * width
         for prompt, width in zip(prompts, widths, strict=True)
     ]
     return Rows(
-        group,
+        layout,
         position=starts + step,
-        column=starts + step * group.row_width + group.row_beam,
+        column=starts + step * layout.row_width + layout.row_beam,
         columns=max(ends),
     )
 
@@ -147,7 +141,7 @@ def test_steps_of_beams_that_change_places_are_whispers(
     decoder, features = our_decoder(model), audio(model, 3)
     widths, prompts = [3, 1, 4], [text(2), text(40), text(7)]
     for slot, heard in zip(slots, features, strict=True):
-        decoder.listen(slot, heard)
+        decoder.write_cross_kv(slot, heard)
     decoder.prefill(slots, prompts)
     texts = [[prompt] * w for prompt, w in zip(prompts, widths, strict=True)]
     random = torch.Generator().manual_seed(1)
@@ -166,7 +160,7 @@ def test_steps_of_beams_that_change_places_are_whispers(
         parents = torch.stack(
             [torch.randint(width, (max(widths),), generator=random) for width in widths]
         )
-        decoder.reorder(now.group.slots.index, parents.to(model.device), now.columns)
+        decoder.reorder(now.layout.slots.index, parents.to(model.device), now.columns)
         texts = [
             [window[parent] for parent in order[: len(window)].tolist()]
             for window, order in zip(texts, parents, strict=True)
@@ -174,12 +168,10 @@ def test_steps_of_beams_that_change_places_are_whispers(
 
 
 @pytest.mark.parametrize("windows", [1, 3])
-def test_hearing_one_token_is_whispers_logits_of_it(
-    model: Whisper, windows: int
-) -> None:
+def test_first_token_logits_are_whispers(model: Whisper, windows: int) -> None:
     features, sot = audio(model, windows), tokenizer(model).sot
     expected = whispers_logits(model, on_device([[sot]] * windows), features)[:, 0]
-    assert_near(our_decoder(model).hear_one(features, sot), expected)
+    assert_near(our_decoder(model).first_token_logits(features, sot), expected)
 
 
 def test_what_heads_attend_to_is_what_whispers_attend_to(model: Whisper) -> None:
@@ -187,7 +179,7 @@ def test_what_heads_attend_to_is_what_whispers_attend_to(model: Whisper) -> None
     texts = [text(6), text(11)]
     scored = {0: on_device([1]), 1: on_device([1, 0])}
     for slot, heard in zip([3, 1], features, strict=True):
-        decoder.listen(slot, heard)
+        decoder.write_cross_kv(slot, heard)
     _, scores = decoder.read([3, 1], texts, scored)
     for row, one in enumerate(texts):
         expected = official_scores(model, one, features[row : row + 1])
@@ -197,7 +189,10 @@ def test_what_heads_attend_to_is_what_whispers_attend_to(model: Whisper) -> None
 
 
 def official_scores(model: Whisper, text: list[int], features: Tensor) -> list[Tensor]:
-    """Of each layer, shape (1, heads, tokens, audio context); see `whisper.timing.find_alignment`."""
+    """Of each layer, shape (1, heads, tokens, audio context).
+
+    See `whisper.timing.find_alignment`.
+    """
     found: list[Tensor] = []
     hooks = [
         block.cross_attn.register_forward_hook(
@@ -218,19 +213,19 @@ def test_a_nan_of_one_window_does_not_reach_the_next_one_in_the_slot(
 ) -> None:
     decoder, features = our_decoder(model), audio(model, 1)
     prompts = [text(30)]
-    decoder.listen(2, torch.full_like(features[0], torch.nan))
+    decoder.write_cross_kv(2, torch.full_like(features[0], torch.nan))
     decoder.prefill([2], prompts)
     for step in range(3):
         tokens = on_device([0, 1, 2, 3])
         broken = decoder.step(tokens, rows(model, [2], [4], prompts, step))
         assert broken.isnan().all()
     decoder.clear(2)
-    decoder.listen(2, features[0])
+    decoder.write_cross_kv(2, features[0])
     short = [text(3)]
     decoder.prefill([2], short)
     # As many columns as the window before had, as if another one of that size were there.
     now = rows(model, [2], [1], short, 0)
-    now = Rows(now.group, now.position, now.column, columns=45)
+    now = Rows(now.layout, now.position, now.column, columns=45)
     logits = decoder.step(on_device([9]), now)
     expected = whispers_logits(model, on_device([[*short[0], 9]]), features)
     assert_near(logits, expected[:, -1])
@@ -239,7 +234,7 @@ def test_a_nan_of_one_window_does_not_reach_the_next_one_in_the_slot(
 def test_logits_in_half_precision_are_near_whispers(model: Whisper) -> None:
     decoder, features = our_decoder(model, torch.float16), audio(model, 1).half()
     prompt = text(12)
-    decoder.listen(0, features[0])
+    decoder.write_cross_kv(0, features[0])
     logits = decoder.logits(decoder.prefill([0], [prompt]))
     assert logits.dtype == torch.float32
     expected = whispers_logits(model, on_device([prompt]), features.float())
@@ -247,6 +242,6 @@ def test_logits_in_half_precision_are_near_whispers(model: Whisper) -> None:
     step = decoder.step(on_device([9]), rows(model, [0], [1], [prompt], 0))
     expected = whispers_logits(model, on_device([[*prompt, 9]]), features.float())
     torch.testing.assert_close(step, expected[:, -1], rtol=0, atol=0.2)
-    one = decoder.hear_one(features, 9)
+    one = decoder.first_token_logits(features, 9)
     expected = whispers_logits(model, on_device([[9]]), features.float())
     torch.testing.assert_close(one, expected[:, 0], rtol=0, atol=0.2)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from whisper.model import Whisper
 
-from deployments.engine.model import layers
+from deployments.engine.model import onednn
 from deployments.engine.model.encoder import Encoder
 from tests.support.engine import devices
 from tests.support.engine.lively_whisper import lively_whisper, noise_mel
@@ -28,7 +28,7 @@ def test_features_are_whispers(
     monkeypatch: pytest.MonkeyPatch, dimensions: dict[str, int], packed: bool
 ) -> None:
     if not packed:
-        monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
+        monkeypatch.setattr(onednn, "AVAILABLE", False)
     # The decoder plays no part, but for the size of what it hears.
     state = {"n_text_state": dimensions.get("n_audio_state", 32), "n_text_layer": 1}
     model = lively_whisper(**dimensions, **state)

@@ -3,16 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.engine.model import kv_cache as attention
+from deployments.engine.model import onednn
 from deployments.engine.model.kv_cache import (
     CrossAttention,
     SelfAttention,
-    Slots,
     _PackedCrossAttention,
     _PlainCrossAttention,
     cross_attention,
 )
-from deployments.engine.model.layers import packs_weights
+from deployments.engine.model.slot_index import SlotIndex
 from tests.support.engine import devices
 from tests.support.engine.devices import CPU
 
@@ -20,7 +19,7 @@ LAYERS, SLOTS, STATE = 2, 4, 64
 TOLERANCE = 1e-5
 
 needs_packing = pytest.mark.skipif(
-    not packs_weights(CPU, torch.float32), reason="oneDNN's operators are missing"
+    not onednn.serves(CPU, torch.float32), reason="oneDNN's operators are missing"
 )
 
 
@@ -61,7 +60,7 @@ def test_both_cross_attentions_are_torchs(
     implementations = both(heads, context)
     written = heard(implementations, context)
     for numbers in ([0], [2], [0, 1], [3, 0, 2]):
-        slots = Slots.on(CPU, numbers)
+        slots = SlotIndex.on(CPU, numbers)
         queries = torch.randn(len(numbers), positions, STATE)
         for layer in range(LAYERS):
             keys, values = (
@@ -88,19 +87,19 @@ def test_a_slot_hears_the_audio_that_was_written_last() -> None:
     for implementation in both(2, 100):
         heard([implementation], 100)
         queries = torch.randn(1, 5, STATE)
-        others = implementation.attend(0, queries, Slots.on(CPU, [2]))
+        others = implementation.attend(0, queries, SlotIndex.on(CPU, [2]))
         nan = torch.full((2, implementation.rows, STATE), torch.nan)
         implementation.write(0, 1, nan[0], nan[1])
-        assert implementation.attend(0, queries, Slots.on(CPU, [1])).isnan().all()
+        assert implementation.attend(0, queries, SlotIndex.on(CPU, [1])).isnan().all()
         keys, values = torch.randn(2, implementation.rows, STATE)
         implementation.write(0, 1, keys, values)
         heard_now = queries, keys[None, :100], values[None, :100]
         q, k, v = (split(x, 2) for x in heard_now)
         expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        given = implementation.attend(0, queries, Slots.on(CPU, [1]))
+        given = implementation.attend(0, queries, SlotIndex.on(CPU, [1]))
         torch.testing.assert_close(given, expected, rtol=0, atol=TOLERANCE)
         assert torch.equal(
-            implementation.attend(0, queries, Slots.on(CPU, [2])), others
+            implementation.attend(0, queries, SlotIndex.on(CPU, [2])), others
         )
 
 
@@ -117,7 +116,7 @@ def test_what_cannot_be_packed_is_left_plain(
     packed: bool,
     avx512: bool,
 ) -> None:
-    monkeypatch.setattr(attention, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(onednn, "has_avx512", lambda: avx512)
     made = cross_attention(
         layers=1, slots=1, heads=heads, context=20, state=STATE, device=CPU, dtype=dtype
     )
@@ -145,12 +144,12 @@ def test_a_beam_sees_the_prompt_and_its_ancestors_only() -> None:
     attention.write_prompt(1, slot, keys, values)
     attention.begin(slot, prompt)
     histories = [list(zip(keys, values, strict=True)) for _ in range(width)]
-    alone = Slots.on(device, [slot])
+    alone = SlotIndex.on(device, [slot])
     slots, beams = alone.index.repeat(width), torch.arange(width, device=device)
     for step, parents in enumerate([[0, 0, 0], [2, 0, 2], [1, 1, 0], [0, 1, 2]]):
         columns = prompt + step * width + beams
         end = prompt + (step + 1) * width
-        attention.see(slots, beams, columns)
+        attention.unmask(slots, beams, columns)
         k, v = torch.randn(2, width, STATE).to(device)
         attention.write(1, slots, columns, k, v)
         for beam in range(width):
@@ -174,7 +173,7 @@ def test_each_window_meets_its_slot(numbers: list[int]) -> None:
     device = devices.chosen()
     store = torch.randn(SLOTS, 5).to(device)
     queries = torch.randn(len(numbers), 5).to(device)
-    slots = Slots.on(device, numbers)
+    slots = SlotIndex.on(device, numbers)
     met = slots.gathered(slots.spread(queries) * slots.of(store))
     assert torch.equal(met, queries * store[slots.index])
 
@@ -182,5 +181,5 @@ def test_each_window_meets_its_slot(numbers: list[int]) -> None:
 @pytest.mark.parametrize("numbers", [[0, 1], [1, 2, 3], [1, 0], [0, 2, 3]])
 def test_slots_that_lie_close_together_are_not_copied(numbers: list[int]) -> None:
     store = torch.randn(SLOTS, 5)
-    given = Slots.on(CPU, numbers).of(store)
+    given = SlotIndex.on(CPU, numbers).of(store)
     assert given.data_ptr() == store[min(numbers)].data_ptr()

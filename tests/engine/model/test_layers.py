@@ -4,12 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import LayerNorm as OfficialLayerNorm
 
-from deployments.engine.model import layers
+from deployments.engine.model import onednn
 from deployments.engine.model.layers import (
     LayerNorm,
     linear,
     on_device,
-    packs_weights,
     stacked,
 )
 from tests.support.engine import devices
@@ -30,8 +29,8 @@ def seed() -> None:
 @pytest.fixture(params=["packed", "plain"])
 def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(layers, "packs_weights", lambda device, dtype: False)
-    elif not packs_weights(devices.chosen(), torch.float32):
+        monkeypatch.setattr(onednn, "AVAILABLE", False)
+    elif not onednn.serves(devices.chosen(), torch.float32):
         pytest.skip("nothing is packed but on a CPU, by oneDNN's operators")
     return str(request.param)
 
@@ -49,7 +48,7 @@ def test_a_linear_layer_is_torchs_whatever_its_layout(
     laid_out_for: int,
     avx512: bool,
 ) -> None:
-    monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(onednn, "has_avx512", lambda: avx512)
     module = nn.Linear(48, 96, bias=bias).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float32, laid_out_for)
     x, residual = random(*shape, 48), random(*shape, 96)
@@ -120,8 +119,8 @@ def test_layer_norm_is_whispers_in_every_precision(dtype: torch.dtype) -> None:
 
 
 def test_only_single_precision_on_a_cpu_is_packed() -> None:
-    assert not packs_weights(CPU, torch.float16)
-    assert not packs_weights(torch.device("cuda"), torch.float32)
+    assert not onednn.serves(CPU, torch.float16)
+    assert not onednn.serves(torch.device("cuda"), torch.float32)
 
 
 def test_a_module_is_copied_only_to_another_device() -> None:

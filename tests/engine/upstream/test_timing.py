@@ -21,10 +21,9 @@ from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from deployments.engine import Engine
-from deployments.engine import engine as engine_module
-from deployments.engine.tasks import Session
+from deployments.engine.session import Session
 from deployments.engine.upstream import timing as alignment_module
-from deployments.engine.upstream.mel import Mel
+from deployments.engine.upstream.log_mel import Mel
 from deployments.engine.upstream.timing import (
     AttendedFrames,
     attention_matrix,
@@ -162,20 +161,15 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(params=[1, 5], ids=["one by one", "together"])
-def engine(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, model: Whisper
-) -> Iterator[Engine]:
-    monkeypatch.setitem(
-        engine_module._ENCODED_TOGETHER, devices.chosen().type, request.param
-    )
-    with exact_engine(model) as engine:
+def engine(request: pytest.FixtureRequest, model: Whisper) -> Iterator[Engine]:
+    with exact_engine(model, encoder_windows=request.param) as engine:
         yield engine
-    engine._scheduler.join(PATIENCE_S)
+    assert engine.join(PATIENCE_S)
 
 
 @pytest.fixture
 def session(engine: Engine) -> Session:
-    return Session(engine._scheduler, lambda: False)
+    return Session(engine.scheduler, lambda: False)
 
 
 def heard(model: Whisper, session: Session, seed: int) -> Mel:
@@ -265,7 +259,7 @@ def test_texts_that_are_aligned_together_have_whispers_alignments(
     threads: ThreadPoolExecutor,
 ) -> None:
     def align(case: Case) -> list[WordTiming]:
-        session = Session(engine._scheduler, lambda: False)
+        session = Session(engine.scheduler, lambda: False)
         return alignment(model, session, tokenizer, case)
 
     together = list(threads.map(align, cases))

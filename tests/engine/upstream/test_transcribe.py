@@ -3,7 +3,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +14,10 @@ from whisper.audio import HOP_LENGTH, N_SAMPLES
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import Whisper
 
-from deployments.engine.tasks import Session
 from deployments.engine.upstream import timing as alignment
 from deployments.engine.upstream import transcribe as long_form
-from deployments.engine.upstream.decoding import ModelFacts
-from deployments.engine.upstream.mel import Mel, Spectrogram
+from deployments.engine.upstream.log_mel import Mel, Spectrogram
+from deployments.engine.upstream.model_facts import ModelFacts
 from deployments.engine.upstream.timing import AttendedFrames
 from deployments.engine.upstream.transcribe import transcribe
 from tests.support.engine.tiny_whisper import DIMENSIONS, recording, window
@@ -49,7 +48,7 @@ class ScriptedSession:
         self.had_slot_in_callbacks: list[bool] = []
         self._to_hear = iter(windows)
 
-    def mel(self, audio: np.ndarray) -> Mel:
+    def log_mel(self, audio: np.ndarray) -> Mel:
         """Frames that are told apart by their number."""
         frames = (len(audio) + N_SAMPLES) // HOP_LENGTH
         return numbered_frames(frames)
@@ -103,7 +102,7 @@ class ScriptedSession:
         return [name for name in self.log if name in ("progress", "segments")]
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> dict[str, Any]:
-        return transcribe(cast(Session, self), audio, **SIMPLE | options)
+        return transcribe(self, audio, **SIMPLE | options)
 
 
 def numbered_frames(frames: int) -> Mel:
@@ -304,8 +303,8 @@ def test_the_official_modules_are_left_untouched() -> None:
 
 def test_everything_else_of_them_runs_unmodified() -> None:
     copies = [
-        (long_form._official, sys.modules["whisper.transcribe"]),
-        (long_form._timing, whisper.timing),
+        (long_form.OFFICIAL, sys.modules["whisper.transcribe"]),
+        (long_form.TIMING, whisper.timing),
     ]
     replaced = {
         name
@@ -334,7 +333,7 @@ def test_windows_are_cut_and_padded_as_whisper_does_it(start: int, frames: int) 
     assert window.shape == expected.shape
     assert torch.equal(window.tensor(), expected)
     expected = whisper.pad_or_trim(expected, 3000)
-    padded = vars(long_form._official)["pad_or_trim"](window, 3000)
+    padded = vars(long_form.OFFICIAL)["pad_or_trim"](window, 3000)
     assert padded.to(torch.device("cpu")).to(torch.float32) is padded
     assert padded.shape == expected.shape
     assert torch.equal(padded.tensor(), expected)

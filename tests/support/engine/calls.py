@@ -15,7 +15,7 @@ from whisper.model import Whisper
 
 from deployments.engine import Engine
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.upstream.mel import Mel
+from deployments.engine.upstream.log_mel import Mel
 from tests.support.engine import devices
 from tests.support.engine.tiny_whisper import as_float, recording
 
@@ -26,9 +26,13 @@ QUIET = np.zeros(16_000, dtype=np.int16)  # `is_quiet` tells its window from the
 Result = dict[str, Any]
 
 
-def exact_engine(model: Whisper, max_windows: int | None = None) -> Engine:
+def exact_engine(
+    model: Whisper, max_windows: int | None = None, encoder_windows: int | None = None
+) -> Engine:
     """An engine in fp32 on every device, whose tokens can be compared with official ones."""
-    return Engine(model, max_windows, dtype=torch.float32)
+    return Engine(
+        model, max_windows, dtype=torch.float32, encoder_windows=encoder_windows
+    )
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -39,26 +43,40 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def is_quiet(mel: Tensor | Mel) -> bool:
-    heard = (mel.tensor() if isinstance(mel, Mel) else mel)[
-        :, :50
-    ]  # silence is appended to every recording
+    """Whether the recording in this window is silent: silence is appended to every recording."""
+    heard = (mel.tensor() if isinstance(mel, Mel) else mel)[:, :50]
     return bool((heard == heard[0, 0]).all())
 
 
 def slots_of_quiet(engine: Engine, slots: Sequence[int]) -> list[int]:
-    decoding = engine._scheduler._decoding
+    decoding = engine.scheduler.queues.decoding
     return [slot for slot in slots if is_quiet(decoding[slot].mel)]
 
 
+def windows_by_slot(engine: Engine) -> dict[int | None, Mel | None]:
+    """The windows whose audio is in a slot, of all transcriptions that wait for something."""
+    held = [task.transcription for task in engine.scheduler.queues.pending]
+    return {one.slot: one.window for one in held}
+
+
+def replace(owner: Any, name: str, change: Callable[[Any], Any]) -> None:
+    """Put a wrapper around a public method or part of an engine, which looks it up at every use."""
+    assert not name.startswith("_")
+    setattr(owner, name, change(getattr(owner, name)))
+
+
 class Gate:
-    """Windows that have been encoded stay in their slots until it is opened; the loop runs on meanwhile."""
+    """Lets no window take a step until it is opened; the scheduler's turns go on meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self.entered = threading.Event()
         self.opened = threading.Event()
         self.error: BaseException | None = None
-        self._step = engine._scheduler.batch.step
-        vars(engine._scheduler.batch)["step"] = self.step
+        replace(engine.scheduler.runner.batch, "step", self._gated)
+
+    def _gated(self, step: Callable[[Sequence[int]], Progress]) -> Any:
+        self._step = step
+        return self.step
 
     def step(self, slots: Sequence[int]) -> Progress:
         self.entered.set()
@@ -70,14 +88,17 @@ class Gate:
 
 
 class StuckEncoder:
-    """The loop stands still in it until it is let go."""
+    """Holds up the engine's thread in the encoder until it is let go."""
 
     def __init__(self, engine: Engine) -> None:
         self.entered = threading.Event()
         self.let_go = threading.Event()
         self.windows = 0
-        self._encoder = engine._scheduler._encoder
-        vars(engine._scheduler)["_encoder"] = self
+        replace(engine.scheduler.runner, "encoder", self._stuck)
+
+    def _stuck(self, encoder: Callable[[Tensor], Tensor]) -> "StuckEncoder":
+        self._encoder = encoder
+        return self
 
     def __call__(self, mel: Tensor) -> Tensor:
         self.windows += len(mel)
@@ -87,7 +108,7 @@ class StuckEncoder:
 
 
 class Calls:
-    """Calls that arrive one after the other, each in a thread of its own."""
+    """Starts calls to an engine one after the other, each in a thread of its own."""
 
     def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
         self.engine = engine
@@ -98,25 +119,25 @@ class Calls:
         return self.threads.submit(self.engine.transcribe, audio, **BRIEF | options)
 
     def running(self, seconds: float = 1, **options: Any) -> Future[Result]:
-        """One that has taken a slot."""
+        """Start a call, and wait until it has taken a slot."""
         before = self.engine.stats().slots_in_use
         future = self.start(seconds, **options)
         until(lambda: self.engine.stats().slots_in_use == before + 1)
         return future
 
     def waiting(self, seconds: float = 1, **options: Any) -> Future[Result]:
-        """One that waits for a slot."""
+        """Start a call, and wait until it waits for a slot."""
         before = self.engine.stats().windows_waiting
         future = self.start(seconds, **options)
         until(lambda: self.engine.stats().windows_waiting == before + 1)
         return future
 
     def submitted(self, seconds: float = 1, **options: Any) -> Future[Result]:
-        """One that waits for the loop to do anything."""
-        pending = self.engine._scheduler._pending
-        before = len(pending)
+        """Start a call, and wait until it has given the engine's thread a task."""
+        queues = self.engine.scheduler.queues
+        before = len(queues.pending)
         future = self.start(seconds, **options)
-        until(lambda: len(pending) == before + 1)
+        until(lambda: len(queues.pending) == before + 1)
         return future
 
 

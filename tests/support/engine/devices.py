@@ -23,7 +23,8 @@ def choose(name: str) -> None:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda: PyTorch finds no GPU")
-        # Official code's convolutions round to TF32 by default; tokens are compared in full precision.
+        # Official code's convolutions round to TF32 by default; tokens are compared in full
+        # precision.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
     _chosen = torch.empty(0, device=name).device
@@ -39,9 +40,10 @@ def placed(model: Whisper) -> Whisper:
 
 
 def official(model: Whisper) -> Whisper:
-    """The model to run OpenAI's own code on: for a model on the emulated device, its twin on the CPU.
+    """The model to run OpenAI's code on: its twin on the CPU if it is on the emulated device.
 
-    That code indexes tensors on a GPU with tensors on the CPU, which CUDA allows and the emulated device does not.
+    That code indexes tensors on a GPU with tensors on the CPU, which CUDA allows and the emulated
+    device does not.
     """
     return _twins.get(model, model)
 

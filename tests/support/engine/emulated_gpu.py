@@ -1,7 +1,8 @@
 """A device that is not the CPU, for machines without a GPU.
 
-The CPU's kernels do the work, but the device's tensors cannot be mixed with the CPU's: only copies cross over, as
-with a GPU. A test can watch every operation, the thread that asked for it, and whether a host would have to wait.
+The CPU's kernels do the work, but the device's tensors cannot be mixed with the CPU's: only copies
+cross over, as with a GPU. A test can watch every operation, the thread that asked for it, and
+whether a host would have to wait.
 
 This module uses PyTorch's registration of a backend in Python (`torch.utils.backend_registration`).
 """
@@ -41,7 +42,10 @@ class Operation:
 
 
 class EmulatedTensor(Tensor):
-    """A tensor on the device. here: the CPU tensor that holds its values; a view's shares those of its base"""
+    """A tensor on the device.
+
+    here: the CPU tensor that holds its values; a view's shares those of its base
+    """
 
     here: Tensor
 
@@ -125,7 +129,8 @@ _FACTORIES = (
     aten.arange.start_step,
     aten.hann_window.default,
 )
-# These are not taken apart: their parts change the shape of a tensor in place, which is not supported here.
+# These are not taken apart: their parts change the shape of a tensor in place, which is not
+# supported here.
 _WHOLE = {"matmul", "linear", "einsum", "stft", "scaled_dot_product_attention"}
 _library = torch.library.Library("aten", "IMPL")
 
@@ -135,7 +140,8 @@ def _factory(function: Any) -> Callable[..., Any]:
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    # `torch.tensor(values, device=...)` copies its data by this operator, below `__torch_dispatch__`.
+    # `torch.tensor(values, device=...)` copies its data by this operator, below
+    # `__torch_dispatch__`.
     _report("aten::copy_", launches=True, waits=not non_blocking)
     _here(target).copy_(_here(source))
     return target

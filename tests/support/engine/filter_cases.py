@@ -1,4 +1,4 @@
-"""Rows at which the rules for what may come next are put to the test, and what Whisper's filters make of them."""
+"""Rows that put the logit filters to the test, and what Whisper's own filters make of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from deployments.engine.decoding.logit_filters import (
 )
 from tests.support.engine import devices
 
-PROMPT = [7]  # whatever it is: rules are about sampled tokens
+PROMPT = [7]  # any token: the filters look at sampled tokens only
 SECOND = 50  # timestamps
 
 
@@ -96,7 +96,7 @@ def officially_filtered(
 
 
 def ours(language: Language, rows: Sequence[Row], logits: Tensor) -> Distribution:
-    """The rows are all at their first token, or none is."""
+    """What our filters make of rows that are all at their first token, or all after it."""
     first = not rows[0].sampled
     assert all(first == (not row.sampled) for row in rows)
     blank = [*language.tokenizer.encode(" "), language.eot]
@@ -152,7 +152,7 @@ class Cases:
         )
 
     def reachable(self) -> list[int]:
-        """A text as the rules let it grow: (timestamp, words, timestamp) again and again, cut anywhere."""
+        """A text that the filters allow: (timestamp, words, timestamp) repeated, cut anywhere."""
         language = self.language
         last = language.size - language.begin - 1
         now, tokens = self.below(last), list[int]()
@@ -166,7 +166,7 @@ class Cases:
         return tokens[: 1 + self.below(len(tokens))] if self.below(2) else tokens
 
     def arbitrary(self) -> list[int]:
-        """Any tokens at all, as without_timestamps or a model's whims may give."""
+        """Any tokens at all, as `without_timestamps` allows them."""
         language = self.language
         begins = (0, language.eot, language.begin)
         starts = [begins[self.below(3)] for _ in range(1 + self.below(5))]

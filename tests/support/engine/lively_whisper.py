@@ -1,4 +1,4 @@
-"""A Whisper of random weights whose texts vary and end, and windows of it that come and go as in the engine."""
+"""A Whisper of random weights whose texts vary and end, and batches of its windows."""
 
 import random
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.parts import Parts
-from deployments.engine.upstream.decoding import Outcome, Plan
-from deployments.engine.upstream.mel import Mel, Spectrogram
+from deployments.engine.decoding.plan import DecodePlan, Outcome
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.upstream.decoding import plan_for, result_of
+from deployments.engine.upstream.log_mel import Mel, Spectrogram
 from tests.support.engine import devices
 from tests.support.engine.tiny_whisper import DIMENSIONS
 
@@ -22,7 +23,10 @@ SLOTS = 6
 
 
 def lively_whisper(seed: int = 0, end: float = 7.5, **dimensions: int) -> Whisper:
-    """Little audio at two layers; `dimensions` are changes to that. The higher `end`, the sooner texts end."""
+    """A model with little audio and two layers, unless `dimensions` says otherwise.
+
+    end: the higher, the sooner texts end
+    """
     torch.manual_seed(seed)
     dimensions = {"n_audio_ctx": 100, "n_text_layer": 2} | dimensions
     model = Whisper(replace(DIMENSIONS, **dimensions)).eval()
@@ -32,14 +36,15 @@ def lively_whisper(seed: int = 0, end: float = 7.5, **dimensions: int) -> Whispe
     names = tokenizer(model)
     torch.nn.init.normal_(decoder.positional_embedding)
     for block in decoder.blocks:
-        # What is attended to decides what comes next, as with real weights, not the last token alone.
+        # As with real weights, the next token depends on what is attended to, not on the last token
+        # alone.
         for attention in (block.attn, block.cross_attn):
             for linear in (attention.query, attention.key, attention.out):
                 linear.weight.mul_(6)
         block.mlp[2].weight.mul_(6)
     tokens.mul_(0.5)
     tokens[names.timestamp_begin :].mul_(1.1)
-    # Two of the dimensions are the same for every text, and raise these tokens' logits.
+    # Two dimensions are the same for every text, and raise the logits of these tokens.
     tokens[:, -2:] = 0
     decoder.ln.weight[-2:] = 0
     decoder.ln.bias[-2:] = 1
@@ -63,13 +68,13 @@ def noise(model: Whisper, seed: int = 0) -> Mel:
 
 
 def noise_mel(model: Whisper, seed: int = 0) -> Tensor:
-    """The same window as official code takes it: shape (mels, frames)."""
+    """The window of `noise` as official code takes it: shape (mels, frames)."""
     return noise(model, seed).tensor()
 
 
 @dataclass(frozen=True)
 class Job:
-    """A window to decode. number: in its request, for its random draws."""
+    """A window to decode. number: which decoding of its request this is, for the random draws"""
 
     mel: Tensor
     options: DecodingOptions
@@ -87,11 +92,12 @@ def official(model: Whisper, job: Job) -> DecodingResult:
     return result
 
 
-class Slots:
-    """The engine's parts around one batch, and the windows in it.
+class BatchHarness:
+    """A decoding batch without the scheduler, and the windows in it.
 
-    seed: of what chance decides: which slots windows take, when they join, and which of them take a step
-        together, in what order; None: all join at once, into the first slots, and go on together
+    seed: of the random choices: which slots windows take, when they join, and which of them take a
+        step together, in what order. None: all join at once, into the first slots, and go on
+        together.
     """
 
     def __init__(
@@ -101,15 +107,16 @@ class Slots:
         count: int = SLOTS,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        parts = Parts.of(model, model.device, dtype, slots=count)
-        self.facts, self.encoder = parts.facts, parts.encoder
-        self.decoder, self.batch = parts.decoder, parts.batch
+        runner = ModelRunner.of(model, model.device, dtype, slots=count)
+        self.facts, self.encoder = runner.facts, runner.encoder
+        self.decoder, self.batch = runner.decoder, runner.batch
+        self._tokenizer = runner.tokenizer
         self.free = list(range(count))
         self.live: dict[int, _Live] = {}
         self._chance = None if seed is None else random.Random(seed)
 
     def decode(self, jobs: Sequence[Job]) -> list[DecodingResult]:
-        """Their results in order."""
+        """The results in the order of the jobs."""
         results: dict[int, DecodingResult] = {}
         waiting = list(enumerate(jobs))
         while waiting or self.live:
@@ -128,11 +135,11 @@ class Slots:
         else:
             self.free.sort()
         slots = [self.free.pop(0) for _ in jobs]
-        plans = [Plan(self.facts, job.options) for job in jobs]
+        plans = [plan_for(self.facts, job.options) for job in jobs]
         features = self.encoder(torch.stack([job.mel for job in jobs]))
         for i, slot in enumerate(slots):
             self.batch.check_fits(plans[i])
-            self.decoder.listen(slot, features[i])
+            self.decoder.write_cross_kv(slot, features[i])
             number = numbers[i] if numbers else i
             self.live[slot] = _Live(number, jobs[i], plans[i])
         return self.batch.join(slots, plans, [job.number for job in jobs])
@@ -141,17 +148,17 @@ class Slots:
         return self.batch.step(list(self.live) if slots is None else slots)
 
     def finished(self, progress: Progress) -> dict[int, DecodingResult]:
-        """The results of the windows that are done, which leave."""
+        """The results of the windows that are done, by number; these windows leave the batch."""
         assert not progress.broken
         results = {}
         for slot in progress.done:
-            number = self.live[slot].number
+            number, options = self.live[slot].number, self.live[slot].job.options
             plan, outcome = self.leave(slot)
-            results[number] = plan.result(outcome)
+            results[number] = result_of(outcome, plan, options, self._tokenizer)
         return results
 
-    def leave(self, slot: int) -> tuple[Plan, Outcome]:
-        """The slot is free again."""
+    def leave(self, slot: int) -> tuple[DecodePlan, Outcome]:
+        """Free the slot of a window that is done."""
         plan = self.live.pop(slot).plan
         self.free.append(slot)
         return plan, self.batch.outcome(slot)
@@ -168,7 +175,7 @@ class Slots:
             return slots
         if self._chance.random() < 0.3:
             self._chance.shuffle(slots)
-        # Not always all of them: a window may wait while others go on.
+        # Sometimes a window waits while others go on.
         few = self._chance.random() < 0.15
         return slots[: self._chance.randint(1, len(slots))] if few else slots
 
@@ -177,4 +184,4 @@ class Slots:
 class _Live:
     number: int
     job: Job
-    plan: Plan = field(repr=False)
+    plan: DecodePlan = field(repr=False)

@@ -1,4 +1,7 @@
-"""A scheduler with a script for a model: a window takes as many steps as it says, and what happens is written down."""
+"""A scheduler whose model follows a script: each window says how it is decoded and fails.
+
+What happens is recorded, and the rules of scheduling are checked at every step.
+"""
 
 import threading
 from collections import Counter
@@ -11,10 +14,17 @@ from torch import Tensor
 
 from deployments.engine import TranscriptionCancelled
 from deployments.engine.decoding.batch import Progress
-from deployments.engine.parts import Parts
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.queues import TaskQueues
 from deployments.engine.scheduler import NotANumberError, Scheduler
-from deployments.engine.tasks import DecodeTask, DetectTask, MelTask, Session, Task
-from deployments.engine.upstream.decoding import ModelFacts
+from deployments.engine.tasks import (
+    DecodeTask,
+    DetectTask,
+    MelTask,
+    Task,
+    Transcription,
+)
+from deployments.engine.upstream.model_facts import ModelFacts
 from tests.support.engine.calls import PATIENCE_S, until
 from tests.support.engine.tiny_whisper import DIMENSIONS
 
@@ -34,9 +44,11 @@ ERRORS: dict[Fate, type[Exception]] = {
 
 @dataclass(frozen=True)
 class Window:
-    """tries: how many steps each of its temperatures takes; the first of them reads the prompt
-    fate: what happens to it in the first try
-    step: in which
+    """A window and what becomes of it.
+
+    tries: how many steps it takes at each of its temperatures; the first step reads the prompt
+    fate: what happens to it at its first temperature
+    step: the step in which that happens
     """
 
     tries: tuple[int, ...] = (1,)
@@ -46,8 +58,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Recording:
-    """arrival: how many steps the scheduler has done before it comes
-    pieces: of its spectrogram
+    """A recording that is to be transcribed.
+
+    arrival: how many steps the scheduler has done before it comes
+    pieces: number of pieces of its spectrogram
     """
 
     windows: Sequence[Window]
@@ -56,12 +70,12 @@ class Recording:
     language_is_detected: bool = False
 
     def expected(self) -> tuple[list[int], type[Exception] | None]:
-        """The outcomes of all tries, and the error that it ends with."""
+        """The outcomes of all tries, and the error that the recording ends with."""
         outcomes: list[int] = []
         for window in self.windows:
             if window.fate is not None:
                 if window.fate == "is cancelled" and window.step == window.tries[0] - 1:
-                    # Too late for this try.
+                    # The cancellation comes too late for this try.
                     outcomes.append(window.tries[0])
                     if len(window.tries) == 1 and window is self.windows[-1]:
                         return outcomes, None
@@ -77,20 +91,20 @@ class Run:
         self.number = number
         self.recording = recording
         self.stage = stage
-        self.session = Session(stage.scheduler, lambda: self.gives_up)
+        self.transcription = Transcription(lambda: self.gives_up)
         self.gives_up = False
         self.outcomes: list[int] = []
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
-        """Returns once the scheduler knows of it."""
+        """Start the thread, and wait until the scheduler knows of the recording."""
         self.thread.start()
         until(lambda: self.has_come)
 
     @property
     def has_come(self) -> bool:
-        waits = self in self.stage.scheduler.runs()
+        waits = self in self.stage.waiting_runs()
         return waits or self.piece in self.stage.events or self.error is not None
 
     @property
@@ -98,21 +112,23 @@ class Run:
         return f"piece of {self.number}"
 
     def _work(self) -> None:
-        do = self.stage.scheduler.do
+        run_task = self.stage.scheduler.run_task
+        release = self.stage.queues.release
         try:
-            do(MelTask(self.session, self._pieces()))
+            run_task(MelTask(self.transcription, self._pieces()))
             for number, window in enumerate(self.recording.windows):
                 mel = cast(Any, NumberedWindow(self.number, number))
                 if number == 0 and self.recording.language_is_detected:
-                    do(DetectTask(self.session, mel))
+                    run_task(DetectTask(self.transcription, mel))
                 for attempt in range(len(window.tries)):
                     plan = cast(Any, Attempt(self, window, attempt))
-                    self.outcomes.append(do(DecodeTask(self.session, mel, plan, 0)))
-                self.session.leave_window()
+                    task = DecodeTask(self.transcription, mel, plan, 0)
+                    self.outcomes.append(run_task(task))
+                release(self.transcription)
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
         finally:
-            self.session.leave_window()
+            release(self.transcription)
 
     def _pieces(self) -> Generator[None, None, Any]:
         for _ in range(self.recording.pieces):
@@ -150,46 +166,41 @@ class Attempt:
         return window.fate == fate and self.number == 0 and self.done == window.step
 
 
-class WatchedScheduler(Scheduler):
-    """Checks in what order slots are given."""
+class WatchedQueues(TaskQueues):
+    """Checks in what order slots are given.
 
-    turns = 0
+    turns: how many turns the scheduler has begun
+    overtaken: how often each other transcription was given a slot while a task waited for one
+    """
 
-    def __init__(self, stage: "Stage", model: Any, **options: Any) -> None:
-        self.stage = stage
+    def __init__(self, stage: "Stage", slots: int) -> None:
+        super().__init__(slots)
+        self.turns = 0
+        self.overtaken: dict[Task, Counter[Transcription]] = {}
+        self._stage = stage
         self._left: list[Task] = []
-        # How often each other session was given a slot while a task waited for one.
-        self.overtaken: dict[Task, Counter[Session]] = {}
-        facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
-        parts = Parts(facts, model, model, model, alignment_heads={})
-        super().__init__(parts, model, **options)
 
-    def runs(self) -> list[Run]:
-        """Those that wait for something."""
-        with self._changed:
-            sessions = {task.session for task in self._pending}
-        return [run for run in self.stage.runs if run.session in sessions]
-
-    def _take_turn(self) -> bool:
+    def wait_for_work(self, poll_s: float) -> bool:
         self.turns += 1
-        return super()._take_turn()
+        return super().wait_for_work(poll_s)
 
-    def _hand_out_slots(self) -> None:
-        before = [*self._waiting]
-        still_there = [task for task in self._left if task in before]
-        self.stage.demand(before[: len(still_there)] == still_there, "order")
-        super()._hand_out_slots()
-        self._left = [*self._waiting]
+    def hand_out_slots(self) -> None:
+        with self._changed:
+            before = self.waiting
+            still_there = [task for task in self._left if task in before]
+            self._stage.demand(before[: len(still_there)] == still_there, "order")
+            super().hand_out_slots()
+            self._left = self.waiting
         given = before[: len(before) - len(self._left)]
-        self.stage.demand(given + self._left == before, "order of slots")
+        self._stage.demand(given + self._left == before, "order of slots")
         for waiting in self._left:
             counts = self.overtaken.setdefault(waiting, Counter())
-            counts.update(task.session for task in given)
-            self.stage.demand(max(counts.values(), default=0) <= 1, "fairness")
+            counts.update(task.transcription for task in given)
+            self._stage.demand(max(counts.values(), default=0) <= 1, "fairness")
 
 
 class ScriptedModel:
-    """Spectrograms, encoder, decoder and batch of a scheduler."""
+    """Stands for spectrograms, encoder, decoder and batch of a scheduler."""
 
     def __init__(self, stage: "Stage") -> None:
         self.stage = stage
@@ -199,10 +210,10 @@ class ScriptedModel:
     def __call__(self, mels: Tensor) -> Tensor:
         return mels
 
-    def hear_one(self, features: Tensor, token: int) -> Tensor:
+    def first_token_logits(self, features: Tensor, token: int) -> Tensor:
         return torch.zeros(len(features), DIMENSIONS.n_vocab)
 
-    def listen(self, slot: int, features: Tensor) -> None:
+    def write_cross_kv(self, slot: int, features: Tensor) -> None:
         run, window = map(int, features[0].tolist())
         self.heard[slot] = (run, window)
         self.stage.begun.append((run, window))
@@ -221,12 +232,12 @@ class ScriptedModel:
 
     def step(self, slots: Sequence[int]) -> Progress:
         stage, attempts = self.stage, [self.attempts[slot] for slot in slots]
-        stage.demand(0 < len(slots) <= stage.scheduler.slots, "too many")
+        stage.demand(0 < len(slots) <= stage.slots, "too many")
         stage.demand(len({a.run for a in attempts}) == len(slots), "two of a run")
         for slot, attempt in zip(slots, attempts, strict=True):
             run = attempt.run
-            stage.demand(run.session.slot == slot, "slot")
-            stage.demand(slot not in stage.scheduler._free, "free slot")
+            stage.demand(run.transcription.slot == slot, "slot")
+            stage.demand(slot not in stage.queues.free_slots, "free slot")
             stage.demand(not run.gives_up, "cancelled")
             stage.demand(run.error is None and not attempt.is_over, "over")
         self._raise_if_bad(attempts)
@@ -263,6 +274,9 @@ class ScriptedModel:
 class Stage:
     """Recordings that come to a scheduler.
 
+    together: how many windows are encoded together
+    closes_after: the number of steps after which the scheduler is closed
+    cancel_poll_s: see `Scheduler`; 0: callers are asked in every turn
     events: steps, and pieces of spectrograms, in order
     begun: windows in order, each as the numbers of recording and window
     problems: rules that did not hold
@@ -272,22 +286,34 @@ class Stage:
     slots: int
     together: int = 1
     closes_after: int | None = None
+    cancel_poll_s: float = 0.1
     events: list[str] = field(default_factory=list)
     begun: list[tuple[int, int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.runs: list[Run] = []
-        self.scheduler = WatchedScheduler(
-            self,
-            ScriptedModel(self),
-            slots=self.slots,
-            encoded_together=self.together,
+        self.queues = WatchedQueues(self, self.slots)
+        model: Any = ScriptedModel(self)
+        facts = ModelFacts(DIMENSIONS, torch.device("cpu"), True, 99)
+        runner = ModelRunner(
+            facts, facts.tokenizer, model, model, model, model, alignment_heads={}
+        )
+        self.scheduler = Scheduler(
+            runner,
+            self.queues,
+            encoder_windows=self.together,
+            cancel_poll_s=self.cancel_poll_s,
         )
         self.runs += [Run(n, r, self) for n, r in enumerate(self.recordings)]
         self._to_come = sorted(self.runs, key=lambda run: run.recording.arrival)
         self._coming = threading.Lock()
         self._steps = 0
+
+    def waiting_runs(self) -> list[Run]:
+        """Those that wait for something."""
+        waiting = {task.transcription for task in self.queues.pending}
+        return [run for run in self.runs if run.transcription in waiting]
 
     def demand(self, holds: bool, rule: str) -> None:
         if not holds:
@@ -300,7 +326,7 @@ class Stage:
             self.scheduler.close()
 
     def play(self) -> "Stage":
-        """Until every recording has come to an end."""
+        """Run until every recording has come to an end."""
         self._start(lambda run: run.recording.arrival == 0)
         for run in sorted(self.runs, key=lambda run: run.recording.arrival):
             # If nothing is left that takes steps, the next one comes at once.
@@ -311,8 +337,7 @@ class Stage:
 
     def close(self) -> None:
         self.scheduler.close()
-        self.scheduler.join(PATIENCE_S)
-        assert not self.scheduler._thread.is_alive()
+        assert self.scheduler.join(PATIENCE_S)
 
     def _start(self, due: Callable[[Run], bool]) -> None:
         with self._coming:

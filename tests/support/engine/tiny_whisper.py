@@ -43,7 +43,7 @@ def recording(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def sounds(seconds: float, seed: int = 0) -> np.ndarray:
-    """Tones, noise and near silence by turns, of which no two windows sound alike: int16, at 16 kHz."""
+    """Tones, noise and near silence, no two windows alike: int16, at 16 kHz."""
     generator = np.random.default_rng(seed)
     samples = round(seconds * SAMPLE_RATE)
     time = np.arange(samples) / SAMPLE_RATE

@@ -1,4 +1,4 @@
-"""Windows that differ in all that `Whisper.decode` can be asked, and what it means that their results are the same."""
+"""Windows for every option of `Whisper.decode`, and when two results count as the same."""
 
 from collections.abc import Sequence
 from typing import Any

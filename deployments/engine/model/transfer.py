@@ -1,4 +1,4 @@
-"""Copies between the host and the model's device, and the one place where the host waits for the device."""
+"""Copies between host and device, and the only place where the host waits for the device."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def to_device(
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device without making the host wait.
 
-    Only a copy from pinned memory is sure not to wait. PyTorch keeps that memory until the copy is done.
+    Only a copy from pinned memory never waits. PyTorch keeps that memory until the copy is done.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -27,6 +27,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def wait_for(tensor: Tensor) -> list[list[bool]]:
-    """The values of a tensor on the device. A decoding step calls this once, and waits nowhere else."""
+    """The values of a tensor on the device.
+
+    A decoding step calls this once and waits nowhere else.
+    """
     values: list[list[bool]] = tensor.cpu().tolist()
     return values

@@ -1,9 +1,10 @@
-"""The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device and kept there.
+"""The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device.
 
-The pieces bound the memory: a complex spectrum of the whole recording takes 1.9 GB for an hour and 8 GB for four.
-Only the logarithms are stored. Whisper's normalisation needs the maximum of the whole recording; it is applied to each
-window when that is encoded. The values are the same, and the engine's thread never makes a pass over a recording of
-hours while other recordings wait.
+The pieces bound the memory: the complex spectrum of a whole recording takes 1.9 GB for an hour and
+    8 GB for four. Only the logarithms are stored. Whisper's normalisation needs the maximum of the
+    whole
+recording, so it is applied to each window when the window is encoded. The values are the same, and
+the engine's thread never makes a pass over a recording of hours while other recordings wait.
 """
 
 import weakref
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 
-from deployments.engine.transfer import send
+from deployments.engine.model.transfer import send
 
 PIECE_FRAMES = 30_000  # five minutes; the complex spectrum of a piece takes 48 MB
 _MARGIN = N_FFT // 2
@@ -27,17 +28,17 @@ _MARGIN = N_FFT // 2
 class Spectrogram:
     """The log-mel spectrogram of a whole recording before Whisper's normalisation.
 
-    logarithms: decimal logarithms of the mel energies in fp32, shape (mels, frames), on the model's device or on
-        the host
-    floor: the recording's maximum less 8, to which Whisper raises all lower values; shape (), on the model's device.
-        The value is valid once every piece has been computed.
+    logarithms: decimal logarithms of the mel energies in fp32, shape (mels, frames), on the model's
+        device or on the host
+    floor: the recording's maximum less 8, to which Whisper raises all lower values; shape (), on
+        the model's device. The value is valid once every piece has been computed.
     """
 
     logarithms: Tensor
     floor: Tensor
 
     def normalized(self, start: int, stop: int) -> Tensor:
-        """What `whisper.audio.log_mel_spectrogram` gives for these frames, on the model's device."""
+        """These frames of `whisper.audio.log_mel_spectrogram`, on the model's device."""
         part = send(self.logarithms[:, start:stop], self.floor.device)
         return part.clamp(min=self.floor).add_(4.0).div_(4.0)
 
@@ -46,8 +47,9 @@ class Spectrogram:
 class Mel:
     """Frames `start` to `stop` of a spectrogram, followed by zeros up to `length` frames.
 
-    OpenAI's `transcribe` handles this object in the caller's thread as if it were a tensor: it slices it, pads it and
-    moves it to the device. Nothing is computed or copied until the engine's thread calls `tensor()`.
+    OpenAI's `transcribe` handles this object in the caller's thread as if it were a tensor: it
+    slices it, pads it and moves it to the device. Nothing is computed or copied until the engine's
+    thread calls `tensor()`.
     """
 
     spectrogram: Spectrogram
@@ -66,13 +68,15 @@ class Mel:
         return len(self.spectrogram.logarithms), self.length
 
     def __getitem__(self, index: tuple[slice, slice]) -> Self:
-        """`mel[:, start:stop]`"""
+        """`mel[:, start:stop]`. Raises IndexError for any other index, and for a padded window."""
         if self.length != self.stop - self.start:
-            raise IndexError("a padded window cannot be cut")
+            raise IndexError("a padded window cannot be sliced")
         mels, frames = index
         start, stop, step = frames.indices(self.stop - self.start)
         if mels != slice(None) or step != 1:
-            raise IndexError(f"only frames next to each other, not {index}")
+            raise IndexError(
+                f"only frames next to each other can be sliced, not {index}"
+            )
         first = self.start + start
         stop = max(start, stop)
         return type(self)(self.spectrogram, first, self.start + stop, stop - start)
@@ -95,7 +99,8 @@ class Mel:
 class Spectrograms:
     """Computes spectrograms with `n_mels` channels on `device`.
 
-    device_bytes: the memory that all spectrograms in use may take on the device; the next one is stored on the host
+    device_bytes: memory that all spectrograms in use may take on the device; any further ones are
+        stored on the host
     """
 
     def __init__(self, n_mels: int, device: torch.device, device_bytes: int) -> None:
@@ -107,11 +112,13 @@ class Spectrograms:
     def in_pieces(
         self, audio: np.ndarray, padding: int
     ) -> Generator[None, None, Spectrogram]:
-        """Yields after each piece, and returns the spectrogram of `audio` and of `padding` zeros behind it.
+        """Yields after each piece, and returns the spectrogram of `audio` followed by zeros.
 
         audio: waveform at 16 kHz, float32 or int16, shape (samples,)
-        padding: at least half an FFT window, so that the end of the signal reflects nothing but zeros
-            (`whisper.transcribe` always adds 30 s)
+        padding: number of zeros, at least half an FFT window, so that nothing but zeros is
+            reflected at the end of the signal (`whisper.transcribe` always adds 30 s)
+
+        Raises ValueError for a shorter padding.
         """
         if padding < _MARGIN:
             raise ValueError(f"padding must be at least {_MARGIN} samples")
@@ -155,7 +162,10 @@ class Spectrograms:
 def _samples_for_frames(
     audio: np.ndarray, start: int, end: int, device: torch.device
 ) -> Tensor:
-    """What `torch.stft(center=True)` would read for frames `start` to `end`: frame i is centred at i hops."""
+    """What `torch.stft(center=True)` would read for frames `start` to `end`.
+
+    Frame i is centred at sample i * HOP_LENGTH.
+    """
     first = start * HOP_LENGTH - _MARGIN
     last = (end - 1) * HOP_LENGTH + _MARGIN
     # The array is copied because PyTorch warns when it is given one that is read-only.

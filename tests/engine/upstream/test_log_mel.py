@@ -8,8 +8,13 @@ from torch import Tensor
 from whisper import audio as official
 from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 
-from deployments.engine.upstream import mel
-from deployments.engine.upstream.mel import PIECE_FRAMES, Mel, Spectrogram, Spectrograms
+from deployments.engine.upstream import log_mel
+from deployments.engine.upstream.log_mel import (
+    PIECE_FRAMES,
+    Mel,
+    Spectrogram,
+    Spectrograms,
+)
 from tests.support.engine import devices
 from tests.support.engine.tiny_whisper import as_float
 
@@ -74,7 +79,7 @@ def test_a_spectrogram_in_one_piece_is_whispers_to_the_last_bit(samples: int) ->
 def test_a_spectrogram_in_pieces_is_whispers_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
-    monkeypatch.setattr(mel, "PIECE_FRAMES", SMALL_PIECE_FRAMES)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", SMALL_PIECE_FRAMES)
     assert_equal_to_whispers(noise(samples))
 
 
@@ -87,7 +92,7 @@ def test_six_minutes_are_whispers_to_the_last_bit() -> None:
 def test_the_size_of_a_piece_makes_no_difference(
     monkeypatch: pytest.MonkeyPatch, piece_frames: int, n_mels: int
 ) -> None:
-    monkeypatch.setattr(mel, "PIECE_FRAMES", piece_frames)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", piece_frames)
     assert_equal_to_whispers(noise(100_123), n_mels)
 
 
@@ -96,7 +101,7 @@ def test_even_pieces_of_a_few_frames_agree(
     monkeypatch: pytest.MonkeyPatch, piece_frames: int
 ) -> None:
     # Not to the last bit: a product with so few columns is summed in another order.
-    monkeypatch.setattr(mel, "PIECE_FRAMES", piece_frames)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", piece_frames)
     audio = noise(5000)
     expected = official.log_mel_spectrogram(as_float(audio), 80, 400)
     torch.testing.assert_close(
@@ -126,7 +131,7 @@ def test_silence_and_full_scale_are_no_special_cases() -> None:
 def test_the_loudest_frame_of_another_piece_sets_the_floor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mel, "PIECE_FRAMES", 500)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", 500)
     audio = noise(200_000) // 3000
     audio[-200:] = 30_000
     assert_equal_to_whispers(audio)
@@ -153,7 +158,7 @@ def test_the_recording_is_left_as_it_is() -> None:
 def test_others_may_have_their_turn_after_each_piece(
     monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
-    monkeypatch.setattr(mel, "PIECE_FRAMES", 1000)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", 1000)
     audio = noise(samples)
     spectrograms = Spectrograms(80, devices.chosen(), 1 << 30)
     *turns, result = values_and_return(spectrograms.in_pieces(audio, N_SAMPLES))
@@ -172,7 +177,7 @@ def test_no_transform_sees_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) ->
         return whole_stft(samples, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "stft", stft)
-    monkeypatch.setattr(mel, "PIECE_FRAMES", 1000)
+    monkeypatch.setattr(log_mel, "PIECE_FRAMES", 1000)
     frames = log_mel_spectrogram(noise(1_000_000), padding=N_SAMPLES).shape[-1]
     assert len(transformed) == -(-frames // 1000)
     # Neighbouring pieces share the window around their border.
