@@ -1,7 +1,10 @@
-"""A loaded Whisper model as faster-whisper reads it: the same weights in CTranslate2's layout, nothing downloaded.
+"""A loaded Whisper model as faster-whisper reads it: the same weights in CTranslate2's layout.
 
-The counterpart of `WhisperLoader` in ctranslate2/converters/transformers.py and of `TikTokenConverter` in
-transformers/convert_slow_tokenizer.py, which start from other files than OpenAI's.
+Nothing is downloaded.
+
+The counterpart of `WhisperLoader` in ctranslate2/converters/transformers.py and of
+`TikTokenConverter` in transformers/convert_slow_tokenizer.py, which start from other files than
+OpenAI's.
 """
 
 import itertools
@@ -56,7 +59,8 @@ def write(model: Whisper, folder: Path) -> None:
     spec.config.lang_ids = sorted(tokenizer.all_language_tokens)
     spec.config.alignment_heads = model.alignment_heads.cpu().indices().T.tolist()
     spec.validate()
-    # OpenAI's checkpoints hold fp16, which `load_model` widens: written back, they take half the disk.
+    # OpenAI's checkpoints hold fp16, which `load_model` widens: written back, they take half the
+    # disk.
     spec.optimize("float16" if _fits_half(model.parameters()) else None)
     spec.save(str(folder))
     _fast_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
@@ -142,7 +146,10 @@ def _vocabulary(tokenizer: OfficialTokenizer, size: int) -> list[str]:
 
 
 def _fast_tokenizer(tokenizer: OfficialTokenizer) -> Tokenizer:
-    """The same tokens for Hugging Face's library. Timestamps are left out, as in its own files of Whisper."""
+    """The same tokens for Hugging Face's library.
+
+    Timestamps are left out, as in its own files of Whisper.
+    """
     ranks = {word: rank for rank, word in enumerate(_words(tokenizer))}
     merges = [_last_merge(word, ranks) for word in ranks if len(word) > 1]
     fast = Tokenizer(
@@ -184,7 +191,7 @@ def _spell(word: bytes) -> str:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable letter for each byte: `bytes_to_unicode` in openai/gpt-2, src/encoder.py."""
+    """GPT-2's letter for each byte: `bytes_to_unicode` in openai/gpt-2, src/encoder.py."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     letters = {byte: chr(byte) for byte in printable}

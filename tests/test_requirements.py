@@ -1,4 +1,4 @@
-"""Every package is pinned, for each supported Python, and the pins hold here and on the public index."""
+"""Every package is pinned for each supported Python; the pins hold here and on the public index."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def pins(file: str, version: str) -> dict[str, str]:
 
 
 def pip_for(version: str, *arguments: str) -> str:
-    """Run pip without a local wheel folder or another extra source; the index stays as configured."""
+    """Run pip without a local wheel folder or extra source; the index stays as configured."""
     index = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""One replica's class by itself: loading, failing to load, health, errors. Random weights, no Serve."""
+"""A replica's class by itself: loading, failures, health, errors. Random weights, no Serve."""
 
 import asyncio
 import gc

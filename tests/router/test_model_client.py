@@ -1,4 +1,4 @@
-"""The router's dealings with one model's replicas, on a handle that answers as told. No Ray cluster."""
+"""The router's side of one model, on a handle that answers as told. No Ray cluster."""
 
 import asyncio
 from collections.abc import Callable
