@@ -25,7 +25,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One system's pass over all recordings; `results` are in their order."""
+    """One system's pass over all recordings, with the results in the order of the recordings."""
 
     case: str
     system: str
@@ -34,7 +34,7 @@ class Measurement:
 
 
 def machine(threads: int) -> Report:
-    """Where and when; the versions are of what is installed."""
+    """The machine, the date and the installed versions."""
     packages = ("torch", "openai-whisper", "faster-whisper", "ctranslate2")
     installed = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
@@ -96,7 +96,7 @@ def _equality(
     expected: list[dict[str, Any]],
     rounds: list[list[dict[str, Any]]],
 ) -> Report:
-    """A recording counts if it came out equal in every round."""
+    """Count the recordings whose results are equal in every round."""
     texts = [_text(result) for result in expected]
     other_texts = [
         name
@@ -132,7 +132,7 @@ def _segments(result: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def table(report: Report) -> str:
-    """Markdown. Above 1, a ratio says how many times as fast as the other a system is."""
+    """Markdown. A ratio above 1 says how many times as fast as the other a system is."""
     count = len(report["recordings"])
     others = list(next(iter(report["cases"].values()))[OFFICIAL]["ratios"])
     head = ["case", "system", "median s", "all rounds, s", "× real time"]
@@ -159,7 +159,7 @@ def _cells(figures: Report) -> list[str]:
 
 
 def page(report: Report) -> str:
-    """The table with all that is needed to repeat it."""
+    """The table, with everything that is needed to repeat the measurement."""
     hardware = f"{report['cpu']}, {report['cores']} cores, {report['threads']} threads"
     hardware = ", ".join(filter(None, (report["gpu"], hardware)))
     versions = ", ".join(f"{name} {v}" for name, v in report["versions"].items())
@@ -222,7 +222,7 @@ def _colour(system: str) -> str:
 
 
 def _cpu() -> str:
-    """As `lscpu` names it: on ARM /proc/cpuinfo has no name."""
+    """The processor's name by `lscpu`, since /proc/cpuinfo has none on ARM."""
     try:
         environment = os.environ | {"LC_ALL": "C"}
         told = subprocess.run(

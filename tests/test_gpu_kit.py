@@ -49,11 +49,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process in which imports fail that would fail there."""
+    """An environment in which the imports fail that would fail on a bare GPU machine."""
     folder = tmp_path_factory.mktemp("bare")
     missing = MISSING.replace("{missing}", str(NOT_THERE))
     (folder / "sitecustomize.py").write_text(missing)
-    # Numba is installed there and may refuse the installed NumPy.
+    # On such a machine Numba may be installed, and may refuse the installed NumPy.
     (folder / "numba.py").write_text("raise ImportError('Numba needs another NumPy')")
     return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -328,7 +328,7 @@ def test_parts_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
         models.base(folders[0], torch.device("cpu"))
 
 
-# Counted by hand for 3.0 TB/s and 798 TFLOP/s in half precision, five beams and 600 columns.
+# Times counted by hand for 3.0 TB/s and 798 TFLOP/s in half precision, five beams and 600 columns.
 @pytest.mark.parametrize(
     ("model", "windows", "least_ms"),
     [
@@ -355,6 +355,6 @@ def test_the_report_sets_a_step_beside_what_the_card_allows(
     )
     [row] = [line for line in page(lines).splitlines() if line.startswith(f"| {model}")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    # The count by hand includes the logits, which the report's leaves out.
+    # The times counted by hand include the logits, which the report leaves out.
     assert float(cells[3]) == pytest.approx(least_ms, rel=0.08)
     assert float(cells[4].removesuffix("×")) == pytest.approx(10, rel=0.08)

@@ -9,7 +9,7 @@ from benchmarks.floors import Machine, Work
 from benchmarks.gpu.models import DIMENSIONS
 
 Line = dict[str, Any]
-# What is no figure.
+# Measures that are not figures.
 NOTES = ("end", "failed", "left out")
 _HALF = 2  # bytes
 
@@ -77,7 +77,7 @@ def read(folders: Sequence[Path]) -> list[Line]:
 
 
 def _calls(texts: Sequence[str]) -> list[list[Line]]:
-    """A file holds several calls where they had the same folder."""
+    """The lines of each call: calls with the same folder share a file."""
     calls: list[list[Line]] = []
     for line in map(json.loads, texts):
         if line["measure"] == "begin" or not calls:

@@ -46,7 +46,7 @@ class Phase:
     seconds: float
 
 
-# What a phase may need to notice that its time is up.
+# Seconds that a phase may need to notice that its time is up.
 _GRACE_S = 3
 
 # The most valuable phase comes first.
@@ -219,7 +219,7 @@ def _in_a_process(work: Callable[[], None], seconds: float) -> str:
     ours, theirs = context.Pipe(duplex=False)
 
     def run_and_report() -> None:
-        # What it starts belongs to its group and ends with it.
+        # Processes that it starts belong to its group and end with it.
         os.setsid()
         try:
             work()
@@ -234,7 +234,9 @@ def _in_a_process(work: Callable[[], None], seconds: float) -> str:
     process.join(seconds + _GRACE_S)
     if process.is_alive():
         assert process.pid is not None
-        with contextlib.suppress(ProcessLookupError):  # It may not have its group yet.
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # The process may not have its group yet.
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()

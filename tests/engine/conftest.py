@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def inference_mode() -> Iterator[None]:
-    """As in the engine's thread."""
+    """Run the test in inference mode, like the engine's thread."""
     with torch.inference_mode():
         yield
 

@@ -23,7 +23,7 @@ from tests.support.engine.lively_whisper import lively_whisper
 from tests.support.engine.tiny_whisper import as_float, recording, sounds
 
 GREEDY: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 12}
-# Some windows are good enough without sampling, others are not.
+# With these thresholds some windows are accepted without sampling, and others are not.
 FALLBACK = {"temperature": (0.0, 0.4), "logprob_threshold": -2.2, "best_of": 2}
 SECONDS = 42.005
 

@@ -138,7 +138,7 @@ def test_a_decoding_call_is_cancelled_in_the_middle_of_its_window(
     gone.set()
     with pytest.raises(TranscriptionCancelled):
         cancelled.result(PATIENCE_S)
-    # Its slot is taken already, and the gate still shut.
+    # The next call has taken its slot already, although the gate is shut.
     until(lambda: calls.engine.stats().windows_waiting == 0)
     assert calls.engine.stats().slots_in_use == 1
     gate.opened.set()
@@ -197,7 +197,7 @@ def test_an_error_in_a_callback_fails_its_call_and_no_other(
     running, behind = calls.running(), calls.running()
     failing = calls.start(40, **{callback: fail})
     if callback != "cancelled":
-        # Which is asked several times a second; this is over sooner if nothing holds it.
+        # `cancelled` is asked several times a second; without the gate the call might end before.
         gate.opened.set()
     with pytest.raises(type(error), match="mine"):
         failing.result(PATIENCE_S)
@@ -355,7 +355,7 @@ def test_a_slot_takes_what_is_said(
 
 
 def _bytes_of_tensors() -> int:
-    """Of all in this process."""
+    """The memory of all tensors in this process."""
     gc.collect()
     tensors = [t for t in gc.get_objects() if type(t) in (Tensor, Parameter)]
     storages = [t.untyped_storage() for t in tensors if t.layout is torch.strided]

@@ -48,7 +48,7 @@ class BadWindow(Exception):
 
 @pytest.fixture(scope="module")
 def alone(tiny_model: Whisper) -> list[Result]:
-    """What the others get without any company."""
+    """The results of the other calls when each is alone."""
     with exact_engine(tiny_model) as engine:
         return [
             engine.transcribe(_recording(number), **BRIEF | options)
@@ -253,7 +253,7 @@ def test_the_next_window_in_the_slot_of_a_failed_one_is_unharmed(
 def test_what_a_failed_window_leaves_in_its_slot_stays_out_of_the_next_one(
     calls: Calls, gate: Gate
 ) -> None:
-    """Though a longer window beside it lets the next one look where the failed one wrote."""
+    """A longer window beside the next one makes it read columns that the failed one has written."""
     engine = calls.engine
     longer: dict[str, Any] = {"initial_prompt": "Ada. " * 100}
     gate.opened.set()

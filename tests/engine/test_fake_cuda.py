@@ -71,11 +71,11 @@ def new_tensor(like: Tensor, device: torch.device) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    monkeypatch.setattr(sdpa, "_has_flash", lambda device: True)
-    # What `send` copies has values, and memory can be pinned only where there is a GPU.
+    monkeypatch.setattr(sdpa, "has_flash", lambda device: True)
+    # `send` copies values, which do not exist here, and pins memory, which needs a GPU.
     for module in (transfer, batch):
         monkeypatch.setattr(module, "send", new_tensor)
-    # There are no values to read.
+    # Values cannot be read.
     monkeypatch.setattr(Tensor, "to_sparse", lambda alignment_heads: alignment_heads)
     monkeypatch.setattr(model_runner, "alignment_heads", lambda model, device: {})
     monkeypatch.setattr(

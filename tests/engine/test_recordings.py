@@ -14,7 +14,7 @@ from deployments.engine import Engine, Usage
 from tools.equality import LADDER, OPTIONS, compared
 from tools.official import official, official_model, waveform
 
-# Each recording with some of them, so that all is in the same batches.
+# Every recording, and every kind of option, so that all of them meet in the same batches.
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("jfk.flac", OPTIONS["beam 5"]),
     ("jfk.mp3", OPTIONS["greedy"]),
@@ -40,6 +40,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# Few and short cases, for the fast tier of tests.
+SHORT_CASES: list[tuple[str, dict[str, Any]]] = [
+    ("jfk.flac", OPTIONS["beam 5"]),
+    ("jfk.mp3", OPTIONS["greedy"]),
+    ("jfk-phone.wav", {"temperature": 0.0, "word_timestamps": True}),
+    ("silence.wav", {"temperature": 0.0, "beam_size": 3}),
+]
+
 EQUAL = ("equal", "equal, sampled windows too")
 
 
@@ -61,9 +69,10 @@ def transcribe(engine: Engine, name: str, options: dict[str, Any]) -> dict[str, 
     return engine.transcribe(waveform(name), **options)
 
 
-def test_recordings_in_mixed_batches_of_eight_give_what_whisper_gives(
-    engine: Engine,
+def assert_equal_to_official(
+    engine: Engine, model: str, cases: list[tuple[str, dict[str, Any]]]
 ) -> None:
+    """Transcribe the cases, eight at a time, and compare each with `whisper.transcribe`."""
     usages: list[Usage] = []
 
     def run(case: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -71,16 +80,29 @@ def test_recordings_in_mixed_batches_of_eight_give_what_whisper_gives(
         return engine.transcribe(waveform(name), on_usage=usages.append, **options)
 
     with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(run, CASES))
+        results = list(threads.map(run, cases))
     assert max(usage.occupancy for usage in usages) > 2
     assert MultiHeadAttention.use_sdpa is True
-    for (name, options), ours in zip(CASES, results, strict=True):
+    for (name, options), ours in zip(cases, results, strict=True):
         defaults = {"beam_size": None, "best_of": None}
-        expected = official("base", name, **defaults | options)
+        expected = official(model, name, **defaults | options)
         outcome = compared(ours, expected)["outcome"]
         assert outcome in EQUAL, (name, options, outcome)
 
 
+def test_short_recordings_in_a_batch_give_what_whisper_gives() -> None:
+    with Engine(official_model("tiny.en")) as engine:
+        assert_equal_to_official(engine, "tiny.en", SHORT_CASES)
+
+
+@pytest.mark.slow
+def test_recordings_in_mixed_batches_of_eight_give_what_whisper_gives(
+    engine: Engine,
+) -> None:
+    assert_equal_to_official(engine, "base", CASES)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [4, 7])
 def test_a_recording_alone_gives_what_it_gives_in_a_batch(
     engine: Engine, number: int
@@ -97,9 +119,11 @@ def test_a_recording_alone_gives_what_it_gives_in_a_batch(
     assert compared(together, alone)["outcome"] in EQUAL
 
 
-@pytest.mark.parametrize("model", ["base", "tiny.en"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("base", marks=pytest.mark.slow), "tiny.en"]
+)
 def test_the_assertions_of_upstreams_own_test_hold(model: str) -> None:
-    """tests/test_transcribe.py of openai-whisper."""
+    """Source: tests/test_transcribe.py of openai-whisper."""
     reference = official_model(model)
     with Engine(reference) as engine:
         result = engine.transcribe(

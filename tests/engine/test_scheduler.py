@@ -130,7 +130,7 @@ def test_a_long_spectrogram_does_not_stop_the_steps_of_others() -> None:
     long = Recording([], arrival=5, pieces=50)
     stage = Stage([decoding, long], slots=1).play()
     first = stage.events.index("piece of 1")
-    assert first == 1 + 5  # behind the other's own piece
+    assert first == 1 + 5  # after the other recording's piece
     assert stage.events[first : first + 100] == ["piece of 1", "step"] * 50
     stage.close()
 
@@ -188,7 +188,7 @@ def test_after_a_failure_of_many_fewer_go_on_together_until_it_has_been_calm() -
             if len(slots) > 2 and len(failed) < 3:
                 failed.append(len(tried))
                 raise MemoryError
-            time.sleep(0.001)  # the others arrive meanwhile
+            time.sleep(0.001)  # gives the other recordings time to arrive
             return step(slots)
 
         return wrapped
@@ -220,7 +220,7 @@ def test_a_transcription_that_gives_up_before_its_turn_leaves_the_queue() -> Non
 
 def test_a_wait_that_is_interrupted_gives_the_slot_back() -> None:
     window = Window((100_000,))
-    never = 1_000_000  # neither starts itself
+    never = 1_000_000  # so that the stage starts neither of them
     interrupted = Recording([window], arrival=never)
     next_one = Recording([Window((3,))], arrival=never)
     stage = Stage([interrupted, next_one], slots=1)

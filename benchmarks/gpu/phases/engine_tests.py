@@ -19,7 +19,7 @@ from benchmarks.gpu.windows import Windows
 
 # Two tests show that pytest runs.
 _TINY = ["tests/engine/model/test_layers.py", "-k", "layer_norm"]
-# Seconds for what comes after the tests.
+# Seconds that are left for the work after the tests.
 _RESERVE_S = 12
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 _NAME = re.compile(
@@ -39,7 +39,7 @@ def _tests(run: Run) -> None:
     command += _TINY if run.tiny else ["tests/engine", *_in_parallel()]
     log = run.out / "tests.txt"
     with log.open("w") as file:
-        # A session of its own, so that its workers can be ended with it.
+        # In a session of its own, the tests' workers can be ended together with it.
         process = subprocess.Popen(
             command, cwd=run.pack, stdout=file, stderr=file, start_new_session=True
         )
@@ -62,7 +62,7 @@ def outcomes(lines: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     counts: Counter[str] = Counter()
     failed: list[str] = []
     for line in lines:
-        # What follows the tests repeats their names.
+        # The summary after the tests repeats their names.
         if line.startswith("====") and counts:
             break
         found, name = _OUTCOME.search(line), _NAME.search(line)

@@ -52,7 +52,7 @@ def measure(run: Run) -> None:
 
 
 def base_options(run: Run) -> dict[str, Any]:
-    """One temperature, and a few tokens a window in a tiny run."""
+    """Options with one temperature, and with few tokens a window in a tiny run."""
     brief: dict[str, Any] = {"sample_len": 6} if run.tiny else {}
     return {"temperature": 0.0} | brief
 
@@ -66,7 +66,7 @@ def _engine(
     options: dict[str, Any],
     ours: dict[str, dict[str, Result]],
 ) -> None:
-    """Results are kept in `ours`, by case and recording."""
+    """Keep the results in `ours`, by case and recording."""
     count = at_once if run.tiny else at_once * _ROUNDS[at_once]
     asked = [spoken[number % len(spoken)] for number in range(count)]
     served = serve(engine, asked, at_once, **options)

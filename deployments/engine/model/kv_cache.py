@@ -60,15 +60,15 @@ def cross_attention(
     dtype: torch.dtype,
 ) -> CrossAttention:
     """The fastest implementation for this device, precision and size of a head."""
-    fits = (state // heads) % _PackedCrossAttention.BLOCK == 0
+    fits = (state // heads) % PackedCrossAttention.BLOCK == 0
     # Without AVX-512, oneDNN's layout depends on the number of queries. For any other number it
     # would lay keys and values out again in each call, which takes a hundred times as long.
     if onednn.serves(device, dtype) and onednn.has_avx512() and fits:
-        return _PackedCrossAttention(layers, slots, heads, context, state)
-    return _PlainCrossAttention(layers, slots, heads, context, state, device, dtype)
+        return PackedCrossAttention(layers, slots, heads, context, state)
+    return PlainCrossAttention(layers, slots, heads, context, state, device, dtype)
 
 
-class _PlainCrossAttention:
+class PlainCrossAttention:
     """Keys and values as they are, for PyTorch's attention."""
 
     def __init__(
@@ -107,7 +107,7 @@ class _PlainCrossAttention:
         return slots.gathered(((q * scale) @ (keys * scale).transpose(-1, -2)).float())
 
 
-class _PackedCrossAttention:
+class PackedCrossAttention:
     """Keys and values as prepacked weights: both products are linear layers, one per head.
 
     For the five queries of a beam search, a batched matrix product reads keys and values at a

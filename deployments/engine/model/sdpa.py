@@ -32,7 +32,7 @@ def attend(
     """
     if q.device.type == "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-    if mask is None and q.dtype != torch.float32 and _has_flash(q.device):
+    if mask is None and q.dtype != torch.float32 and has_flash(q.device):
         return torch.ops.aten._scaled_dot_product_flash_attention.default(
             q, k, v, 0.0, causal
         )[0]
@@ -44,7 +44,7 @@ def attend(
 
 
 @functools.cache
-def _has_flash(device: torch.device) -> bool:
+def has_flash(device: torch.device) -> bool:
     capability: tuple[int, int] = torch.get_device_module(device).get_device_capability(
         device
     )

@@ -47,7 +47,7 @@ class Model(Aligner, Protocol):
         ...
 
 
-def _private_copy(name: str, **replaced: Any) -> ModuleType:
+def private_copy(name: str, **replaced: Any) -> ModuleType:
     """A second instance of a module with other globals; the official instance is not touched."""
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.loader is not None
@@ -62,11 +62,11 @@ def _private_copy(name: str, **replaced: Any) -> ModuleType:
 
 # At import, `whisper.timing` and `whisper.transcribe` are loaded a second time, for the engine
 # alone.
-TIMING = _private_copy("whisper.timing", find_alignment=find_alignment)
+TIMING = private_copy("whisper.timing", find_alignment=find_alignment)
 # `transcribe` gets a `Mel` where it expects a waveform, and handles it like a tensor. So the
 # callers' threads compute and copy nothing: PyTorch starts no worker threads for them, which would
 # slow the engine's thread down, and only the engine's thread gives a GPU work.
-OFFICIAL = _private_copy(
+OFFICIAL = private_copy(
     "whisper.transcribe",
     add_word_timestamps=TIMING.add_word_timestamps,
     log_mel_spectrogram=lambda mel, n_mels, padding: mel,

@@ -43,7 +43,7 @@ def whispers(model: Whisper, jobs: list[Job]) -> list[DecodingResult]:
 
 
 def test_the_texts_to_decode_are_no_trifles(whispers: list[DecodingResult]) -> None:
-    """Else the comparisons below would say little."""
+    """If the texts were all alike or empty, the comparisons below would say little."""
     tokens = [token for result in whispers for token in result.tokens]
     assert len(set(tokens)) > 100
     assert sum(token > EOT for token in tokens) > 100
@@ -70,7 +70,7 @@ def test_a_text_may_fill_the_context(model: Whisper) -> None:
     }
     asked = [job(model, beam_size=2, **endless), case(model, "ten beams")]
     ours = BatchHarness(model, 1).decode(asked)
-    # Of 448 tokens 227 are given; the last one that is sampled is not read.
+    # The context holds 448 tokens, 227 of them given. The last sampled token is not read.
     assert len(ours[0].tokens) == 448 - 227 + 1
     assert_all_same(ours, [official(model, one) for one in asked])
 

@@ -78,12 +78,12 @@ def test_a_nan_met_late_does_not_reach_the_next_window_in_the_slot(
     for slot in range(3):
         slots.leave(slot)
         slots.batch.clear(slot)
-    # The windows differ in width: of the narrow ones, columns are read that they have not written.
+    # The windows differ in width, so columns are read that the narrow ones have not written.
     assert_all_same(slots.decode(jobs), whispers)
 
 
 class EveryOther:
-    """Of its calls the odd ones fail, before or after what they do."""
+    """A function whose odd calls fail, before or after their work."""
 
     def __init__(self, call: Callable[..., Any], when: str) -> None:
         self.call, self.when, self.calls = call, when, 0
@@ -124,7 +124,7 @@ def test_a_step_that_failed_can_be_taken_again(
 def test_nothing_that_may_fail_comes_after_the_reordering(
     monkeypatch: pytest.MonkeyPatch, model: Whisper, jobs: list[Job]
 ) -> None:
-    """Reordered twice, a second try of the step would go on from the wrong beams."""
+    """If beams were reordered twice, a second try of the step would continue the wrong beams."""
     slots = BatchHarness(model)
     slots.join(jobs)
     reorder = slots.decoder.reorder
@@ -147,7 +147,7 @@ def test_nothing_that_may_fail_comes_after_the_reordering(
     monkeypatch.setattr(slots.decoder, "reorder", watched)
     with Watch():
         slots.step()
-    # The last ones read which windows are done.
+    # `cpu` and `tolist` read which windows are done.
     assert set(names) == {"__setitem__", "cpu", "tolist"}
 
 

@@ -55,7 +55,7 @@ def samples(model: Whisper) -> list[Job]:
 
 @pytest.fixture(scope="module")
 def sampled(model: Whisper, samples: list[Job]) -> list[DecodingResult]:
-    """Each of them alone."""
+    """The result of each job when it is decoded alone."""
     with torch.inference_mode():
         return [BatchHarness(model).decode([one])[0] for one in samples]
 
@@ -96,7 +96,7 @@ def test_a_sample_has_the_score_that_whisper_gives_its_tokens(
 
 
 def official_score(model: Whisper, one: Job, tokens: list[int]) -> float:
-    """The sum of log-probabilities of these tokens, and of the end where there was room for it."""
+    """The sum of log-probabilities of these tokens, and of `eot` if there was room for it."""
     task = DecodingTask(model, one.options)
     text = [*task.initial_tokens, *tokens]
     if len(tokens) < task.sample_len:

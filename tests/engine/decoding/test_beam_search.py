@@ -23,7 +23,7 @@ from deployments.engine.decoding.beam_search import (
     select_rows,
 )
 
-PROMPT = 900  # no token of a table, so that it is never taken for one
+PROMPT = 900  # not a token of any table
 EOT = 3
 KINDS = ["plain", "ties", "early end", "end everywhere", "holes"]
 PENALTIES = [None, 0.0, 0.5, 1.0]
@@ -33,10 +33,10 @@ bounded = settings(derandomize=True, database=None)
 
 @dataclass(frozen=True)
 class Table:
-    """A language: what may follow depends on the step and on the token before.
+    """A random language: what may follow depends on the step and on the token before.
 
-    logits: shape (steps, vocabulary + 1, vocabulary); the last of the second dimension follows the
-        prompt
+    logits: shape (steps, vocabulary + 1, vocabulary); the last row of
+        the second dimension is for the token after the prompt
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Table:
         elif self.kind == "end everywhere":
             logits[..., EOT] = 9
         elif self.kind == "holes":
-            # One token is left everywhere: with none, there is no distribution.
+            # One token stays possible everywhere, since there must be a distribution.
             holes = torch.rand(shape, generator=random) < 0.8
             holes[..., self.seed % self.vocabulary] = False
             logits = logits.masked_fill(holes, -torch.inf)
@@ -81,12 +81,12 @@ def searches(draw: st.DrawFn) -> tuple[Table, int, float]:
     """A language, a number of beams, a patience."""
     beams = draw(st.integers(1, 10))
     patience = draw(st.sampled_from([0.5, 0.8, 1.0, 1.4, 2.0, 3.0]))
-    # Upstream refuses a search for no candidate.
+    # Upstream refuses a search that needs no candidate.
     return draw(tables()), beams, patience if round(beams * patience) else 1.0
 
 
 class Recorder(Inference):
-    """Where upstream would reorder its key/value cache."""
+    """Records how upstream would reorder its key/value cache."""
 
     def __init__(self) -> None:
         self.sources: list[int] = []
@@ -116,7 +116,7 @@ class Search:
 def official_candidates(
     decoder: BeamSearchDecoder | GreedyDecoder, tokens: Tensor, scores: Tensor
 ) -> list[tuple[list[int], float]]:
-    """As the end of `whisper.decoding.DecodingTask.run` has them."""
+    """The candidates, as the end of `whisper.decoding.DecodingTask.run` finds them."""
     (found,), (sums,) = decoder.finalize(tokens[None], scores[None])
     texts = [t[1 : (t == EOT).nonzero()[0, 0]].tolist() for t in found]
     return list(zip(texts, sums, strict=True))
@@ -139,7 +139,7 @@ def official_beam_search(language: Table, beams: int, patience: float) -> Search
 
 
 def whispers_best(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The order of ties, too, is upstream's."""
+    """The best tokens as upstream finds them, with its order of ties."""
     found = [row.topk(count) for row in logprobs]
     return torch.stack([f.values for f in found]), torch.stack(
         [f.indices for f in found]
@@ -147,14 +147,14 @@ def whispers_best(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def sorted_best(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first of them are the same whatever the count, also among ties."""
+    """The best tokens in an order that does not depend on the count, even among ties."""
     found = logprobs.sort(descending=True, stable=True)
     return found.values[:, :count], found.indices[:, :count]
 
 
 @dataclass
 class Window:
-    """A window of ours: its language and options, and what its steps have written down."""
+    """A window of ours: its language and options, and what its steps have recorded."""
 
     language: Table
     beams: int
@@ -198,7 +198,7 @@ class Window:
         return [found.sequence(last, beam) for beam in range(self.beams)]
 
     def candidates(self, count: int) -> tuple[Tensor, Tensor]:
-        """Of each beam: log-probabilities and tokens, shape (beams, count)."""
+        """Log-probabilities and tokens of each beam, shape (beams, count)."""
         logits = self.language.after(len(self.written), self.sequences())
         return self.find(logits.log_softmax(-1), count)
 
@@ -212,7 +212,7 @@ class Window:
 
 
 def our_step(windows: Sequence[Window]) -> list[Step]:
-    """One step of all of them in one call, each padded to the widest."""
+    """One step of all windows in one call, each padded to the widest."""
     width = max(window.beams for window in windows)
     shape = (len(windows), width, width + 1)
     scores = torch.full(shape[:2], -torch.inf)
@@ -233,7 +233,7 @@ def our_step(windows: Sequence[Window]) -> list[Step]:
 
 
 def our_beam_searches(windows: Sequence[Window]) -> list[Search]:
-    """Of windows that decode together until each is over."""
+    """The searches of windows that decode together until each is over."""
     steps: list[list[Step]] = [[] for _ in windows]
     while going := [i for i, window in enumerate(windows) if not window.over]:
         for i, step in zip(going, our_step([windows[i] for i in going]), strict=True):
@@ -248,7 +248,7 @@ def assert_same_search(ours: Search, official: Search) -> None:
     assert len(ours.steps) == len(official.steps)
     for step, expected in zip(ours.steps, official.steps, strict=True):
         if step is ours.steps[0]:
-            # The beams are still equal: which of them is called the parent is no matter.
+            # The beams are still equal, so any of them may be called the parent.
             expected = replace(expected, parents=step.parents)
         assert step == expected
     assert ours.candidates == official.candidates
@@ -292,7 +292,7 @@ def test_the_ranker_takes_the_candidate_that_it_takes_of_whispers(
 
 
 def chosen(search: Search, penalty: float | None) -> tuple[list[int], float] | None:
-    """None where the ranker divides by the length of an empty text."""
+    """The best candidate; None if the ranker divides by the length of an empty text."""
     lengths = [torch.empty(len(tokens)) for tokens, _ in search.candidates]
     sums = [score for _, score in search.candidates]
     try:
@@ -338,9 +338,9 @@ def test_rows_that_do_not_compete_are_whispers_greedy_decoder(
     ended = torch.zeros(1, rows, dtype=torch.bool)
     torch.manual_seed(rows)
     for step in range(language.steps):
-        # After its end, upstream's row goes on reading and ignores what it reads.
+        # Upstream's row goes on reading after its end, and ignores what it reads.
         logits = language.after(step, tokens[:, 1:].tolist())
-        # Upstream adds nothing to the score of an ended row, unless that is nothing times infinity.
+        # Upstream adds 0 * logprob to the score of an ended row: NaN if logprob is infinite.
         logits[ended[0]] = 0.0
         logprobs = logits.log_softmax(-1)
         drawn = logits.argmax(-1)

@@ -41,7 +41,7 @@ def assert_as_official(
     assert torch.equal(values.isnan(), expected.isnan())
     assert torch.equal(values == -torch.inf, expected == -torch.inf)
 
-    # The normalizer is a logit's size, and as precise.
+    # The normalizer is about as large as a logit, and as precise.
     size = logits.masked_fill(logits.isinf(), 0).abs().amax(-1, keepdim=True)
     tolerance = TOLERANCE * (size / 64).clamp(min=1)
     finite = expected.isfinite()
@@ -84,7 +84,7 @@ def test_thousands_of_rows_have_the_candidates_of_whispers_filters(
 def test_of_equally_probable_tokens_the_first_come_first_however_many_are_asked_for(
     language: Language,
 ) -> None:
-    # In half precision they are frequent, and `argmax` of the greedy decoder takes the first. How
+    # Ties are frequent in half precision, and `argmax` of the greedy decoder takes the first. How
     # many are asked for depends on who else is in the batch.
     cases = Cases(language, seed=2)
     rows = [cases.row(first=False) for _ in range(16)]
@@ -99,7 +99,7 @@ def test_of_equally_probable_tokens_the_first_come_first_however_many_are_asked_
 
 
 def flat(language: Language, rows: int = 1) -> Tensor:
-    """Words are improbable and timestamps more so."""
+    """Logits that make words improbable, and timestamps even more so."""
     logits = torch.zeros(rows, language.size, device=devices.chosen())
     logits[:, language.begin :] = -30.0
     return logits
@@ -216,7 +216,7 @@ def test_a_row_in_which_nothing_is_possible_gives_nan_and_the_others_do_not(
 ) -> None:
     rows = [Row([] if first else [language.begin])] * 3
     logits = Cases(language, seed=6).plain(3)
-    # Only what the rules forbid is left of the middle row.
+    # In the middle row, only tokens that the filters forbid are possible.
     possible = torch.zeros_like(logits[1], dtype=torch.bool)
     possible[language.begin + SECOND + 1 :] = True
     logits[1] = logits[1].masked_fill(~possible, -torch.inf)

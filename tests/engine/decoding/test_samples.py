@@ -1,4 +1,4 @@
-"""The draws of `rules` against Whisper's own logit filters, followed by `Categorical`."""
+"""Sampling against Whisper's own logit filters, followed by `Categorical`."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 def sampled(
     chances: Distribution, row: int, temperature: float, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The tokens of one row for each of these draws."""
+    """The token of one row for each of these draws."""
     rows = chances.rows(on_device([row] * len(uniform)))
     return rows.sample(on_device([temperature] * len(uniform)), uniform)
 
@@ -38,7 +38,7 @@ def test_tokens_are_drawn_as_often_as_whispers_categorical_says(
     logits = cases.plain(12)
     filtered = officially_filtered(SMALL, rows, logits)
     probabilities = Categorical(logits=filtered / temperature).probs
-    # Even draws leave no room for chance: an interval holds its share of them, give or take one.
+    # Draws at even distances are not random: an interval holds its share of them, within one.
     draws = 1000
     uniform = (on_device(range(draws), torch.float64) + 0.5) / draws
     chances = ours(SMALL, rows, logits)

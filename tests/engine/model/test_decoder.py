@@ -105,7 +105,7 @@ def rows(
     prompts: list[list[int]],
     step: int,
 ) -> Rows:
-    """The rows of step `step` of windows that have been in step since their prompts."""
+    """The rows of step `step` of windows that have joined together."""
     facts = ModelFacts.of(model, model.device)
     plans = [
         plan_for(facts, DecodingOptions(language="en", beam_size=width))
@@ -189,7 +189,7 @@ def test_what_heads_attend_to_is_what_whispers_attend_to(model: Whisper) -> None
 
 
 def official_scores(model: Whisper, text: list[int], features: Tensor) -> list[Tensor]:
-    """Of each layer, shape (1, heads, tokens, audio context).
+    """The scores of each layer, shape (1, heads, tokens, audio context).
 
     See `whisper.timing.find_alignment`.
     """
@@ -200,7 +200,7 @@ def official_scores(model: Whisper, text: list[int], features: Tensor) -> list[T
         )
         for block in devices.official(model).decoder.blocks
     ]
-    # Upstream's fused attention has no scores to show.
+    # Upstream's fused attention does not return its scores.
     with disable_sdpa():
         whispers_logits(model, on_device([text]), features)
     for hook in hooks:
@@ -223,7 +223,7 @@ def test_a_nan_of_one_window_does_not_reach_the_next_one_in_the_slot(
     decoder.write_cross_kv(2, features[0])
     short = [text(3)]
     decoder.prefill([2], short)
-    # As many columns as the window before had, as if another one of that size were there.
+    # As many columns are read as the failed window had, as if a window of that size were there.
     now = rows(model, [2], [1], short, 0)
     now = Rows(now.layout, now.position, now.column, columns=45)
     logits = decoder.step(on_device([9]), now)

@@ -29,7 +29,7 @@ def test_features_are_whispers(
 ) -> None:
     if not packed:
         monkeypatch.setattr(onednn, "AVAILABLE", False)
-    # The decoder plays no part, but for the size of what it hears.
+    # The decoder plays no part, but its state must have the size of the encoder's.
     state = {"n_text_state": dimensions.get("n_audio_state", 32), "n_text_layer": 1}
     model = lively_whisper(**dimensions, **state)
     mel = torch.stack([noise_mel(model, seed) for seed in range(3)])

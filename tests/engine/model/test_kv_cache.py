@@ -7,8 +7,8 @@ from deployments.engine.model import onednn
 from deployments.engine.model.kv_cache import (
     CrossAttention,
     SelfAttention,
-    _PackedCrossAttention,
-    _PlainCrossAttention,
+    PackedCrossAttention,
+    PlainCrossAttention,
     cross_attention,
 )
 from deployments.engine.model.slot_index import SlotIndex
@@ -25,15 +25,15 @@ needs_packing = pytest.mark.skipif(
 
 def both(heads: int, context: int) -> list[CrossAttention]:
     return [
-        _PackedCrossAttention(LAYERS, SLOTS, heads, context, STATE),
-        _PlainCrossAttention(LAYERS, SLOTS, heads, context, STATE, CPU, torch.float32),
+        PackedCrossAttention(LAYERS, SLOTS, heads, context, STATE),
+        PlainCrossAttention(LAYERS, SLOTS, heads, context, STATE, CPU, torch.float32),
     ]
 
 
-def heard(
+def filled(
     implementations: list[CrossAttention], context: int
 ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """Random keys and values in every slot of every layer; also where they count for nothing."""
+    """Write random keys and values to every slot of every layer, also after the audio context."""
     random = torch.Generator().manual_seed(context)
     rows = max(implementation.rows for implementation in implementations)
     written = {}
@@ -58,7 +58,7 @@ def test_both_cross_attentions_are_torchs(
     positions: int, heads: int, context: int
 ) -> None:
     implementations = both(heads, context)
-    written = heard(implementations, context)
+    written = filled(implementations, context)
     for numbers in ([0], [2], [0, 1], [3, 0, 2]):
         slots = SlotIndex.on(CPU, numbers)
         queries = torch.randn(len(numbers), positions, STATE)
@@ -85,7 +85,7 @@ def test_both_cross_attentions_are_torchs(
 @needs_packing
 def test_a_slot_hears_the_audio_that_was_written_last() -> None:
     for implementation in both(2, 100):
-        heard([implementation], 100)
+        filled([implementation], 100)
         queries = torch.randn(1, 5, STATE)
         others = implementation.attend(0, queries, SlotIndex.on(CPU, [2]))
         nan = torch.full((2, implementation.rows, STATE), torch.nan)
@@ -93,8 +93,8 @@ def test_a_slot_hears_the_audio_that_was_written_last() -> None:
         assert implementation.attend(0, queries, SlotIndex.on(CPU, [1])).isnan().all()
         keys, values = torch.randn(2, implementation.rows, STATE)
         implementation.write(0, 1, keys, values)
-        heard_now = queries, keys[None, :100], values[None, :100]
-        q, k, v = (split(x, 2) for x in heard_now)
+        now = queries, keys[None, :100], values[None, :100]
+        q, k, v = (split(x, 2) for x in now)
         expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         given = implementation.attend(0, queries, SlotIndex.on(CPU, [1]))
         torch.testing.assert_close(given, expected, rtol=0, atol=TOLERANCE)
@@ -120,7 +120,7 @@ def test_what_cannot_be_packed_is_left_plain(
     made = cross_attention(
         layers=1, slots=1, heads=heads, context=20, state=STATE, device=CPU, dtype=dtype
     )
-    kind = _PackedCrossAttention if packed and avx512 else _PlainCrossAttention
+    kind = PackedCrossAttention if packed and avx512 else PlainCrossAttention
     assert isinstance(made, kind)
 
 

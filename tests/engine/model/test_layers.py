@@ -88,7 +88,7 @@ def test_a_linear_layer_in_half_precision_is_torchs() -> None:
 
 @torch.no_grad()
 def test_a_linear_layer_reads_inputs_that_overlap_in_memory(packing: str) -> None:
-    # As the encoder's convolutions have them.
+    # The encoder's convolutions have such inputs.
     module = nn.Linear(48, 96).to(devices.chosen())
     ours = linear(module.weight, module.bias, torch.float32, 40)
     x = random(2, 50, 16).as_strided((2, 24, 48), (800, 32, 1))

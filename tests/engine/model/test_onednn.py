@@ -22,13 +22,13 @@ NAMES = sorted({name.split(".")[0] for name in onednn.OPERATORS})
 
 @pytest.fixture
 def reloaded() -> Iterator[None]:
-    """The module is as before after the test."""
+    """Load the module again after the test, with all operators."""
     yield
     importlib.reload(onednn)
 
 
 class Without:
-    """The operators of oneDNN but for one."""
+    """The operators of oneDNN without one of them."""
 
     def __init__(self, missing: str) -> None:
         self._missing = missing

@@ -55,7 +55,7 @@ def log_mel_spectrogram(
 
 def assert_same(ours: Tensor, expected: Tensor) -> None:
     if devices.chosen().type == "cuda":
-        # Its transforms round otherwise.
+        # A GPU's transforms round differently.
         torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
     else:
         assert torch.equal(ours, expected)
@@ -64,7 +64,7 @@ def assert_same(ours: Tensor, expected: Tensor) -> None:
 def assert_equal_to_whispers(
     audio: np.ndarray, n_mels: int = 80, padding: int = N_SAMPLES
 ) -> None:
-    """For the int16 samples and for the same as float32."""
+    """Compare the spectrograms of int16 samples, and of the same samples as float32."""
     expected = official.log_mel_spectrogram(as_float(audio), n_mels, padding)
     for samples in (audio, as_float(audio)):
         assert_same(log_mel_spectrogram(samples, n_mels, padding), expected)
@@ -100,7 +100,7 @@ def test_the_size_of_a_piece_makes_no_difference(
 def test_even_pieces_of_a_few_frames_agree(
     monkeypatch: pytest.MonkeyPatch, piece_frames: int
 ) -> None:
-    # Not to the last bit: a product with so few columns is summed in another order.
+    # Not equal to the last bit: products with so few columns are summed in another order.
     monkeypatch.setattr(log_mel, "PIECE_FRAMES", piece_frames)
     audio = noise(5000)
     expected = official.log_mel_spectrogram(as_float(audio), 80, 400)
@@ -213,7 +213,7 @@ def test_spectrograms_stay_on_the_device_as_long_as_they_fit() -> None:
 
 
 def values_and_return(generator: Generator[None, None, Spectrogram]) -> list[object]:
-    """All that it yields, and what it returns."""
+    """All values that a generator yields, and the one that it returns."""
     values: list[object] = []
     while True:
         try:

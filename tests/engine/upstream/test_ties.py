@@ -130,7 +130,7 @@ def test_local_variables_that_are_read_exist() -> None:
 
 def test_a_replaced_name_that_does_not_exist_fails_at_import() -> None:
     with pytest.raises(ImportError, match="has no no_such_function"):
-        transcribe._private_copy("whisper.timing", no_such_function=None)
+        transcribe.private_copy("whisper.timing", no_such_function=None)
 
 
 LAYER = ("attn", "attn_ln", "mlp", "mlp_ln", "cross_attn", "cross_attn_ln")

@@ -138,7 +138,7 @@ def _whispers(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A text for a window. frames: of the window's spectrogram that are no padding."""
+    """A text for a window. frames: how many frames of its spectrogram are no padding"""
 
     seed: int
     text: list[int]

@@ -30,9 +30,9 @@ SIMPLE: dict[str, Any] = {"language": "en", "temperature": 0.0, "fp16": False}
 
 
 class ScriptedSession:
-    """A session in which `windows` are heard, one after the other.
+    """A model that decodes `windows`, one after the other.
 
-    log: what was asked of it, and what the callbacks were given, by name and in order
+    log: names of the methods and callbacks that were called, in order
     """
 
     def __init__(self, windows: Sequence[DecodingResult]) -> None:
@@ -49,7 +49,7 @@ class ScriptedSession:
         self._to_hear = iter(windows)
 
     def log_mel(self, audio: np.ndarray) -> Mel:
-        """Frames that are told apart by their number."""
+        """A spectrogram whose frames have different values."""
         frames = (len(audio) + N_SAMPLES) // HOP_LENGTH
         return numbered_frames(frames)
 
@@ -113,7 +113,7 @@ def numbered_frames(frames: int) -> Mel:
 def run(
     windows: Sequence[DecodingResult], seconds: float = 65, **options: Any
 ) -> tuple[dict[str, Any], ScriptedSession]:
-    """Transcribe a recording in which `windows` are heard."""
+    """Transcribe a recording in which `windows` are decoded."""
     session = ScriptedSession(windows)
     result = session.transcribe(
         recording(seconds),
@@ -262,7 +262,7 @@ def test_an_error_of_the_session_reaches_the_caller() -> None:
 def test_a_clip_that_ends_after_the_recording_ends_with_it(
     samples: int, clips: str | list[float]
 ) -> None:
-    # Upstream decodes what lies behind the end again and again: a fourth window is one too many.
+    # Upstream would decode the silence after the end again and again. A fourth window would fail.
     windows = [window((0, 0.1))] * 3
     result, session = run(windows, samples / 16_000, clip_timestamps=clips)
     assert session.progress[-1] == (samples / 16_000, samples / 16_000)

@@ -21,7 +21,7 @@ from tests.support.engine.tiny_whisper import as_float, recording
 
 BRIEF: dict[str, Any] = {"language": "en", "temperature": 0.0, "sample_len": 4}
 PATIENCE_S = 60
-QUIET = np.zeros(16_000, dtype=np.int16)  # `is_quiet` tells its window from the others
+QUIET = np.zeros(16_000, dtype=np.int16)  # see `is_quiet`
 
 Result = dict[str, Any]
 
@@ -154,7 +154,7 @@ def official(model: Whisper, audio: np.ndarray, **options: Any) -> Result:
 
 
 def assert_same(ours: Result, expected: Result) -> None:
-    """Equal, up to rounding of probabilities."""
+    """Compare two results: all is equal, but probabilities may be rounded differently."""
     assert (ours["text"], ours["language"]) == (expected["text"], expected["language"])
     assert_same_segments(ours["segments"], expected["segments"])
 

@@ -14,7 +14,7 @@ _twins: weakref.WeakKeyDictionary[Whisper, Whisper] = weakref.WeakKeyDictionary(
 
 
 def choose(name: str) -> None:
-    """Raises pytest.UsageError where there is no such device."""
+    """Raises pytest.UsageError if there is no such device."""
     global _chosen
     if name == "emulated":
         from tests.support.engine import emulated_gpu

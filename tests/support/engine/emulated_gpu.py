@@ -215,7 +215,7 @@ def _report(name: str, launches: bool, waits: bool) -> None:
 
 _COPIES = {"aten::copy_", "aten::_to_copy", "aten::_copy_from"}
 _MAY_MIX = {"aten::_has_compatible_shallow_copy_type"}
-# The results of these are no tensors.
+# These do not return tensors.
 _ANSWERS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
 # The size of their results depends on values on the device.
 _UNFORESEEABLE = {
@@ -272,7 +272,7 @@ def _memory_efficient(
     causal: bool = False,
 ) -> tuple[Tensor, ...]:
     if bias is not None:
-        # The kernel on a GPU demands this.
+        # The kernel of a GPU demands this.
         assert bias.shape == (*q.shape[:3], k.shape[2])
         assert bias.dtype == q.dtype
         assert bias.stride(-1) == 1

@@ -20,7 +20,7 @@ from deployments.engine.decoding.logit_filters import (
 from tests.support.engine import devices
 
 PROMPT = [7]  # any token: the filters look at sampled tokens only
-SECOND = 50  # timestamps
+SECOND = 50  # timestamps in a second
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Language:
 MULTILINGUAL = Language(get_tokenizer(True, num_languages=99), 51865)
 ENGLISH = Language(get_tokenizer(False), 51864)
 LARGE_V3 = Language(get_tokenizer(True, num_languages=100), 51866)
-# Thousands of rows cost little here. Its text is two blocks of maxima and a bit.
+# So small that thousands of rows cost little. The text is two blocks of maxima and a part.
 SMALL = Language(
     SimpleNamespace(
         eot=300, no_timestamps=311, timestamp_begin=312, encode=lambda _: [220]
@@ -173,7 +173,7 @@ class Cases:
         return [start + self.below(language.size - start) for start in starts]
 
     def plain(self, rows: int) -> Tensor:
-        """Timestamps are above the text in some rows, below in others."""
+        """Logits with timestamps above the text in some rows, and below in others."""
         language = self.language
         logits = torch.randn(rows, language.size, generator=self.random) * 4
         shift = torch.rand(rows, 1, generator=self.random) * 20 - 15
@@ -187,7 +187,7 @@ class Cases:
         return logits.to(devices.chosen())
 
     def sparse(self, rows: int) -> Tensor:
-        """Nearly all -inf, but for one word."""
+        """Logits that are nearly all -inf, but for one word."""
         logits = self.plain(rows)
         kept = torch.rand(logits.shape, generator=self.random) < 0.02
         kept[:, self.below(200)] = True

@@ -139,7 +139,7 @@ class Run:
 
 @dataclass(frozen=True)
 class NumberedWindow:
-    """What stands for a window's spectrogram: its own number and its recording's."""
+    """Stands for a window's spectrogram: the numbers of the window and of its recording."""
 
     recording: int
     number: int
@@ -155,7 +155,7 @@ class Attempt:
     run: Run
     window: Window
     number: int
-    done: int = 0  # steps
+    done: int = 0  # how many steps it has taken
 
     @property
     def is_over(self) -> bool:
@@ -311,7 +311,7 @@ class Stage:
         self._steps = 0
 
     def waiting_runs(self) -> list[Run]:
-        """Those that wait for something."""
+        """Runs that wait for the scheduler."""
         waiting = {task.transcription for task in self.queues.pending}
         return [run for run in self.runs if run.transcription in waiting]
 
@@ -329,7 +329,7 @@ class Stage:
         """Run until every recording has come to an end."""
         self._start(lambda run: run.recording.arrival == 0)
         for run in sorted(self.runs, key=lambda run: run.recording.arrival):
-            # If nothing is left that takes steps, the next one comes at once.
+            # If no window takes steps any more, the next recording comes at once.
             self._start(lambda coming, run=run: coming is run)  # type: ignore[misc]
             run.thread.join(PATIENCE_S)
             assert not run.thread.is_alive()

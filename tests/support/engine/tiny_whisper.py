@@ -29,7 +29,7 @@ _A_WORD = 2425
 def tiny_whisper() -> Whisper:
     torch.manual_seed(1)
     model = Whisper(replace(DIMENSIONS)).eval()
-    # Upstream leaves it to the checkpoint, uninitialised.
+    # Upstream leaves this parameter uninitialised for the checkpoint to fill.
     torch.nn.init.normal_(model.decoder.positional_embedding)
     return devices.placed(model)
 
@@ -60,7 +60,7 @@ def sounds(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def as_float(audio: np.ndarray) -> np.ndarray:
-    """As `whisper.load_audio` does."""
+    """int16 to float32, as `whisper.load_audio` does it."""
     return audio.astype(np.float32) / 32768.0
 
 

@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def case(model: Whisper, name: str, **options: Any) -> Job:
-    """Each has its own audio."""
+    """A job with these options, and with audio of its own."""
     return job(model, list(OPTIONS).index(name), **OPTIONS[name] | options)
 
 
