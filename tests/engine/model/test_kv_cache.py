@@ -6,9 +6,9 @@ from torch import Tensor
 from deployments.engine.model import onednn
 from deployments.engine.model.kv_cache import (
     CrossAttention,
-    SelfAttention,
     PackedCrossAttention,
     PlainCrossAttention,
+    SelfAttention,
     cross_attention,
 )
 from deployments.engine.model.slot_index import SlotIndex
