@@ -24,7 +24,7 @@ from tools.official import official
 
 NOBODY_LISTENS = "http://127.0.0.1:9"
 # Serve looks back over a period of its own before it stops the last replica.
-SCALE_DOWN_S = 180
+SCALE_DOWN_S = 600
 # The replica is killed as soon as both requests have their slots, long before this much work is
 # done.
 REPEATS = 6
