@@ -1,11 +1,10 @@
-"""Where RunPod looks for a worker's handler; it lives in `deployments/runpod/worker.py`."""
+"""Where RunPod looks for a worker's handler: it starts the worker of `deployments/runpod/`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from deployments.runpod.worker import main
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from deployments.runpod.worker import main
+
     sys.exit(main())

@@ -1,10 +1,11 @@
-"""From the start of a process to its first result: the RunPod worker beside a plain script with official Whisper.
+"""From the start of a process to its first result: the RunPod worker beside a plain script.
 
     python -m benchmarks.cold_start [--rounds N] [--model NAME] [--recording FILE] [--json FILE]
 
-In each round both start once, in turn, on the CPU: the script imports whisper, loads the model and transcribes; the
-worker finds one job waiting at a stand-in of RunPod's job API and posts its result there. Everything has been read
-before, so files come from the page cache. The table of medians goes to stdout, progress to stderr.
+In each round both start once, in turn, on the CPU. The script imports whisper, loads the model and
+transcribes. The worker finds one job waiting at a stand-in of RunPod's job API and posts its result
+there. Everything has been read before, so files come from the page cache. The table of medians goes
+to stdout, progress to stderr.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def plain(checkpoint: Path, recording: Path) -> tuple[Stages, str]:
         [*command, str(checkpoint), str(recording)], stdout=subprocess.PIPE
     )
     assert process.stdout is not None
-    # Its end is not waited for.
+    # The clock stops at the answer, not at the end of the process.
     answer = json.loads(process.stdout.readline())
     total = time.monotonic() - started
     process.wait(_TIMEOUT_S)
@@ -47,7 +48,7 @@ def plain(checkpoint: Path, recording: Path) -> tuple[Stages, str]:
 
 
 def worker(model: str, recording: Path) -> tuple[Stages, str]:
-    """Seconds of each stage of the worker's start, `total` among them, and the text of its first job."""
+    """Seconds of each stage of the worker's start, `total` among them, and its first job's text."""
     with (
         tempfile.NamedTemporaryFile("r") as log,
         JobApi() as api,
@@ -57,7 +58,7 @@ def worker(model: str, recording: Path) -> tuple[Stages, str]:
         environment = {"WHISPER_MODEL": model}
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.runpod.worker"],
+            [sys.executable, "-m", "deployments.runpod"],
             env=os.environ | weights_environment() | environment | api.environment(),
             stdout=subprocess.DEVNULL,
             stderr=open(log.name, "w"),  # noqa: SIM115 - the worker's
@@ -82,7 +83,7 @@ def worker(model: str, recording: Path) -> tuple[Stages, str]:
 
 
 def _stages_of(log: str, event: str) -> Stages:
-    """What the log's line of this event tells, in seconds."""
+    """The stages in the log's line of this event, in seconds."""
     [line] = [line for line in log.splitlines() if f"event={event}" in line]
     known = r"settings|ray|imports|serve|models|first_answer|verify|import|read|prepare|warm_up"
     return {name: float(s) for name, s in re.findall(rf"\b({known})=([\d.]+)", line)}

@@ -1,9 +1,9 @@
-"""One long recording through a RunPod worker: its progress as it is posted, and the size of its result.
+"""One long recording through a RunPod worker: progress as it is posted, and the size of the result.
 
     python -m benchmarks.long_job [RECORDING ... | --manifest PATH] [--hours H] [--model NAME]
 
-The recordings are joined, again and again, to one WAV file; words and tokens are on. The job API is a stand-in. Prints
-one line a post to stdout.
+The recordings are joined, again and again, to one WAV file; words and tokens are on. The job API is
+a stand-in. One line for each post goes to stdout.
 """
 
 import argparse

@@ -1,11 +1,13 @@
-"""Many jobs given to one RunPod worker at once, beside the same jobs one by one and official Whisper.
+"""Many concurrent jobs in one RunPod worker, beside the same jobs one by one and official Whisper.
 
-    python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME] [--name-languages]
+    python -m benchmarks.runpod_jobs [RECORDING ... | --manifest PATH] [--jobs N] [--model NAME]
+                                     [--name-languages]
 
-Real speech of 3 to 30 s, with the contract's defaults: the language detected (unless every job is to name its own, as
-official has detected it before), beam 5, the fallback ladder. Official is `whisper.transcribe` in a process that has
-loaded the model; the worker is ready before it is timed, takes its jobs from a stand-in of RunPod's job API and fetches
-the recordings over loopback HTTP. In each round all three do all recordings once. The table of medians goes to stdout,
+Real speech of 3 to 30 s, with the contract's defaults: the language detected, beam 5, the fallback
+ladder. With --name-languages every job names the language that official has detected before.
+Official is `whisper.transcribe` in a process that has loaded the model. The worker is ready before
+it is timed, takes its jobs from a stand-in of RunPod's job API and fetches the recordings over
+loopback HTTP. In each round all three do all recordings once. The table of medians goes to stdout,
 progress to stderr.
 """
 
@@ -75,7 +77,8 @@ def main() -> None:
     official, one, many = systems
     medians = {name: statistics.median(times[name]) for name in systems}
     print(
-        f"{arguments.model}, {len(jobs)} recordings of {SHORTEST_S:g} to {LONGEST_S:g} s, {seconds:.0f} s of audio,"
+        f"{arguments.model}, {len(jobs)} recordings of {SHORTEST_S:g} to {LONGEST_S:g} s,"
+        f" {seconds:.0f} s of audio,"
         f" languages {'named' if named else 'detected'}, {len(os.sched_getaffinity(0))} cores"
         f" ({platform.machine()}), medians of {arguments.rounds}\n"
     )

@@ -135,13 +135,6 @@ class AppArgs(_Args):
             f"Invalid model: '{short(name)}'. Valid models: {', '.join(self.valid_names())}"
         )
 
-    def find_model(self, name: str) -> ModelArgs | None:
-        """The name that router/ and runpod/ used before."""
-        try:
-            return self.model(name)
-        except InvalidRequestError:
-            return None
-
     def aliases(self, model: ModelArgs) -> list[str]:
         """Other names that a request may use for a served model."""
         return [alias for alias, name in catalog.ALIASES.items() if name == model.name]

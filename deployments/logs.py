@@ -40,10 +40,6 @@ def error_location(error: BaseException) -> str:
     return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
-# The name that router/, replica/ and runpod/ used before.
-place_of = error_location
-
-
 class Stages:
     """How long each part of a start took, in seconds; as text `imports=2.10 weights=0.21`.
 

@@ -173,13 +173,14 @@ HEAVY = {"torch", "whisper", "numba"}
         (
             (
                 "from deployments.runpod import environment, worker\n"
-                "environment.prepare()\n"
-                "worker._import_the_rest()"
+                "environment.configure_environment()\n"
+                "worker.import_application()\n"
+                "worker.import_serving()"
             ),
             HEAVY,
         ),
         # The health port is up before any of them is imported.
-        ("import deployments.runpod.worker", HEAVY | {"ray", "runpod", "pydantic"}),
+        ("import deployments.runpod.worker", HEAVY | {"ray", "runpod"}),
     ],
     ids=["application", "worker", "health port"],
 )

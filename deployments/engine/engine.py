@@ -53,10 +53,10 @@ class EngineStats:
 class Engine:
     """Transcribes waveforms with one model. Any number of threads may call.
 
-    model: the engine keeps the weights in a layout of its own, and shares the others with the
-        model. The model may be dropped, but must not change.
+    model: its weights are copied to the layout and precision of the engine; those that need no
+        change are shared. The model may be dropped, but it must not be changed.
     max_windows: the most windows that are decoded together; the others wait in order of arrival.
-        None: as many as the memory holds, at most 8 on a CPU and 32 on a GPU
+        None: as many as fit into the memory, at most 8 on a CPU and 32 on a GPU
     memory_bytes: memory of a GPU for weights and slots. None: what is free
     device: where to run. None: where the model is. For a GPU, a model on the CPU saves memory:
         the GPU then holds nothing but the engine's own copy of the weights.
@@ -104,8 +104,9 @@ class Engine:
         # than cores slow the engine's thread down (benchmarks/results/engine_profile.md). So the
         # weights are prepared in a thread that ends, and its pool ends with it.
         with ThreadPoolExecutor(1) as thread:
-            made = thread.submit(ModelRunner.of, model, device, dtype, slots=slots)
-            runner = made.result()
+            runner = thread.submit(
+                ModelRunner.of, model, device, dtype, slots=slots
+            ).result()
         self.facts = runner.facts
         self.scheduler = Scheduler(
             runner,
@@ -130,9 +131,9 @@ class Engine:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """How many tokens of an `initial_prompt` Whisper uses: the last 223.
+        """How many tokens of an `initial_prompt` Whisper uses, the last ones: 223.
 
-        It drops those before.
+        Whisper ignores the tokens before them.
         """
         return self.facts.max_prompt_tokens
 

@@ -34,7 +34,7 @@ from deployments.contract.options import (
     TranscriptionOptions,
     check_fits_model,
 )
-from deployments.logs import Stages, log_through_serve, place_of
+from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
 from deployments.replica.warnings import warnings_of
@@ -201,7 +201,7 @@ class WhisperModel:
             return None, f"out of memory ({self._device})"
         except Exception as error:  # noqa: BLE001 - callers wait for a reason
             self._note_gpu_failure(error)
-            logger.error("model=%s at=%s", name, place_of(error))
+            logger.error("model=%s at=%s", name, error_location(error))
             return None, f"loading failed ({type(error).__name__})"
         return engine, ""
 
@@ -282,7 +282,7 @@ class WhisperModel:
             "model=%s event=transcription_failed error=%s at=%s",
             self._model.name,
             type(error).__name__,
-            place_of(error),
+            error_location(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
 

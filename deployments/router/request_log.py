@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deployments.contract.errors import WhisperServeError
-from deployments.logs import place_of
+from deployments.logs import error_location
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def logged_request(request_id: str | None) -> Iterator[RequestLog]:
         raise
     except Exception as error:  # noqa: BLE001 - the error's text is not for the caller
         status, level = 500, logging.ERROR
-        reason = f"{type(error).__name__}@{place_of(error)}"
+        reason = f"{type(error).__name__}@{error_location(error)}"
         raise WhisperServeError("Internal error; the log names it") from None
     finally:
         logger.log(

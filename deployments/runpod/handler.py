@@ -1,64 +1,59 @@
-"""From a RunPod job to the Serve handle and back: the contract's third door.
+"""From a RunPod job to the Router and back: the contract's third door.
 
-The handler returns the contract's result, or `{"error": "<short text>"}`; it never raises, because the SDK
-would post the traceback.
+A job's result is the contract's answer, or `{"error": "<short text>"}`. The handler never raises,
+because RunPod's SDK would post the traceback.
 """
 
 import asyncio
-import json
 import logging
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from aiohttp import ClientError, ClientSession
-from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
-from runpod.http_client import AsyncClientSession
-from runpod.serverless.modules import rp_http
-from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from deployments.config import AppArgs
+from deployments.contract.answer import Answer, Event, Result
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import unwrapped
-from deployments.logs import place_of
-from deployments.runpod.job_api import Refused, pause_after, post, reason_of
+from deployments.logs import error_location
+from deployments.router.retry import ActorDiedError, ray_errors_translated, retried_once
+from deployments.runpod.job_api import Job, JobApi
+from deployments.runpod.reports import Reports
+from deployments.runpod.result_size import fit_to_limit
 from deployments.runpod.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Job = dict[str, Any]
-
-PROGRESS_INTERVAL_S = 2.0
-# Of one post to a job's stream; the job API takes 1 MB.
-MAX_CHUNK_BYTES = 900_000
-_PROGRESS_TIMEOUT_S = 10.0
-_STREAM_TIMEOUT_S = 10.0
-_STREAM_TRIES = 3
-
 _SERVICE_DIED = "The worker's service has died during this job: send the job again"
-_WITHOUT_TOKENS = "The segments' tokens are left out: with them the result is larger than the job API takes"
+_JOB_LOST = "The service lost this job while it restarted: send it again"
 
 
 class JobHandler:
     """Does jobs, any number at the same time.
 
     router: the application's handle
+    api: where progress and streamed segments are posted; None: nowhere
     """
 
     def __init__(
-        self, router: DeploymentHandle[Any], settings: Settings, args: AppArgs
+        self,
+        router: DeploymentHandle[Any],
+        settings: Settings,
+        args: AppArgs,
+        api: JobApi | None = None,
     ) -> None:
         self._router = router.options(stream=True)
         self._settings = settings
         self._args = args
+        self._api = api
         self._in_work: set[asyncio.Task[dict[str, Any]]] = set()
         self._service_died = False
 
     async def handle(self, job: Job) -> dict[str, Any]:
-        """One job's result as it is to be posted. Cancelling it stops its work."""
-        work = asyncio.ensure_future(self._answer(job))
+        """One job's result as it is to be posted. Cancelling this call stops the job's work."""
+        work = asyncio.ensure_future(self._result_of(job))
         self._in_work.add(work)
         try:
             return await work
@@ -68,34 +63,34 @@ class JobHandler:
             work.cancel()
             task = asyncio.current_task()
             if task is not None and not task.cancelling():
-                # Not this job was cancelled, but something that it waited for.
-                return {"error": str(_lost())}
+                # Nobody cancelled this job: something that it waited for was cancelled.
+                return {"error": _JOB_LOST}
             raise
         finally:
             self._in_work.discard(work)
 
     def fail_all(self) -> None:
-        """The service has died: every job in work, or still to come, ends with an error that says so."""
+        """End every job in work, or still to come, with an error: the service has died."""
         self._service_died = True
         for work in self._in_work:
             work.cancel()
 
-    async def _answer(self, job: Job) -> dict[str, Any]:
+    async def _result_of(self, job: Job) -> dict[str, Any]:
         try:
             if self._service_died:
                 return {"error": _SERVICE_DIED}
             request, streamed = self._request_of(job)
-            async with _reports(job, streamed) as reports:
-                result = await self._transcribe(job["id"], request, reports)
-            return await asyncio.to_thread(
-                fitting, result, self._settings.max_result_bytes
-            )
+            reports = Reports(self._api, job["id"], streamed)
+            async with reports.posted():
+                answer = await self._transcribe(job["id"], request, reports)
+            limit = self._settings.max_result_bytes
+            return await asyncio.to_thread(fit_to_limit, answer, limit)
         except WhisperServeError as error:
             return {"error": str(error)}
         except Exception as error:  # noqa: BLE001 - its text is not for the caller
             logger.error(
                 "event=job_failed job=%s error=%s at=%s",
-                *(job["id"], type(error).__name__, place_of(error)),
+                *(job["id"], type(error).__name__, error_location(error)),
             )
             return {"error": "Internal error; the worker's log names it"}
 
@@ -104,7 +99,7 @@ class JobHandler:
         job_input = unwrapped(job.get("input"))
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
-        request = self._settings.completed(job_input, self._args)
+        request = self._settings.with_defaults(job_input, self._args)
         streamed = request.pop("stream", None)
         if streamed is None:
             return request, False
@@ -113,209 +108,36 @@ class JobHandler:
         return request, streamed
 
     async def _transcribe(
-        self, job_id: str, request: dict[str, Any], reports: "_Reports"
-    ) -> dict[str, Any]:
-        """A request that the router's death takes along is tried once more, unless segments have gone out."""
-        try:
-            return await self._transcribe_once(job_id, request, reports)
-        except RayActorError:
-            if reports.segments_went_out:
-                raise _lost() from None
-            logger.warning("event=router_died job=%s retry=true", job_id)
-        try:
-            return await self._transcribe_once(job_id, request, reports)
-        except RayActorError:
-            raise _lost() from None
-
-    async def _transcribe_once(
-        self, job_id: str, request: dict[str, Any], reports: "_Reports"
-    ) -> dict[str, Any]:
-        events: Any = self._router.stream.remote(request, job_id, reports.streamed)
-        result: dict[str, Any] | None = None
-        try:
-            async for event in events:
-                if event["event"] == "result":
-                    # To the end: what is left early counts as cancelled.
-                    result = event["result"]
-                else:
-                    reports.add(event)
-        except RayTaskError as error:
-            # It poses as the service's own error, but its text is a traceback.
-            if isinstance(error.cause, WhisperServeError):
-                raise error.cause from None
-            raise
-        finally:
-            # Also when this job is cancelled: nothing else would end the work.
-            events.cancel()
-        if result is None:
-            raise WhisperServeError("The service gave no result")
-        return result
-
-
-def fitting(result: dict[str, Any], limit: int) -> dict[str, Any]:
-    """The result, without its tokens if it is larger than `limit` bytes as it will be sent.
-
-    Raises InvalidRequestError if that is not enough, and ValueError if it is no JSON.
-    """
-    if _size(result) <= limit:
-        return result
-    segments = [
-        {key: value for key, value in segment.items() if key != "tokens"}
-        for segment in result["segments"]
-    ]
-    shortened = result | {"segments": segments, "note": _WITHOUT_TOKENS}
-    size = _size(shortened)
-    if size <= limit:
-        return shortened
-    words = " without word_timestamps, or" if "word_timestamps" in result else ""
-    raise InvalidRequestError(
-        f"The result takes {size / 1e6:.1f} MB, more than the {limit / 1e6:g} MB that can be sent:"
-        f" transcribe the recording{words} in parts (clip_timestamps)"
-    )
-
-
-def _size(result: dict[str, Any]) -> int:
-    return len(_json({"output": result}).encode())
-
-
-def _json(value: Any) -> str:
-    """As the SDK writes it, but for NaN, which is no JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _lost() -> WhisperServeError:
-    return WhisperServeError(
-        "The service lost this job while it restarted: send it again"
-    )
-
-
-@asynccontextmanager
-async def _reports(job: Job, streamed: bool) -> AsyncIterator["_Reports"]:
-    """The job's reports; whatever is under way has landed, or been given up, at the end."""
-    reports = _Reports(job["id"], streamed)
-    posting = asyncio.ensure_future(reports.post_all())
-    try:
-        yield reports
-    except asyncio.CancelledError:
-        posting.cancel()
-        raise
-    finally:
-        reports.close()
-        try:
-            await posting
-        except asyncio.CancelledError:
-            # Either the posting was cancelled, above, or the job is now.
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-        except Exception as error:  # noqa: BLE001 - no reason to lose the result
-            logger.error(
-                "event=report_failed job=%s error=%s at=%s",
-                *(job["id"], type(error).__name__, place_of(error)),
-            )
-
-
-class _Reports:
-    """What is told of a job while it runs: progress now and then, and segments if they are to be streamed.
-
-    One post after another, so that they land in order, and none after the result.
-    """
-
-    def __init__(self, job_id: str, streamed: bool) -> None:
-        self._job_id = job_id
-        self.streamed = streamed
-        self.segments_went_out = False
-        self._segments: list[dict[str, Any]] = []
-        self._done_s = 0.0
-        self._total_s = 0.0
-        self._told_s = 0.0
-        self._told_at = time.monotonic()
-        self._stream_closed = False
-        self._closed = False
-        self._news = asyncio.Event()
-
-    def add(self, event: dict[str, Any]) -> None:
-        """Note an event of the service, to be posted soon."""
-        if event["event"] == "segment":
-            self.segments_went_out = True
-            if not self._stream_closed:
-                self._segments.append(event["segment"])
-        else:
-            self._done_s, self._total_s = event["done"], event["total"]
-        self._news.set()
-
-    def close(self) -> None:
-        """What has been noted of the segments still goes out; progress no longer does."""
-        self._closed = True
-        self._news.set()
-
-    async def post_all(self) -> None:
-        """Until closed."""
-        if IS_LOCAL_TEST:
-            return
-        async with AsyncClientSession() as session:
-            while True:
-                await self._news.wait()
-                self._news.clear()
-                while self._segments:
-                    await self._post_segments(session)
-                if self._closed:
-                    return
-                if self._progress_is_due():
-                    await self._post_progress(session)
-
-    def _progress_is_due(self) -> bool:
-        # After a retry it begins anew: it is told only when it is further than before.
-        waited = time.monotonic() - self._told_at
-        return waited >= PROGRESS_INTERVAL_S and self._done_s > self._told_s
-
-    async def _post_progress(self, session: ClientSession) -> None:
-        self._told_at, self._told_s = time.monotonic(), self._done_s
-        output = {
-            "progress_percent": round(100 * self._done_s / self._total_s, 1),
-            "audio_seconds_done": round(self._done_s, 2),
-            "audio_seconds": round(self._total_s, 2),
-        }
-        data = _json({"status": "IN_PROGRESS", "output": output})
-        try:
-            await post(
-                session, self._url(rp_http.JOB_DONE_URL), data, _PROGRESS_TIMEOUT_S
-            )
-        except (Refused, ClientError, TimeoutError) as error:
-            # The next one tells more.
-            logger.warning(
-                "event=progress_not_taken job=%s error=%s",
-                *(self._job_id, reason_of(error)),
-            )
-
-    async def _post_segments(self, session: ClientSession) -> None:
-        chunk: list[dict[str, Any]] = []
-        size = 0
-        while self._segments:
-            size += len(_json(self._segments[0]).encode()) + 2
-            if chunk and size > MAX_CHUNK_BYTES:
-                break
-            chunk.append(self._segments.pop(0))
-        data = _json({"output": {"segments": chunk}})
-        try:
-            return await self._post_stubbornly(session, data)
-        except (Refused, ClientError, TimeoutError) as error:
-            reason = reason_of(error)
-        # All of them are in the result as well, which is not to wait for a stream that nobody takes.
-        logger.error(
-            "event=stream_not_taken job=%s segments=%d error=%s",
-            *(self._job_id, len(chunk) + len(self._segments), reason),
+        self, job_id: str, request: dict[str, Any], reports: Reports
+    ) -> Answer:
+        """The answer, which comes with the last event. A router that dies is asked once more."""
+        attempt = partial(self._events, job_id, request, reports.streamed)
+        on_retry = partial(
+            logger.warning, "event=router_died job=%s retry=true", job_id
         )
-        self._stream_closed = True
-        self._segments.clear()
+        answer: Answer | None = None
+        try:
+            async with aclosing(retried_once(attempt, on_retry)) as events:
+                # To the end, because a stream that is left early counts as cancelled.
+                async for event in events:
+                    if isinstance(event, Result):
+                        answer = event.result
+                    else:
+                        reports.add(event)
+        except ActorDiedError:
+            raise WhisperServeError(_JOB_LOST) from None
+        if answer is None:
+            raise WhisperServeError("The service gave no result")
+        return answer
 
-    async def _post_stubbornly(self, session: ClientSession, data: str) -> None:
-        """Raises Refused, and what the last of several tries raises."""
-        url = self._url(rp_http.JOB_STREAM_URL)
-        for failures in range(1, _STREAM_TRIES):
-            with suppress(ClientError, TimeoutError):
-                return await post(session, url, data, _STREAM_TIMEOUT_S)
-            await asyncio.sleep(pause_after(failures))
-        await post(session, url, data, _STREAM_TIMEOUT_S)
-
-    def _url(self, template: str) -> str:
-        return f"{template.replace('$ID', self._job_id)}&isStream=false"
+    async def _events(
+        self, job_id: str, request: dict[str, Any], segments: bool
+    ) -> AsyncGenerator[Event, None]:
+        events: Any = self._router.events.remote(request, job_id, segments, True)
+        try:
+            with ray_errors_translated():
+                async for event in events:
+                    yield event
+        finally:
+            # Nothing else would end the work of a job that is cancelled.
+            events.cancel()

@@ -1,39 +1,101 @@
-"""The heartbeat's process: the SDK's own loop, which ends with the worker, however that ends, and logs little.
+"""The heartbeat: it tells RunPod that the worker lives, and which jobs the worker has in work.
 
-Importing this module is cheap.
+The heartbeat is a process of its own, because a busy event loop would delay it, and RunPod takes a
+silent worker for dead. The process is spawned: a fork would inherit Ray's threads and handlers. It
+ends with the worker, however the worker ends.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-from multiprocessing import forkserver
-from typing import Any
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-_PRELOAD = "deployments.runpod.preload"
+import requests
 
+from deployments.runpod.outage_log import OutageLog
 
-def prepare() -> None:
-    """Start the server that the heartbeat's process will be forked from: called early, before there is a Ray, whose
-    threads and handlers a fork of this process would inherit; its imports go on meanwhile.
-    """
-    multiprocessing.set_start_method("forkserver", force=True)
-    multiprocessing.set_forkserver_preload([_PRELOAD])
-    forkserver.ensure_running()
+_CONTEXT = multiprocessing.get_context("spawn")
+# A thousand jobs' ids and more.
+_IDS_BYTES = 1 << 16
 
 
-def send_heartbeats(mirror: Any, test: bool = False) -> None:
-    """The target of the SDK's heartbeat process. mirror: where the worker writes the ids of its jobs"""
+class JobIds:
+    """The ids of the jobs in work, in memory that the worker and the heartbeat share."""
+
+    def __init__(self) -> None:
+        self._ids = _CONTEXT.Array(ctypes.c_char, _IDS_BYTES)
+
+    def set(self, ids: str | None) -> None:
+        """Called by the SDK's record of jobs whenever it changes. ids: separated by commas"""
+        text = (ids or "").encode()
+        if len(text) >= _IDS_BYTES:
+            text = text[: _IDS_BYTES - 1].rpartition(b",")[0]
+        self._ids.value = text
+
+    def get(self) -> str | None:
+        return self._ids.value.decode() or None
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Where a heartbeat goes, and what it says besides the jobs."""
+
+    url: str
+    key: str
+    interval_s: float
+    sdk_version: str
+
+
+def ping_of(
+    environment: Mapping[str, str], worker_id: str, sdk_version: str
+) -> Ping | None:
+    """As RunPod's container says it; None outside of one."""
+    url = environment.get("RUNPOD_WEBHOOK_PING", "")
+    key = environment.get("RUNPOD_AI_API_KEY", "")
+    if not url or not key:
+        return None
+    interval_s = int(environment.get("RUNPOD_PING_INTERVAL") or 10_000) / 1000
+    return Ping(url.replace("$RUNPOD_POD_ID", worker_id), key, interval_s, sdk_version)
+
+
+def start(ping: Ping, job_ids: JobIds) -> None:
+    """Start the heartbeat's process."""
+    _CONTEXT.Process(target=_run, args=(ping, job_ids), daemon=True).start()
+
+
+def _run(ping: Ping, job_ids: JobIds) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from runpod.serverless.modules import rp_ping
+    # Ctrl-C reaches every process of a terminal, but jobs in work are still finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    outage = OutageLog("ping")
+    with requests.Session() as session:
+        session.headers["Authorization"] = ping.key
+        while True:
+            time.sleep(min(ping.interval_s, _send(session, ping, job_ids, outage)))
 
-    # The SDK has set up a format of its own.
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
-    # It tells each of its tries, with the address.
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-    rp_ping.log = _HeartbeatLog()
-    rp_ping.Heartbeat.process_loop(mirror, test)
+
+def _send(
+    session: requests.Session, ping: Ping, job_ids: JobIds, outage: OutageLog
+) -> float:
+    """Send one heartbeat; gives the seconds until the next one."""
+    params = {"job_id": job_ids.get(), "runpod_version": ping.sdk_version}
+    try:
+        answer = session.get(ping.url, params=params, timeout=2 * ping.interval_s)
+        answer.raise_for_status()
+    except requests.HTTPError as error:
+        return outage.failed(f"HTTP_{error.response.status_code}")
+    except requests.RequestException as error:
+        # The error's text holds the URL.
+        return outage.failed(type(error).__name__)
+    outage.answered()
+    return ping.interval_s
 
 
 def _end_with_parent() -> None:
@@ -41,19 +103,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(0)
-
-
-class _HeartbeatLog:
-    """In place of the SDK's logger, which would tell every failure, with the address."""
-
-    def __init__(self) -> None:
-        from deployments.runpod.job_api import Line
-
-        self._line = Line("ping")
-
-    def debug(self, message: str) -> None:
-        if message.startswith("Heartbeat Sent"):
-            self._line.answered()
-
-    def error(self, message: str) -> None:
-        self._line.failed(message.partition(":")[0].replace(" ", "_"))

@@ -13,9 +13,12 @@ from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import ModelLimits, check_fits_model
 from deployments.contract.request import parse_options
 
+# Of a result to /run; /runsync takes twice as much.
+_JOB_API_LIMIT_BYTES = 10_000_000
+
 
 class SettingsError(Exception):
-    """A variable of the environment cannot be used. Its text names it and says what it may be."""
+    """A variable of the environment cannot be used. The text names the variable and its rule."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Settings:
     max_concurrency: jobs in work at the same time; None: what the engine's slots hold
     max_result_bytes: of a result as it is sent
     http_port: where the HTTP door opens as well; None: it does not
+    health_port: where `GET /ping` is answered; None: nowhere
     """
 
     model: str | None
@@ -34,69 +38,106 @@ class Settings:
     max_concurrency: int | None
     max_result_bytes: int
     http_port: int | None
+    health_port: int | None
 
-    def completed(self, job_input: dict[str, Any], args: AppArgs) -> dict[str, Any]:
+    def with_defaults(self, job_input: dict[str, Any], args: AppArgs) -> dict[str, Any]:
         """A job's input with the defaults for what it leaves out.
 
-        The default language stands back where the job's model knows English only.
+        The default language does not apply to a model that knows English only.
         """
-        defaults = self.job_defaults
-        model = args.find_model(str(job_input.get("model") or args.default_model))
-        if model and model.official and not model.official.multilingual:
-            defaults = {k: v for k, v in defaults.items() if k != "language"}
+        defaults = dict(self.job_defaults)
+        if _knows_english_only(job_input.get("model") or args.default_model, args):
+            defaults.pop("language", None)
         given = {
             key: value
             for key, value in job_input.items()
-            # To the contract null is absent but where Whisper gives it a meaning.
+            # Where Whisper gives null no meaning, the contract takes it for absent.
             if value is not None or key not in defaults or key in _NULLABLE
         }
         return defaults | given
 
-    def check_language(self, model: ModelArgs) -> None:
-        """Raises SettingsError if the default language is unknown to a model that knows more than English."""
-        language = self.job_defaults.get("language")
-        official = model.official
-        if language is None or official is None or not official.multilingual:
-            return
+    def applied_to(self, args: AppArgs) -> AppArgs:
+        """The application's arguments, with the worker's model as the default one, preloaded.
+
+        Raises SettingsError if there is no such model, or if it does not know the default language.
+        """
         try:
-            limits = ModelLimits(True, official.num_languages, official.n_vocab)
-            check_fits_model(parse_options({"language": language}), model.name, limits)
+            model = args.model(self.model or args.default_model)
         except InvalidRequestError as error:
-            rule = str(error).removeprefix("Invalid language: ")
-            raise SettingsError(f"WHISPER_LANGUAGE: {rule}") from None
+            raise SettingsError(f"WHISPER_MODEL: {error}") from None
+        self._check_language(model)
+        preloaded = {"min_replicas": max(1, model.min_replicas or 0)}
+        models = [
+            one.model_copy(update=preloaded) if one.name == model.name else one
+            for one in args.models
+        ]
+        return args.model_copy(update={"default_model": model.name, "models": models})
+
+    def _check_language(self, model: ModelArgs) -> None:
+        official = model.official
+        if official is None or not official.multilingual:
+            return
+        options = parse_options({"language": self.job_defaults.get("language")})
+        limits = ModelLimits(
+            official.multilingual, official.num_languages, official.n_vocab
+        )
+        try:
+            check_fits_model(options, model.name, limits)
+        except InvalidRequestError as error:
+            raise SettingsError(f"WHISPER_LANGUAGE: {error}") from None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Raises SettingsError."""
-    defaults = {
-        field: _checked(field, variable, read(variable, text))
-        for field, (variable, read) in _JOB_DEFAULTS.items()
-        if (text := environment.get(variable, "").strip())
+    values = {
+        variable: text
+        for variable, value in environment.items()
+        if (text := value.strip())
     }
-
-    def number(variable: str, least: int, most: int) -> int | None:
-        text = environment.get(variable, "").strip()
-        value = _number(variable, text) if text else None
-        if value is not None and not (
-            isinstance(value, int) and least <= value <= most
-        ):
-            raise SettingsError(
-                f"{variable} must be a whole number from {least} to {most}"
-            )
-        return value
-
     return Settings(
-        model=environment.get("WHISPER_MODEL", "").strip() or None,
-        job_defaults=defaults,
-        max_concurrency=number("RUNPOD_MAX_CONCURRENCY", 1, 1000),
-        max_result_bytes=number("WHISPER_MAX_RESULT_BYTES", 1000, 1 << 30)
+        model=values.get("WHISPER_MODEL"),
+        job_defaults={
+            field: _checked(field, variable, read(variable, values[variable]))
+            for field, (variable, read) in _JOB_DEFAULTS.items()
+            if variable in values
+        },
+        max_concurrency=_whole_number(values, "RUNPOD_MAX_CONCURRENCY", 1, 1000),
+        max_result_bytes=_whole_number(
+            values, "WHISPER_MAX_RESULT_BYTES", 1000, 1 << 30
+        )
         or _JOB_API_LIMIT_BYTES,
-        http_port=number("WHISPER_HTTP_PORT", 1, 65535),
+        http_port=_whole_number(values, "WHISPER_HTTP_PORT", 1, 65535),
+        health_port=_whole_number(values, "PORT_HEALTH", 1, 65535),
     )
 
 
-# Of a result to /run; /runsync takes twice as much.
-_JOB_API_LIMIT_BYTES = 10_000_000
+def _knows_english_only(model: Any, args: AppArgs) -> bool:
+    try:
+        official = args.model(str(model)).official
+    except InvalidRequestError:
+        # The Router refuses the request.
+        return False
+    return official is not None and not official.multilingual
+
+
+def _whole_number(
+    values: Mapping[str, str], variable: str, least: int, most: int
+) -> int | None:
+    if variable not in values:
+        return None
+    value = _number(variable, values[variable])
+    if isinstance(value, int) and least <= value <= most:
+        return value
+    raise SettingsError(f"{variable} must be a whole number from {least} to {most}")
+
+
+def _checked(field: str, variable: str, value: Any) -> Any:
+    """The value, if the contract's own rules take it."""
+    try:
+        parse_options({field: value})
+    except InvalidRequestError as error:
+        raise SettingsError(f"{variable}: {error}") from None
+    return value
 
 
 def _text(_: str, text: str) -> str:
@@ -127,17 +168,3 @@ _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "beam_size": ("WHISPER_BEAM_SIZE", _number),
     "word_timestamps": ("WHISPER_WORD_TIMESTAMPS", _boolean),
 }
-
-
-def _checked(field: str, variable: str, value: Any) -> Any:
-    """By the contract's own rules."""
-    try:
-        parse_options({field: value})
-    except InvalidRequestError as error:
-        rule = (
-            str(error)
-            .removeprefix(f"Invalid {field}: ")
-            .removesuffix(", or null to detect")
-        )
-        raise SettingsError(f"{variable} {rule}") from None
-    return value

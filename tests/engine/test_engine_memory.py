@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from whisper.model import Whisper
 
-from deployments.engine import Engine, TranscriptionCancelled
+from deployments.engine import Engine, TranscriptionCancelled, model_runner
+from deployments.engine.model.decoder import Decoder
 from deployments.engine.scheduler import NotANumberError
 from tests.support.engine import devices
 from tests.support.engine.calls import BRIEF, PATIENCE_S, exact_engine
@@ -125,6 +126,21 @@ def test_a_closed_engine_leaves_nothing(tiny_model: Whisper) -> None:
     del engine, scheduler, parts
     gc.collect()
     assert [part() for part in held] == [None] * 4
+
+
+def test_an_engine_that_cannot_be_made_leaves_nothing(
+    tiny_model: Whisper, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def out_of_memory(decoder: Decoder, *_: Any, **__: Any) -> None:
+        held.append(weakref.ref(decoder))
+        raise MemoryError
+
+    monkeypatch.setattr(model_runner, "DecodingBatch", out_of_memory)
+    with contextlib.suppress(MemoryError):
+        exact_engine(tiny_model)
+    assert [part() for part in held] == [None]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

@@ -1,7 +1,11 @@
-"""The container image as it was built: `make image-test`. Not part of the usual run, because it needs buildah."""
+"""The container image as it was built: `make image-test`.
+
+The usual tests leave this out, because it needs buildah.
+"""
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +14,11 @@ import psutil
 import pytest
 
 from deployments.local import loopback
-from tests.support.job_api import JobApi
+from tests.support.job_api import LIMIT_S, JobApi
 
 IMAGE = os.environ.get("IMAGE", "localhost/whisper-serve:check")
 AUDIO = Path(__file__).parent.parent / "audio"
-COMMAND = ["python", "-m", "deployments.runpod.worker"]
+COMMAND = ["python", "-m", "deployments.runpod"]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +73,9 @@ def test_no_build_tools_and_no_caches_are_left(container: str) -> None:
     found = output(
         container,
         *("sh", "-c"),
-        "command -v gcc make git pip pip3; ls /root/.cache /home/whisper/.cache /var/lib/apt/lists/*"
-        " 2>/dev/null; ls -d /build 2>/dev/null; true",
+        "command -v gcc make git pip pip3;"
+        " ls /root/.cache /home/whisper/.cache /var/lib/apt/lists/* 2>/dev/null;"
+        " ls -d /build 2>/dev/null; true",
         user="root",
     )
     assert found == ""
@@ -81,9 +86,9 @@ def test_the_code_is_compiled_because_the_user_cannot_write_it(container: str) -
         container,
         "sh",
         "-c",
-        "ls /app/deployments/__pycache__; test -w /app || echo sealed",
+        "ls /app/deployments/runpod/__pycache__; test -w /app || echo sealed",
     )
-    assert "runpod_worker.cpython-311.pyc" in found
+    assert re.search(r"^worker\.cpython-3\d+\.pyc$", found, re.MULTILINE)
     assert "sealed" in found
 
 
@@ -92,7 +97,7 @@ def test_the_job_of_test_input_json_is_done(container: str) -> None:
         run(container, *COMMAND),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -106,7 +111,7 @@ def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> No
         try:
             good = {"audio": url, "word_timestamps": True}
             jobs = api.submit(good, good, {"audio": url, "model": "giant"})
-            *right, wrong = api.results(*jobs, timeout_s=300)
+            *right, wrong = api.results(*jobs)
             for result in right:
                 answer = result["output"]
                 assert "ask what you can do for your country" in answer["transcription"]
@@ -116,7 +121,7 @@ def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> No
                 with contextlib.suppress(psutil.Error):
                     if child.cmdline()[1:3] == COMMAND[1:3]:
                         child.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(LIMIT_S) == 0
         finally:
             process.kill()
             process.wait()

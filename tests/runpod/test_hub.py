@@ -90,7 +90,7 @@ def test_the_allowed_cuda_versions_begin_with_pytorchs_own() -> None:
 
 def test_the_models_in_the_image_are_served() -> None:
     _, args = read_config()
-    assert all(args.find_model(name) for name in models_in_the_image())
+    assert all(args.model(name) for name in models_in_the_image())
 
 
 def models_in_the_image() -> list[str]:

@@ -1,48 +1,60 @@
-"""The SDK's loop as the RunPod worker runs it, but with a handler that needs no model and does what the job says.
+"""The RunPod worker's loop with a handler that needs no model and does what the job says.
 
-python -m tests.support.echo_worker CONCURRENCY
+    python -m tests.support.echo_worker MAX_CONCURRENCY
+
+Its pauses are a twentieth of the worker's own, and its polls stay open as long as the job API
+likes.
 """
 
 import asyncio
 import logging
+import math
 import sys
 from typing import Any
 
-from deployments.runpod import environment as runpod_environment
+from deployments.runpod.environment import configure_environment
 
-_at_once = 0
-_most_at_once = 0
-
-
-async def handle(job: dict[str, Any]) -> dict[str, Any]:
-    """Sleeps for `sleep` seconds and answers `bytes` characters; `die` ends the service."""
-    global _at_once, _most_at_once
-    order = job["input"]
-    _at_once += 1
-    _most_at_once = max(_at_once, _most_at_once)
-    try:
-        await asyncio.sleep(order.get("sleep", 0))
-    except asyncio.CancelledError:
-        print("cancelled", job["id"], file=sys.stderr, flush=True)
-        raise
-    finally:
-        _at_once -= 1
-    if order.get("die"):
-        _service_died.set()
-    return {"echo": "x" * order.get("bytes", 1), "most_at_once": _most_at_once}
+_in_work = 0
+_most_in_work = 0
 
 
-_service_died = asyncio.Event()
+async def main(max_concurrency: int) -> int:
+    from deployments.runpod import sdk
+    from deployments.runpod.job_api import JobApi, Patience
+    from deployments.runpod.loop import JobLoop, run_jobs
+    from deployments.runpod.outage_log import Backoff
 
+    backoff = Backoff(first_s=0.025, longest_s=0.5)
+    patience = Patience(backoff=backoff, poll_s=math.inf)
+    service_died = asyncio.Event()
 
-async def watch() -> None:
-    await _service_died.wait()
+    async def handle(job: dict[str, Any]) -> dict[str, Any]:
+        """Sleeps for `sleep` seconds and answers `bytes` characters; `die` ends the service."""
+        global _in_work, _most_in_work
+        order = job["input"]
+        _in_work += 1
+        _most_in_work = max(_in_work, _most_in_work)
+        try:
+            await asyncio.sleep(order.get("sleep", 0))
+        except asyncio.CancelledError:
+            print("cancelled", job["id"], file=sys.stderr, flush=True)
+            raise
+        finally:
+            _in_work -= 1
+        if order.get("die"):
+            service_died.set()
+        return {"echo": "x" * order.get("bytes", 1), "most_in_work": _most_in_work}
+
+    async def watch() -> None:
+        await service_died.wait()
+
+    async with sdk.AsyncClientSession() as session:
+        api = JobApi(session, patience)
+        await run_jobs(JobLoop(api, handle, max_concurrency, grace_s=0.5), watch)
+    return int(service_died.is_set())
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
-    runpod_environment.prepare()
-    from deployments.runpod import loop as runpod_sdk
-
-    runpod_sdk.run(handle, int(sys.argv[1]), watch)
-    sys.exit(1 if _service_died.is_set() else 0)
+    configure_environment()
+    sys.exit(asyncio.run(main(int(sys.argv[1]))))

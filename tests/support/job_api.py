@@ -12,6 +12,8 @@ from typing import Any, Self
 from aiohttp import web
 
 POLL_S = 5.0
+# Ends a test that has failed; nothing is measured by it.
+LIMIT_S = 600.0
 ENDPOINT = "v2/endpoint"
 
 
@@ -29,9 +31,9 @@ class Post:
 
 @dataclass
 class JobApi:
-    """Gives out the jobs it is given, and keeps whatever is posted.
+    """Hands out the jobs that a test submits, and keeps whatever a worker posts.
 
-    refuse: the status and text to answer a post with; None: take it
+    refuse: gives the status and the text to answer a post with; None: the post is taken
     """
 
     refuse: Callable[[Post], tuple[int, str] | None] = lambda post: None
@@ -48,7 +50,7 @@ class JobApi:
         self._changed = threading.Condition()
 
     def submit(self, *inputs: Any, prefix: str = "job") -> list[str]:
-        """Put jobs into the queue; gives their ids."""
+        """Put jobs with these inputs into the queue; gives their ids."""
         jobs = []
         for job_input in inputs:
             self._numbers[prefix] += 1
@@ -67,15 +69,15 @@ class JobApi:
         with self._changed:
             self._stops.append(job)
 
-    def results(self, *jobs: str, timeout_s: float = 120) -> list[dict[str, Any]]:
-        """The final posts that were taken for these jobs, once all are there."""
+    def results(self, *jobs: str, timeout_s: float = LIMIT_S) -> list[dict[str, Any]]:
+        """The final posts that were taken for these jobs; waits until all of them are there."""
         self.wait_until(lambda: all(self._final(job) for job in jobs), timeout_s)
         return [self._final(job)[0].body for job in jobs]
 
     def of(self, job: str, kind: str | None = None) -> list[Post]:
         return [p for p in self.posts if p.job == job and kind in (None, p.kind)]
 
-    def wait_until(self, holds: Callable[[], Any], timeout_s: float = 60) -> None:
+    def wait_until(self, holds: Callable[[], Any], timeout_s: float = LIMIT_S) -> None:
         with self._changed:
             if not self._changed.wait_for(holds, timeout_s):
                 raise TimeoutError(
@@ -90,7 +92,7 @@ class JobApi:
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=G",
             "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=G",
             "RUNPOD_WEBHOOK_PING": f"{base}/ping/$RUNPOD_POD_ID?gpu=G",
-            "RUNPOD_PING_INTERVAL": "2000",
+            "RUNPOD_PING_INTERVAL": "200",
             "RUNPOD_POD_ID": "pod-of-the-test",
             "RUNPOD_ENDPOINT_ID": "endpoint",
             "RUNPOD_AI_API_KEY": "secret-key-of-the-test",
@@ -146,7 +148,7 @@ class JobApi:
         if not jobs:
             return web.Response(status=204)
         for job in jobs:
-            # A test may have put in what is no job.
+            # A test may submit what is no job.
             if isinstance(job, dict):
                 self.taken[str(job.get("id"))] = time.monotonic()
         return web.json_response(jobs if batch else jobs[0])

@@ -1,4 +1,4 @@
-"""A running RunPod worker of a test's own: the real one, with a Ray of its own, or the SDK's loop alone."""
+"""A running RunPod worker of a test's own: the whole one, with its own Ray, or its loop alone."""
 
 import contextlib
 import os
@@ -13,15 +13,14 @@ from typing import Any
 
 import psutil
 
-from tests.support.job_api import JobApi
+from tests.support.job_api import LIMIT_S, JobApi
 from tests.support.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
-START_S = 120
 
 
 class Worker:
-    """A worker that forwards the jobs of `api`. It serves tiny.en unless the environment says otherwise.
+    """A worker that does the jobs of `api`, with tiny.en unless the environment says otherwise.
 
     module: what is run, with its arguments
     """
@@ -38,7 +37,7 @@ class Worker:
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *(module or ["deployments.runpod.worker"])],
+                [sys.executable, "-m", *(module or ["deployments.runpod"])],
                 env=os.environ
                 | weights_environment()
                 | {"WHISPER_MODEL": "tiny.en"}
@@ -53,7 +52,7 @@ class Worker:
     def log(self) -> str:
         return self._log.read_text()
 
-    def wait_until(self, holds: Callable[[], Any], timeout_s: float = 60) -> None:
+    def wait_until(self, holds: Callable[[], Any], timeout_s: float = LIMIT_S) -> None:
         end = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < end, self.log
@@ -67,10 +66,10 @@ class Worker:
             assert self.process.poll() is None, self.log
             return "event=ready" in self.log
 
-        self.wait_until(ready, START_S)
+        self.wait_until(ready)
 
     def pids(self, pattern: str = "") -> list[int]:
-        """Its processes, or those whose command line the pattern is found in; also after its own end."""
+        """The worker's processes whose command line has the pattern; also after its end."""
         with contextlib.suppress(psutil.NoSuchProcess):
             own = psutil.Process(self.process.pid)
             self._processes |= {own, *own.children(recursive=True)}
@@ -83,7 +82,7 @@ class Worker:
         return found
 
     def kill(self, pattern: str) -> None:
-        """SIGKILL to its processes whose command line the pattern is found in."""
+        """SIGKILL to the worker's processes whose command line the pattern is found in."""
         pids = self.pids(pattern)
         assert pids
         for pid in pids:
@@ -92,7 +91,7 @@ class Worker:
 
 @contextlib.contextmanager
 def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
-    """A worker that is ready, with a job API of its own; ended, if it still runs, with SIGTERM."""
+    """A worker that is ready, with a job API of its own. SIGTERM ends it if it still runs."""
     for model in ("tiny.en", "base"):
         weights(model)
     with JobApi() as api:
@@ -102,7 +101,7 @@ def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
             yield worker
             if worker.process.poll() is None:
                 worker.process.terminate()
-                assert worker.process.wait(60) == 0, worker.log
+                assert worker.process.wait(LIMIT_S) == 0, worker.log
         finally:
             worker.process.kill()
             worker.process.wait()

@@ -1,0 +1,27 @@
+"""`GET /ping` on the port that RunPod asks for a worker's health:
+204 while the worker starts, 200 when it is ready.
+"""
+
+import http.server
+import threading
+
+
+class HealthPort:
+    """Raises OSError if the port cannot be opened."""
+
+    def __init__(self, port: int) -> None:
+        self.ready = False
+        health = self
+
+        class Ping(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = self.path.partition("?")[0] == "/ping"
+                self.send_response((200 if health.ready else 204) if found else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("", port), Ping)
+        threading.Thread(target=server.serve_forever, daemon=True).start()

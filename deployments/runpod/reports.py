@@ -1,0 +1,148 @@
+"""What is posted of a running job: progress now and then, and segments if they are streamed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import ClientError
+
+from deployments.contract.answer import Progress, SegmentEvent
+from deployments.logs import error_location
+from deployments.runpod.job_api import JobApi, Refused, reason_of, to_json
+
+logger = logging.getLogger(__name__)
+
+# Of one post to a job's stream; the job API takes 1 MB.
+MAX_CHUNK_BYTES = 900_000
+_PROGRESS_INTERVAL_S = 2.0
+_TIMEOUT_S = 10.0
+_STREAM_TRIES = 3
+
+
+class Reports:
+    """A job's reports, posted one after another, so that they land in order and before the result.
+
+    api: None where there is no job API to post to
+    streamed: whether segments are posted
+    interval_s: seconds between two reports of progress, at least
+    """
+
+    def __init__(
+        self,
+        api: JobApi | None,
+        job_id: str,
+        streamed: bool = False,
+        interval_s: float = _PROGRESS_INTERVAL_S,
+    ) -> None:
+        self.streamed = streamed
+        self._api = api
+        self._job_id = job_id
+        self._interval_s = interval_s
+        self._segments: list[dict[str, Any]] = []
+        self._latest: Progress | None = None
+        self._reported_s = 0.0
+        self._reported_at = time.monotonic()
+        self._stream_rejected = False
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def add(self, event: Progress | SegmentEvent) -> None:
+        """Note an event, to be posted soon."""
+        if isinstance(event, Progress):
+            self._latest = event
+        elif not self._stream_rejected:
+            self._segments.append(event.segment.model_dump())
+        self._changed.set()
+
+    @asynccontextmanager
+    async def posted(self) -> AsyncIterator[None]:
+        """Post what is added inside this context. At its end every post has landed or failed.
+
+        Segments noted by then still go out. Progress does not, because the result follows.
+        """
+        posting = asyncio.ensure_future(self._post_all())
+        try:
+            yield
+        except asyncio.CancelledError:
+            posting.cancel()
+            raise
+        finally:
+            self._closed = True
+            self._changed.set()
+            await self._end_of(posting)
+
+    async def _end_of(self, posting: asyncio.Future[None]) -> None:
+        try:
+            await posting
+        except asyncio.CancelledError:
+            # Either the posting was cancelled, by `posted`, or the job is being cancelled now.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+        except Exception as error:  # noqa: BLE001 - no reason to lose the result
+            logger.error(
+                "event=report_failed job=%s error=%s at=%s",
+                *(self._job_id, type(error).__name__, error_location(error)),
+            )
+
+    async def _post_all(self) -> None:
+        """Returns once the reports are closed."""
+        if self._api is None:
+            return
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._segments:
+                await self._post_segments(self._api)
+            if self._closed:
+                return
+            if (progress := self._due_progress()) is not None:
+                await self._post_progress(self._api, progress)
+
+    def _due_progress(self) -> Progress | None:
+        # Progress restarts after a retry: report it only once it passes the last report.
+        waited_s = time.monotonic() - self._reported_at
+        if self._latest is None or waited_s < self._interval_s:
+            return None
+        return self._latest if self._latest.done > self._reported_s else None
+
+    async def _post_progress(self, api: JobApi, progress: Progress) -> None:
+        self._reported_at, self._reported_s = time.monotonic(), progress.done
+        output = {
+            "progress_percent": round(100 * progress.done / progress.total, 1),
+            "audio_seconds_done": round(progress.done, 2),
+            "audio_seconds": round(progress.total, 2),
+        }
+        try:
+            await api.post_progress(self._job_id, output, _TIMEOUT_S)
+        except (Refused, ClientError, TimeoutError) as error:
+            # The next report says more than this one, so do not post it again.
+            logger.warning(
+                "event=progress_rejected job=%s error=%s",
+                *(self._job_id, reason_of(error)),
+            )
+
+    async def _post_segments(self, api: JobApi) -> None:
+        chunk = self._next_chunk()
+        try:
+            await api.post_segments(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
+        except (Refused, ClientError, TimeoutError) as error:
+            # The result repeats every segment, so do not delay it for an unreachable stream.
+            logger.error(
+                "event=stream_rejected job=%s segments=%d error=%s",
+                *(self._job_id, len(chunk) + len(self._segments), reason_of(error)),
+            )
+            self._stream_rejected = True
+            self._segments.clear()
+
+    def _next_chunk(self) -> list[dict[str, Any]]:
+        chunk: list[dict[str, Any]] = []
+        size = 0
+        while self._segments:
+            size += len(to_json(self._segments[0]).encode()) + len(", ")
+            if chunk and size > MAX_CHUNK_BYTES:
+                break
+            chunk.append(self._segments.pop(0))
+        return chunk

@@ -1,0 +1,119 @@
+"""What is posted of a job while it runs, against a stand-in of RunPod's job API."""
+
+import asyncio
+
+import pytest
+
+from deployments.runpod.job_api import JobApi
+from deployments.runpod.reports import MAX_CHUNK_BYTES, Reports
+from tests.runpod.examples import progress, segment
+from tests.support.job_api import LIMIT_S
+from tests.support.job_api import JobApi as JobApiStandIn
+
+
+async def test_progress_is_reported_in_order_and_only_forwards(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    reports = Reports(api, "job", interval_s=0)
+    async with reports.posted():
+        for done in [*range(10, 100, 5), 30, 40, *range(100, 200, 10)]:
+            reports.add(progress(done))
+            await asyncio.sleep(0.01)
+    posted = [post.body for post in stand_in.of("job", "progress")]
+    assert len(posted) >= 2
+    assert {body["status"] for body in posted} == {"IN_PROGRESS"}
+    seconds = [body["output"]["audio_seconds_done"] for body in posted]
+    assert seconds == sorted(set(seconds))
+    last = posted[-1]["output"]
+    assert last["audio_seconds"] == 200
+    assert last["progress_percent"] == last["audio_seconds_done"] / 2
+
+
+async def test_progress_is_not_reported_before_the_interval_has_passed(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    reports = Reports(api, "job", interval_s=1000)
+    async with reports.posted():
+        for done in range(10, 100, 10):
+            reports.add(progress(done))
+            await asyncio.sleep(0)
+    assert not stand_in.of("job")
+
+
+async def test_no_progress_lands_after_the_reports_are_closed(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    for number in range(20):
+        job = f"job-{number}"
+        reports = Reports(api, job, interval_s=0)
+        async with reports.posted():
+            reports.add(progress(10))
+            await asyncio.sleep(number / 1000)
+        landed = len(stand_in.of(job))
+        await asyncio.sleep(0.05)
+        assert len(stand_in.of(job)) == landed
+
+
+async def test_a_report_of_progress_that_is_refused_does_not_stop_the_next_ones(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    stand_in.refuse = lambda post: (400, "no") if len(stand_in.posts) == 0 else None
+    reports = Reports(api, "job", interval_s=0)
+    async with reports.posted():
+        for done in (10, 20):
+            reports.add(progress(done))
+            async with asyncio.timeout(LIMIT_S):
+                while len(stand_in.posts) < done / 10:
+                    await asyncio.sleep(0.01)
+    assert [post.status for post in stand_in.of("job")] == [400, 200]
+
+
+async def test_all_segments_are_streamed_in_order_in_chunks_that_are_small_enough(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    reports = Reports(api, "job", streamed=True)
+    async with reports.posted():
+        for number in range(100):
+            reports.add(segment(number, "ß" * 25_000))
+        await asyncio.sleep(0)
+        reports.add(segment(100))
+    chunks = stand_in.of("job", "stream")
+    assert max(chunk.size for chunk in chunks) <= MAX_CHUNK_BYTES + 100
+    assert len(chunks) >= 5
+    posted = [s["id"] for chunk in chunks for s in chunk.body["output"]["segments"]]
+    assert posted == list(range(101))
+
+
+async def test_a_chunk_that_is_not_taken_at_once_is_posted_again(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    failures = iter([500, 503])
+
+    def refuse(_: object) -> tuple[int, str] | None:
+        status = next(failures, None)
+        return (status, "") if status else None
+
+    stand_in.refuse = refuse
+    reports = Reports(api, "job", streamed=True)
+    async with reports.posted():
+        reports.add(segment(0))
+        reports.add(segment(1))
+    assert [post.status for post in stand_in.of("job", "stream")] == [500, 503, 200]
+
+
+async def test_a_stream_that_is_refused_does_not_hold_up_the_job(
+    api: JobApi, stand_in: JobApiStandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in.refuse = lambda post: (400, "no stream")
+    reports = Reports(api, "job", streamed=True)
+    async with reports.posted():
+        reports.add(segment(0))
+    assert "event=stream_rejected job=job segments=1 error=HTTP_400" in caplog.text
+    assert len(stand_in.of("job")) == 1
+
+
+async def test_without_a_job_api_nothing_is_posted() -> None:
+    reports = Reports(None, "job", streamed=True, interval_s=0)
+    async with reports.posted():
+        reports.add(segment(0))
+        reports.add(progress(10))

@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from deployments.contract.answer import Answer, Word
+from deployments.contract.errors import InvalidRequestError
+from deployments.runpod.result_size import fit_to_limit
+from tests.runpod.examples import answer_with
+
+
+def sent(answer: Answer) -> int:
+    """Bytes, as they are posted."""
+    return len(json.dumps({"output": answer.model_dump()}, ensure_ascii=False).encode())
+
+
+def test_a_result_within_the_limit_is_sent_as_it_is() -> None:
+    answer = answer_with(10)
+    assert fit_to_limit(answer, sent(answer)) == answer.model_dump()
+
+
+def test_a_result_over_the_limit_loses_its_tokens_and_says_so() -> None:
+    answer = answer_with(10).model_copy(update={"warnings": ["an earlier one"]})
+    output = fit_to_limit(answer, sent(answer) - 1)
+    assert all("tokens" not in segment for segment in output["segments"])
+    assert output["segments"][3]["text"] == "ß" * 50
+    assert output["warnings"][0] == "an earlier one"
+    assert output["warnings"][1].startswith("The segments' tokens are left out")
+    assert output["transcription"] == "short"
+    assert answer.segments[0].tokens
+    assert len(answer.warnings) == 1
+
+
+def test_a_result_that_is_too_large_without_tokens_is_an_error_that_says_what_to_do() -> (
+    None
+):
+    words = [Word(word="x", start=0.0, end=1.0, probability=1.0)]
+    answer = answer_with(10_000, tokens=1).model_copy(update={"word_timestamps": words})
+    with pytest.raises(InvalidRequestError) as caught:
+        fit_to_limit(answer, 1_000_000)
+    assert str(caught.value).endswith(
+        "more than the 1 MB that can be sent: transcribe the"
+        " recording without word_timestamps, or in parts (clip_timestamps)"
+    )
+
+
+def test_what_is_no_json_is_not_sent() -> None:
+    answer = answer_with(1).model_copy(update={"duration": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fit_to_limit(answer, 1000)
