@@ -105,7 +105,7 @@ def test_whispers_formulas_recover_the_kind_of_model_from_its_vocabulary(
     assert whisper.Whisper.num_languages.fget(sizes) == model.num_languages
 
 
-def test_it_loads_neither_torch_nor_whisper() -> None:
+def test_the_catalogue_loads_neither_torch_nor_whisper() -> None:
     program = (
         "import sys, deployments.catalog, deployments.checkpoints.store;"
         "sys.exit(bool({'torch', 'whisper', 'numpy'} & set(sys.modules)))"

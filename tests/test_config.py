@@ -126,7 +126,7 @@ def test_an_application_without_models_is_refused() -> None:
         app_args(models=[])
 
 
-def test_a_name_of_ones_own_needs_a_checkpoint() -> None:
+def test_a_custom_name_needs_a_checkpoint() -> None:
     with pytest.raises(ValidationError, match="give its checkpoint"):
         ModelArgs(name="mine")
     model = ModelArgs(name="mine", checkpoint="/weights/mine.pt")
@@ -134,13 +134,13 @@ def test_a_name_of_ones_own_needs_a_checkpoint() -> None:
     assert model.official is None
 
 
-def test_a_base_model_tells_the_shape_of_weights_of_ones_own() -> None:
+def test_a_base_model_gives_the_shape_of_custom_weights() -> None:
     model = ModelArgs(name="mine", checkpoint="/mine.pt", base_model="large")
     assert model.base_model == "large-v3"
     assert model.official is catalog.MODELS["large-v3"]
 
 
-def test_an_official_model_may_have_weights_of_ones_own() -> None:
+def test_an_official_model_may_have_custom_weights() -> None:
     model = ModelArgs(name="base", checkpoint="/mine.pt")
     assert model.official is catalog.MODELS["base"]
 
@@ -164,7 +164,7 @@ def test_min_replicas_may_not_exceed_max_replicas() -> None:
     assert ModelArgs(name="base", min_replicas=2, max_replicas=2).min_replicas == 2
 
 
-def test_only_the_default_model_is_preloaded_unless_told_otherwise() -> None:
+def test_only_the_default_model_is_preloaded_unless_configured_otherwise() -> None:
     args = app_args(
         default_model="tiny",
         models=[
@@ -180,7 +180,9 @@ def test_even_the_default_model_may_start_at_its_first_request() -> None:
     assert args.min_replicas(args.models[0]) == 0
 
 
-def test_twice_as_many_as_decode_together_are_admitted_unless_told_otherwise() -> None:
+def test_twice_as_many_as_decode_together_are_admitted_unless_configured_otherwise() -> (
+    None
+):
     args = app_args(models=[{"name": "base"}, {"name": "tiny", "max_replicas": 3}])
     base, tiny = args.models
     assert args.max_concurrency(base, on_gpu=False) == 2 * max_batch_windows(False)

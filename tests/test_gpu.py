@@ -148,7 +148,7 @@ def test_pytorch_is_asked_where_the_driver_cannot_know_which_card_is_meant(
 
 
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError(), OSError("driver")])
-def test_a_card_that_does_not_tell_its_memory_is_not_shared(
+def test_a_card_of_unknown_memory_is_not_shared(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -100,7 +100,7 @@ def test_a_handler_that_serve_adds_later_gets_the_lines_too(serve_log: Lines) ->
     assert later.lines == ["event=started"]
 
 
-def test_a_log_line_tells_where_an_error_was_raised() -> None:
+def test_the_place_of_an_error_is_its_innermost_frame() -> None:
     def fail() -> None:
         raise ValueError("quotes the request")
 

@@ -318,7 +318,7 @@ def test_a_cancelled_request_stops_decoding() -> None:
     assert calls == 10
 
 
-def test_errors_and_logs_tell_nothing_of_the_file(
+def test_errors_and_logs_reveal_nothing_of_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "secret-name.mp4"

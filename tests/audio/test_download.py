@@ -242,11 +242,11 @@ def test_another_scheme_is_refused(url: str) -> None:
     "url",
     ["http://", "http://[::1/a", "http://host:99999/", "http://a b/", "https://.x/"],
 )
-def test_a_malformed_url_is_told(url: str) -> None:
+def test_a_malformed_url_is_reported(url: str) -> None:
     assert url_error(url) == "malformed URL"
 
 
-def test_a_redirect_to_a_malformed_url_is_told(server: MisbehavingServer) -> None:
+def test_a_redirect_to_a_malformed_url_is_reported(server: MisbehavingServer) -> None:
     server.answer(redirect_to("http://[::1/a"))
     assert url_error(server.url()) == "malformed URL"
 
@@ -262,7 +262,7 @@ def test_a_redirect_to_a_malformed_url_is_told(server: MisbehavingServer) -> Non
         ("999 SECRET", "HTTP 999"),
     ],
 )
-def test_a_refusal_is_told_in_our_words_and_not_retried(
+def test_a_refusal_is_reported_in_our_words_and_not_retried(
     server: MisbehavingServer, status: str, reason: str
 ) -> None:
     server.answer(answer_with(status, body=b"SECRET"))
@@ -379,7 +379,7 @@ def test_a_gzip_bomb_stops_at_the_cap(server: MisbehavingServer, layers: int) ->
     ("cap", "text"),
     [(1 << 30, "1 GiB"), (5 << 20, "5 MiB"), (3 << 10, "3 KiB"), (1500, "1500 bytes")],
 )
-def test_the_cap_is_told_in_its_largest_whole_unit(
+def test_the_cap_is_named_in_its_largest_whole_unit(
     server: MisbehavingServer, cap: int, text: str
 ) -> None:
     server.answer(answer_with(length=cap + 1))
@@ -457,12 +457,12 @@ def test_a_silent_tls_handshake_meets_the_connect_deadline(
     assert reason == "timed out after 0.2 s without a connection"
 
 
-def test_a_host_without_tls_is_told(server: MisbehavingServer) -> None:
+def test_a_host_without_tls_is_reported(server: MisbehavingServer) -> None:
     server.answer(lambda connection: connection.send(OK_UNTIL_CLOSE))
     assert host_error(server.url(scheme="https")) == "TLS connection failed"
 
 
-def test_an_untrusted_certificate_is_told_and_not_retried(
+def test_an_untrusted_certificate_is_reported_and_not_retried(
     server: MisbehavingServer, tmp_path: Path
 ) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -540,7 +540,7 @@ def test_a_cut_connection_gets_another_try_from_the_start(
 
 
 @pytest.mark.parametrize("cut", [reset_at_accept, CUT_SHORT, CUT_CHUNK, raw(b"")])
-def test_a_connection_that_is_always_cut_is_told(
+def test_a_connection_that_is_always_cut_is_reported(
     server: MisbehavingServer, cut: Callable[[Connection], None]
 ) -> None:
     server.answer(cut)
@@ -555,7 +555,7 @@ def test_a_connection_that_is_always_cut_is_told(
         (errno.EHOSTUNREACH, "host cannot be reached"),
     ],
 )
-def test_a_connection_that_fails_while_it_is_made_is_told(
+def test_a_connection_that_fails_while_it_is_made_is_reported(
     monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     def connect(*_: object) -> None:
@@ -575,7 +575,7 @@ def test_a_connection_that_fails_while_it_is_made_is_told(
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
     ],
 )
-def test_an_answer_that_is_not_http_is_told(
+def test_an_answer_that_is_not_http_is_reported(
     server: MisbehavingServer, answer: bytes
 ) -> None:
     server.answer(raw(answer, then_wait_s=0.1))
@@ -593,13 +593,13 @@ def test_malformed_headers_do_not_bring_the_url_into_the_log(
     assert log.messages == []
 
 
-def test_a_closed_port_is_told() -> None:
+def test_a_closed_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert host_error(f"http://127.0.0.1:{port}{SECRET}") == "connection refused"
 
 
-def test_a_name_that_does_not_resolve_is_told() -> None:
+def test_a_name_that_does_not_resolve_is_reported() -> None:
     reason = host_error(f"https://nonexistent.invalid{SECRET}")
     assert reason == "host name could not be resolved"
 
@@ -613,7 +613,7 @@ def test_a_proxy_of_the_environment_is_used(
     assert server.requests[0].startswith("GET http://nonexistent.invalid/a.mp3 ")
 
 
-def test_a_long_url_with_odd_characters_is_sent_on_and_not_told(
+def test_a_long_url_with_odd_characters_is_sent_but_not_quoted(
     server: MisbehavingServer,
 ) -> None:
     server.answer(answer_with("404 x"))
@@ -687,7 +687,9 @@ def test_a_download_cancelled_before_it_starts_sends_nothing(
     assert server.n_connections == 0
 
 
-def test_a_full_disk_is_nobodys_fault_but_ours(server: MisbehavingServer) -> None:
+def test_a_full_disk_is_no_fault_of_the_url_or_its_host(
+    server: MisbehavingServer,
+) -> None:
     class FullDisk(io.BytesIO):
         def write(self, _: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -706,7 +708,7 @@ def test_a_full_disk_is_nobodys_fault_but_ours(server: MisbehavingServer) -> Non
     | st.text().map("http://".__add__)
     | st.text().map("https://u:p@[".__add__)
 )
-def test_no_url_brings_anything_but_a_download_error(url: str) -> None:
+def test_any_url_ends_in_a_download_error(url: str) -> None:
     unresolved = socket.gaierror(socket.EAI_NONAME, "SECRET")
     with (
         mock.patch("socket.getaddrinfo", side_effect=unresolved),
@@ -722,7 +724,7 @@ def test_no_url_brings_anything_but_a_download_error(url: str) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(location=st.binary(min_size=1) | st.binary().map(b"http://".__add__))
-def test_no_redirect_brings_anything_but_a_download_error(
+def test_any_redirect_ends_in_a_download_error(
     server: MisbehavingServer, location: bytes
 ) -> None:
     target = location.replace(b"\r", b"").replace(b"\n", b"")

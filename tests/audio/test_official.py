@@ -46,7 +46,7 @@ def test_other_weights_are_decoded_here(
     assert result == {"text": " Decoded."}
 
 
-def test_a_case_that_was_not_kept_tells_how_to_add_it(kept: object) -> None:
+def test_the_error_of_a_missing_case_says_how_to_add_it(kept: object) -> None:
     with pytest.raises(official.MissingCaseError) as caught:
         official.official("tiny.en", "jfk.mp3", beam_size=3)
     assert str(caught.value) == (

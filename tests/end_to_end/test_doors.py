@@ -81,7 +81,7 @@ def test_health_names_the_application(app: App) -> None:
     assert response.json()["application"] == "whisper"
 
 
-def test_models_tells_weights_and_replicas(app: App) -> None:
+def test_the_list_of_models_shows_weights_and_replicas(app: App) -> None:
     models = requests.get(f"{app.url}/models", timeout=10).json()
     by_name = {model["name"]: model for model in models}
     assert set(by_name) == {*catalog.MODELS, "random-v3", "corrupt"}

@@ -24,7 +24,7 @@ from tools.official import official
 
 NOBODY_LISTENS = "http://127.0.0.1:9"
 # Serve looks back over a period of its own before it stops the last replica.
-SCALE_DOWN_S = 180
+SCALE_DOWN_S = 600
 # The replica is killed as soon as both requests have their slots, long before this much work is
 # done.
 REPEATS = 6
@@ -152,7 +152,7 @@ def test_a_model_without_weights_says_so_and_works_once_they_are_there(
     assert app.transcribe(**request)["model"] == "tiny"
 
 
-def test_a_corrupt_checkpoint_is_told_each_time(app: App, audio_url: Url) -> None:
+def test_a_corrupt_checkpoint_is_reported_each_time(app: App, audio_url: Url) -> None:
     for _ in range(2):
         response = app.post(audio=audio_url("silence.wav"), model="corrupt")
         assert response.status_code == 503
@@ -198,7 +198,7 @@ def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
     )
 
 
-def test_a_request_that_takes_too_long_is_told_the_limit(
+def test_a_request_that_takes_too_long_is_answered_with_the_limit(
     impatient: App, audio_url: Url
 ) -> None:
     response = impatient.post(audio=audio_url("gettysburg.wav"), **ENDLESS)

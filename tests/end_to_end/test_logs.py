@@ -46,7 +46,7 @@ def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> Non
     assert "model=tiny.en status=422 reason=invalid_audio" in lines[0]
 
 
-def test_the_line_tells_how_long_a_request_waited_and_how_many_decoded_together(
+def test_the_line_holds_the_time_in_the_queue_and_the_windows_of_a_batch(
     app: App, audio_url: Url
 ) -> None:
     request = {"audio": audio_url("jfk.flac"), "model": "tiny.en", "beam_size": None}

@@ -74,7 +74,7 @@ def test_a_wrong_call_fails_before_anything_starts(
     assert out.getvalue() == ""
 
 
-def test_a_port_in_use_is_told(config: "ServeDeploySchema") -> None:
+def test_a_port_in_use_is_reported(config: "ServeDeploySchema") -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(commands.CommandError) as caught:
