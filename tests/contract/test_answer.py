@@ -24,7 +24,7 @@ from tests.support.contract import (
 )
 
 
-def test_the_fields_of_a_response_are_those_of_the_design() -> None:
+def test_the_fields_of_a_response_are_those_of_the_documentation() -> None:
     assert list(Segment.model_fields) == [
         "id",
         "seek",

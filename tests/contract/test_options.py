@@ -36,7 +36,7 @@ from tests.support.contract import (
     refusal_of,
 )
 
-# The request table of DESIGN.md.
+# The request table of docs/api.md.
 DEFAULTS = {
     "audio": None,
     "audio_base64": None,
@@ -110,7 +110,7 @@ def cli_ladder(temperature: float, increment: float | None) -> Any:
     return [temperature]
 
 
-def test_the_defaults_are_those_of_the_design() -> None:
+def test_the_defaults_are_those_of_the_documentation() -> None:
     assert parse_request({"audio": URL}).model_dump() == DEFAULTS | {"audio": URL}
 
 
