@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import recordings
-from deployments.audio.decode import SAMPLE_RATE
+from deployments.audio import SAMPLE_RATE
 from deployments.local import loopback
 from tests.support.runpod_process import running_worker
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deployments.audio.decode import SAMPLE_RATE, decode_audio
+from deployments.audio import SAMPLE_RATE
+from deployments.audio.decode import decode_audio
 
 SHORTEST_S, LONGEST_S = 8, 70
 IN_THE_REPOSITORY = Path(__file__).parent.parent / "tests" / "audio"

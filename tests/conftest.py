@@ -1,13 +1,16 @@
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-# No deadline, because the time of an example depends on the machine. HYPOTHESIS_PROFILE=slow tries
-# more examples.
-settings.register_profile("fast", deadline=None, max_examples=50)
-settings.register_profile("slow", deadline=None, max_examples=1000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+# No deadline, because the time of an example depends on the machine. With HYPOTHESIS_PROFILE=slow
+# property tests try more examples, and count as slow tests.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fast")
+settings.register_profile("fast", deadline=None, max_examples=25)
+settings.register_profile("slow", deadline=None, max_examples=400)
+settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +20,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["cpu", "cuda", "emulated"],
         help="where the engine's tests run; emulated: on a second device that the CPU emulates",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if PROFILE == "slow":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[None]:
+    """A Router or a replica directs the package's log to Serve's; each test begins without that."""
+    package, serve = logging.getLogger("deployments"), logging.getLogger("ray.serve")
+    handlers, filters = [*package.handlers], [*serve.filters]
+    level, propagate = package.level, package.propagate
+    yield
+    package.handlers, serve.filters = handlers, filters
+    package.setLevel(level)
+    package.propagate = propagate

@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from deployments.api import native
-from deployments.contract.answer import ErrorAnswer
+from deployments.api.errors import error_response
 from deployments.contract.errors import WhisperServeError
 from deployments.router.router import Router
 
@@ -24,15 +24,12 @@ def build(router: Router) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
         kind = error.detail.lower().replace(" ", "_")
-        return _error(error.status_code, error.detail, kind)
+        return error_response(error.status_code, error.detail, kind)
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return _error(500, "Internal error; the log names it", WhisperServeError.type)
+        return error_response(
+            500, "Internal error; the log names it", WhisperServeError.type
+        )
 
     return app
-
-
-def _error(status: int, text: str, kind: str) -> JSONResponse:
-    answer = ErrorAnswer(error=text, type=kind)
-    return JSONResponse(answer.model_dump(), status_code=status)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from deployments.api.errors import error_response
 from deployments.contract.answer import Answer, ErrorAnswer, Health, ServedModel
 from deployments.contract.errors import (
     InvalidRequestError,
@@ -58,13 +58,13 @@ def routes(router: Router) -> APIRouter:
         content = await asyncio.to_thread(answer.model_dump_json)
         return Response(content, media_type="application/json")
 
-    @api.get("/models")
-    async def models() -> list[ServedModel]:
+    @api.get("/models", response_model=list[ServedModel])
+    async def models() -> list[dict[str, Any]]:
         """The served models: cached weights, running replicas, and the use of their slots."""
         return await router.models()
 
-    @api.get("/health")
-    async def health() -> Health:
+    @api.get("/health", response_model=Health)
+    async def health() -> dict[str, Any]:
         """Whether this application is up."""
         return await router.health()
 
@@ -81,8 +81,7 @@ class _NativeRoute(APIRoute):
             try:
                 return await handle(request)
             except WhisperServeError as error:
-                body = ErrorAnswer(error=str(error), type=error.type)
-                return JSONResponse(body.model_dump(), status_code=error.status)
+                return error_response(error.status, str(error), error.type)
 
         return answer
 

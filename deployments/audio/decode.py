@@ -22,9 +22,8 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Discard, Disposition
 
+from deployments.audio import SAMPLE_RATE
 from deployments.contract.errors import InvalidAudioError, RequestCancelledError
-
-SAMPLE_RATE = 16_000
 
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000

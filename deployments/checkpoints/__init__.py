@@ -1,6 +1,6 @@
 """Where weights are found, fetched and verified: OpenAI's files, and files of the user's own."""
 
-from deployments.checkpoints.download import UnreachableError, fetch
+from deployments.checkpoints.download import fetch
 from deployments.checkpoints.store import find, verify
 
-__all__ = ["UnreachableError", "fetch", "find", "verify"]
+__all__ = ["fetch", "find", "verify"]

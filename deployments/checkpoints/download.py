@@ -24,10 +24,6 @@ LOG_PROGRESS_EVERY_S = 10.0
 CHUNK_BYTES = 1 << 20
 
 
-class UnreachableError(CheckpointError):
-    """The network failed, so OpenAI's server gave no answer."""
-
-
 def fetch(
     name: str,
     checkpoint: str | None = None,
@@ -47,7 +43,7 @@ def fetch(
     accept_unofficial: take a file under the official name that is not OpenAI's, and say so in the
     log
 
-    Raises CheckpointError, or UnreachableError where OpenAI's server cannot be reached.
+    Raises CheckpointError.
     """
     found = store.find(name, checkpoint)
     if checkpoint:
@@ -69,7 +65,7 @@ def fetch(
         if not accept_unofficial or not store.looks_like_weights(found):
             raise
         logger.warning(
-            "%s: not OpenAI's file; taken as weights of your own", model.name
+            "event=unofficial_weights model=%s taken_as=weights_of_your_own", model.name
         )
     return found
 
@@ -88,7 +84,7 @@ def _download_once(model: OfficialModel, progress: bool) -> Path:
 
 def _download(model: OfficialModel, target: Path, progress: bool) -> None:
     start = time.monotonic()
-    logger.info("%s: downloading to %s", model.name, target)
+    logger.info("event=weights_download model=%s path=%s", model.name, target)
     try:
         try:
             _transfer(model, target, progress)
@@ -96,12 +92,12 @@ def _download(model: OfficialModel, target: Path, progress: bool) -> None:
             # A second try would wait as long again for a server that does not answer.
             raise
         except _CONNECTION_ERRORS:
-            logger.info("%s: the connection failed; trying once more", model.name)
+            logger.info("event=weights_download_retry model=%s", model.name)
             time.sleep(RETRY_AFTER_S)
             _transfer(model, target, progress)
     # `from None`: the text of a requests error names the host.
     except _CONNECTION_ERRORS:
-        raise UnreachableError(
+        raise CheckpointError(
             f"the weights of '{model.name}' are not on this machine and OpenAI's server "
             f"cannot be reached: open a route to it, or {_by_hand(model)}"
         ) from None
@@ -110,7 +106,8 @@ def _download(model: OfficialModel, target: Path, progress: bool) -> None:
             f"the download of '{model.name}' failed ({type(error).__name__}): "
             "check this machine's proxy settings"
         ) from None
-    logger.info("%s: downloaded in %.0f s", model.name, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    logger.info("event=weights_downloaded model=%s seconds=%.0f", model.name, seconds)
 
 
 _CONNECTION_ERRORS = (
@@ -157,12 +154,14 @@ def _with_progress(
                 bar.update(len(chunk))
                 yield chunk
         return
-    done, of_total = 0, f" of {total // 10**6}" if total else ""
+    done, of_total = 0, f" of_mb={total // 10**6}" if total else ""
     due = time.monotonic() + LOG_PROGRESS_EVERY_S
     for chunk in chunks:
         done += len(chunk)
         if time.monotonic() >= due:
-            logger.info("%s: %d%s MB", name, done // 10**6, of_total)
+            logger.info(
+                "event=weights_progress model=%s mb=%d%s", name, done // 10**6, of_total
+            )
             due = time.monotonic() + LOG_PROGRESS_EVERY_S
         yield chunk
 

@@ -105,7 +105,9 @@ def writable_folder() -> Path:
             tempfile.TemporaryFile(dir=folder).close()
             return folder
         except OSError as error:
-            logger.warning("%s is not writable: %s", folder, error.strerror)
+            logger.warning(
+                "event=folder_not_writable path=%s error=%s", folder, error.strerror
+            )
     raise CheckpointError(
         "no folder for weights is writable: set WHISPER_CHECKPOINT_DIR to one that is"
     )
@@ -135,7 +137,7 @@ def locked(target: Path, name: str) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.info("%s: another process fetches it; waiting", name)
+                logger.info("event=weights_wait model=%s reason=another_process", name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

@@ -113,7 +113,7 @@ class SegmentEvent(_Answered):
 
 
 class Result(_Answered):
-    """The last event."""
+    """The last event of a stream; it holds the whole answer."""
 
     event: Literal["result"] = "result"
     result: Answer
@@ -144,7 +144,7 @@ class ServedModel(_Answered):
 
 
 class Health(_Answered):
-    """That the application is up, and which one it is."""
+    """Says that the application is up, and names it and its default model."""
 
     application: str
     status: Literal["ok"] = "ok"

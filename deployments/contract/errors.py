@@ -16,7 +16,7 @@ Each error knows its HTTP status, its machine-readable type and its short text. 
 written for the caller: it says what to change and holds no traceback, host name or URL query
 string. All errors pickle, because Ray carries them between processes.
 
-CheckpointError stands apart: it never reaches a caller by itself.
+CheckpointError is not in the tree: a replica turns it into a ModelUnavailableError.
 """
 
 

@@ -63,7 +63,7 @@ Seconds = Annotated[
 
 
 class TranscriptionOptions(BaseModel):
-    """The options of `whisper.transcribe` and of its command line, by their own names."""
+    """The decoding options of Whisper's command line, by their own names."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True
@@ -142,7 +142,8 @@ class TranscriptionOptions(BaseModel):
 
     @model_validator(mode="after")
     def _rules_between_fields(self) -> Self:
-        for text in self._broken_rules():
+        text = next(self._broken_rules(), None)
+        if text is not None:
             raise PydanticCustomError("contract", "{text}", {"text": text})
         return self
 

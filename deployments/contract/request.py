@@ -11,7 +11,7 @@ from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import TranscriptionOptions, UnicodeText
 
 MAX_BASE64_AUDIO_BYTES = 32 << 20
-# Of a name that a caller wrote, in an error text.
+# The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
 _OWN_FIELDS = ("audio", "audio_base64", "model")
@@ -51,7 +51,9 @@ class TranscriptionRequest(TranscriptionOptions):
     def options(self) -> TranscriptionOptions:
         """The options alone: without megabytes of base64 and without a signed URL."""
         names = TranscriptionOptions.model_fields
-        return TranscriptionOptions(**{name: getattr(self, name) for name in names})
+        # The values were validated as those of the request.
+        values = {name: getattr(self, name) for name in names}
+        return TranscriptionOptions.model_construct(**values)
 
     def audio_bytes(self) -> bytes:
         """The file inside `audio_base64`.

@@ -23,6 +23,9 @@ class TaskQueues:
     A window takes a slot in order of arrival. Its transcription keeps the slot while the window is
     decoded, tried again at other temperatures, and aligned. Then it queues anew for its next
     window, so a long recording does not hold up a short one.
+
+    The callers' threads use `submit`, `withdraw` and `release`; `close` is for any thread. The
+    methods after them are for the engine's thread.
     """
 
     def __init__(self, slots: int) -> None:
@@ -68,8 +71,6 @@ class TaskQueues:
         with self._changed:
             return [task for task in tasks if task.pending]
 
-    # For the callers' threads.
-
     def submit(self, task: Task) -> None:
         """Raises EngineClosedError."""
         with self._changed:
@@ -104,8 +105,6 @@ class TaskQueues:
             self._ready.clear()
             self._decoding.clear()
             self._changed.notify_all()
-
-    # For the engine's thread.
 
     def wait_for_work(self, poll_s: float) -> bool:
         """Sleep while there is nothing to do. False once the queues are closed.

@@ -38,7 +38,7 @@ class NotANumberError(ArithmeticError):
 
 
 class Scheduler:
-    """Owns the engine's thread.
+    """Owns the engine's thread. A task that fails fails its own transcription and no other.
 
     encoder_windows: how many windows the encoder, or the decoder over whole texts, takes at once
     cancel_poll_s: seconds between two questions to each caller whether it has cancelled
@@ -109,9 +109,9 @@ class Scheduler:
         self._drop_cancelled()
         self.queues.hand_out_slots()
         ready = self.queues.take_ready()
-        self._together_or_alone(_of(DetectTask, ready), self._detect)
-        self._together_or_alone(_of(AlignTask, ready), self._align)
-        self._together_or_alone(_of(DecodeTask, ready), self._begin)
+        self._run_in_chunks(_of(DetectTask, ready), self._detect)
+        self._run_in_chunks(_of(AlignTask, ready), self._align)
+        self._run_in_chunks(_of(DecodeTask, ready), self._begin)
         for task in self.queues.still_pending(_of(MelTask, ready)):
             self._alone(task, self._compute_piece)
         decoding = self.queues.decoding
@@ -126,28 +126,24 @@ class Scheduler:
         for task in self.queues.pending:
             self._alone(task, _raise_if_cancelled)
 
-    # Failures: a task that fails alone fails its own transcription and no other.
-
-    def _together_or_alone(
-        self, tasks: Sequence[Any], work: Callable[[Any], None]
-    ) -> None:
+    def _run_in_chunks(self, tasks: Sequence[Any], work: Callable[[Any], None]) -> None:
         """Do tasks several at a time. If they fail together, each is tried again alone."""
         for start in range(0, len(tasks), self._encoder_windows):
             if self.queues.closed:
                 return
             # Some may have been cancelled during the work on the others, which can take seconds.
             self._drop_cancelled()
-            some = self.queues.still_pending(
+            chunk = self.queues.still_pending(
                 tasks[start : start + self._encoder_windows]
             )
-            if len(some) > 1:
+            if len(chunk) > 1:
                 try:
-                    work(some)
+                    work(chunk)
                     continue
                 except Exception as error:  # noqa: BLE001 - any of them may be the cause
-                    _log_failure(error, len(some), retry=1)
+                    _log_failure(error, len(chunk), retry=1)
             # Some may have succeeded before the others failed.
-            for task in self.queues.still_pending(some):
+            for task in self.queues.still_pending(chunk):
                 self._alone(task, lambda task: work([task]))
 
     def _alone(self, task: Any, work: Callable[[Any], None]) -> None:
@@ -155,8 +151,6 @@ class Scheduler:
             work(task)
         except Exception as error:  # noqa: BLE001 - the error belongs to this caller alone
             self.queues.fail(task, error)
-
-    # Work on tasks.
 
     def _compute_piece(self, task: MelTask) -> None:
         """Compute one piece in each turn, so that a recording of hours does not stop the others."""
@@ -227,12 +221,12 @@ class Scheduler:
             if len(slots) > 1:
                 _log_failure(error, len(slots), retry=self.batch_limit.windows)
                 return None
-            self._break(slots[0], error)
+            self._fail_window(slots[0], error)
             return Progress([], [])
 
     def _conclude(self, progress: Progress) -> None:
         for slot in progress.broken:
-            self._break(slot, NotANumberError("the model's output was NaN"))
+            self._fail_window(slot, NotANumberError("the model's output was NaN"))
         for slot in progress.done:
             task = self.queues.stop_decoding(slot)
             if task is not None:
@@ -242,7 +236,7 @@ class Scheduler:
         self.windows_done += task.transcription.end_window()
         self.queues.succeed(task, self.runner.batch.outcome(_slot(task)))
 
-    def _break(self, slot: int, error: Exception) -> None:
+    def _fail_window(self, slot: int, error: Exception) -> None:
         task = self.queues.decoding.get(slot)
         if task is not None:
             self.queues.fail(task, error)

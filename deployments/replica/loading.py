@@ -21,12 +21,13 @@ from whisper.model import Whisper
 from deployments.catalog import OfficialModel
 from deployments.contract.errors import CheckpointError
 from deployments.engine import Engine, own_process
+from deployments.engine.upstream.model_facts import set_official_alignment_heads
 from deployments.engine.upstream.timing import compile_dtw
 from deployments.logs import Stages
 
 # Warming up is one decode. On a CPU it costs more than it saves the first request.
 _WARMED_UP_DEVICES = ("cuda",)
-# For the engine's thread to end, which may be in the middle of a step.
+# How long to wait for the engine's thread to end; it may be in the middle of a step.
 _ENGINE_END_S = 60
 
 
@@ -82,7 +83,7 @@ def load_model(path: Path, official: OfficialModel | None) -> Whisper:
     model = _read(path)
     if official is not None:
         try:
-            model.set_alignment_heads(whisper._ALIGNMENT_HEADS[official.name])
+            set_official_alignment_heads(model, official.name)
         except RuntimeError:
             raise _wrong_shape(path, official) from None
         if model.dims.n_vocab != official.n_vocab:

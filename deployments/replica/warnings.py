@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deployments.audio import SAMPLE_RATE
 from deployments.contract.options import TranscriptionOptions
 
 if TYPE_CHECKING:
     from deployments.engine import Engine
-
-_SAMPLE_RATE = 16_000
 
 
 def warnings_of(
@@ -32,7 +31,7 @@ def warnings_of(
             "word_timestamps of a translation are not reliable:"
             " the words are not those that were spoken"
         )
-    seconds = len(audio) / _SAMPLE_RATE
+    seconds = len(audio) / SAMPLE_RATE
     if max(options.clip_timestamps, default=0.0) > seconds:
         found.append(
             f"clip_timestamps go past the end of the recording, which is {seconds:.2f} s long"

@@ -5,11 +5,14 @@ the model, so that a replica can tell that it has found its place long before it
 """
 
 import asyncio
+import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -155,17 +158,15 @@ class WhisperModel:
         engine, reason = self._try_to_load(stages, imports)
         if engine is None:
             # Outside the except blocks: their tracebacks would keep the half-loaded model alive.
-            if self._gpu_share:
-                from deployments.replica.loading import empty_gpu_cache
-
-                empty_gpu_cache()
+            if loading := _loading_if_imported():
+                loading.empty_gpu_cache()
             logger.warning(
-                "model=%s event=load_failed reason=%s", self._model.name, reason
+                "event=load_failed model=%s reason=%s", self._model.name, reason
             )
             raise ModelUnavailableError(self._model.name, reason)
         stats = engine.stats()
         logger.info(
-            "model=%s event=loaded device=%s seconds=%.1f"
+            "event=loaded model=%s device=%s seconds=%.1f"
             " slots=%d slot_mb=%.0f held_mb=%.0f %s",
             self._model.name,
             self._device,
@@ -201,14 +202,18 @@ class WhisperModel:
             return None, f"out of memory ({self._device})"
         except Exception as error:  # noqa: BLE001 - callers wait for a reason
             self._note_gpu_failure(error)
-            logger.error("model=%s at=%s", name, error_location(error))
+            logger.error(
+                "event=load_error model=%s error=%s at=%s",
+                name,
+                type(error).__name__,
+                error_location(error),
+            )
             return None, f"loading failed ({type(error).__name__})"
         return engine, ""
 
     def _note_gpu_failure(self, error: Exception) -> None:
-        from deployments.replica.loading import breaks_gpu
-
-        self._gpu_broken |= breaks_gpu(error)
+        if loading := _loading_if_imported():
+            self._gpu_broken |= loading.breaks_gpu(error)
 
     async def _transcribe(
         self,
@@ -279,7 +284,7 @@ class WhisperModel:
         self._note_gpu_failure(error)
         # The text of an unforeseen error may quote the transcript; its type and place do not.
         logger.error(
-            "model=%s event=transcription_failed error=%s at=%s",
+            "event=transcription_failed model=%s error=%s at=%s",
             self._model.name,
             type(error).__name__,
             error_location(error),
@@ -288,7 +293,14 @@ class WhisperModel:
 
 
 def _import_engine() -> None:
-    from deployments.replica import loading  # noqa: F401
+    # If the import fails, the thread that loads the model imports again, and tells the error.
+    with contextlib.suppress(Exception):
+        from deployments.replica import loading  # noqa: F401
+
+
+def _loading_if_imported() -> ModuleType | None:
+    """`replica.loading`; None where its import goes on or has failed, so that nothing is loaded."""
+    return sys.modules.get("deployments.replica.loading")
 
 
 class _LoadAttempt:

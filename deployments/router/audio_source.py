@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from deployments.audio.decode import SAMPLE_RATE, decode_audio
+from deployments.audio import SAMPLE_RATE
+from deployments.audio.decode import decode_audio
 from deployments.audio.download import FetchLimits, fetch_audio
 from deployments.config import AppArgs
 from deployments.contract.request import TranscriptionRequest
@@ -44,7 +45,7 @@ def source_of(request: TranscriptionRequest) -> AudioSource:
     if request.audio is not None:
         return request.audio.strip()
     # On disk, because many such requests may wait.
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader, or when it is collected
     file.write(request.audio_bytes())
     file.seek(0)
     return file

@@ -23,7 +23,7 @@ from deployments.contract.errors import (
 from deployments.contract.options import TranscriptionOptions
 from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
 from deployments.router.retry import (
-    ActorDiedError,
+    ReplicaLostError,
     ray_errors_translated,
     retried_once,
 )
@@ -108,13 +108,13 @@ class ModelClient:
             return self._attempt(audio, options, segments, progress, deadline)
 
         def on_retry() -> None:
-            logger.warning("model=%s event=replica_died retry=true", self.model.name)
+            logger.warning("event=replica_died model=%s retry=true", self.model.name)
 
         try:
             async with aclosing(retried_once(attempt, on_retry)) as events:
                 async for event in events:
                     yield event
-        except ActorDiedError:
+        except ReplicaLostError:
             raise self._unavailable("its replica died during this request") from None
 
     async def slots(self, replicas: int) -> SlotUse | None:
@@ -137,9 +137,9 @@ class ModelClient:
         except (TimeoutError, DeploymentUnavailableError):
             return None
         except (RayError, RuntimeError) as error:
-            # The list of models is told in any case, whatever one of them suffers from.
+            # GET /models must answer even if one model cannot.
             logger.warning(
-                "model=%s event=slots_unknown error=%s",
+                "event=slots_unknown model=%s error=%s",
                 self.model.name,
                 type(error).__name__,
             )
@@ -165,16 +165,18 @@ class ModelClient:
         progress: bool,
         deadline: "_Deadline",
     ) -> AsyncGenerator[ReplicaEvent, None]:
-        """One replica's events. Raises ActorDiedError if the replica dies."""
+        """One replica's events. Raises ReplicaLostError if the replica dies."""
         with self._errors_translated():
             model_start_s = await self._start()
             handle = self._handle.options(stream=True)
             events: Any = handle.stream.remote(audio, options, segments, progress)
+            exhausted = False
             try:
                 while True:
                     async with deadline.running():
                         event = await anext(events, None)
                     if event is None:
+                        exhausted = True
                         return
                     if isinstance(event, Transcript):
                         self._answered_at = time.monotonic()
@@ -182,7 +184,8 @@ class ModelClient:
                     yield event
             finally:
                 # Neither a deadline nor a caller who leaves would end the work by itself.
-                events.cancel()
+                if not exhausted:
+                    events.cancel()
 
     async def _start(self) -> float:
         """Wait until a replica has loaded the model, starting one if there is none.
@@ -209,15 +212,15 @@ class ModelClient:
         return time.monotonic() - started
 
     async def _answer_within(self, limit: float, response: Any, reason: str) -> None:
+        timer = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit):
+            async with timer:
                 await response
-        except TimeoutError:
-            response.cancel()
-            raise self._unavailable(reason) from None
         except BaseException:
-            # A caller who leaves would not end the call by itself.
+            # Neither the limit nor a caller who leaves would end the call by itself.
             response.cancel()
+            if timer.expired():
+                raise self._unavailable(reason) from None
             raise
 
     @contextmanager
@@ -225,7 +228,7 @@ class ModelClient:
         try:
             with ray_errors_translated():
                 yield
-        except ActorDiedError:
+        except ReplicaLostError:
             self._answered_at = -math.inf
             raise
         except (DeploymentUnavailableError, BackPressureError):
@@ -249,10 +252,14 @@ class _Deadline:
     async def running(self) -> AsyncIterator[None]:
         """Raises RequestTimeoutError when the time is used up."""
         started = time.monotonic()
+        timer = asyncio.timeout(self._limit - self._spent)
         try:
-            async with asyncio.timeout(self._limit - self._spent):
+            async with timer:
                 yield
         except TimeoutError:
+            # A replica may raise a TimeoutError of its own.
+            if not timer.expired():
+                raise
             raise RequestTimeoutError(
                 f"The request took longer than {self._limit:g} s"
             ) from None

@@ -12,13 +12,13 @@ from deployments.contract.errors import WhisperServeError
 _Event = TypeVar("_Event")
 
 
-class ActorDiedError(Exception):
-    """The actor went away with the request; nothing is wrong with the request itself."""
+class ReplicaLostError(Exception):
+    """The replica was lost with the request; the request itself is not at fault."""
 
 
 @contextmanager
 def ray_errors_translated() -> Iterator[None]:
-    """Raise the contract's error where an actor raised one, and ActorDiedError where it died."""
+    """Raise the contract's error where an actor raised one, and ReplicaLostError where it died."""
     try:
         yield
     except RayTaskError as error:
@@ -27,7 +27,7 @@ def ray_errors_translated() -> Iterator[None]:
             raise error.cause from None
         raise
     except (RayActorError, WorkerCrashedError):
-        raise ActorDiedError from None
+        raise ReplicaLostError from None
 
 
 async def retried_once(
@@ -38,10 +38,10 @@ async def retried_once(
     Transcription is idempotent, so a second attempt is safe. It would repeat segments, so there is
     none once a segment has gone out.
 
-    attempt: starts the work and gives its events; raises ActorDiedError where the actor dies
+    attempt: starts the work and gives its events; raises ReplicaLostError where the actor dies
     on_retry: called before the second attempt
 
-    Raises ActorDiedError where no further attempt is made, and what an attempt raises.
+    Raises ReplicaLostError where no further attempt is made, and what an attempt raises.
     """
     segment_went_out = False
     try:
@@ -50,7 +50,7 @@ async def retried_once(
                 segment_went_out |= isinstance(event, SegmentEvent)
                 yield event
         return
-    except ActorDiedError:
+    except ReplicaLostError:
         if segment_went_out:
             raise
     on_retry()

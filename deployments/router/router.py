@@ -139,20 +139,23 @@ class Router:
         self, request: Mapping[str, Any], request_id: str | None = None
     ) -> dict[str, Any]:
         """`answer` as a plain dict."""
-        return (await self.answer(request, request_id)).model_dump()
+        answer = self.answer(request, request_id)
+        del request
+        return (await answer).model_dump()
 
-    async def models(self) -> list[ServedModel]:
-        """The served models: what is known of each, and what its replicas do."""
+    async def models(self) -> list[dict[str, Any]]:
+        """The served models, as dicts of `ServedModel`."""
         running = await asyncio.to_thread(self._running_replicas)
         described = (
             self._describe(model, running.get(model.deployment, 0))
             for model in self._args.models
         )
-        return await asyncio.gather(*described)
+        return [model.model_dump() for model in await asyncio.gather(*described)]
 
-    async def health(self) -> Health:
-        """That this application is up, and which one it is."""
-        return Health(application=APPLICATION, default_model=self._args.default_model)
+    async def health(self) -> dict[str, Any]:
+        """A dict of `Health`."""
+        default = self._args.default_model
+        return Health(application=APPLICATION, default_model=default).model_dump()
 
     def _parse(self, payload: Mapping[str, Any], entry: RequestLog) -> "_Job":
         """Refuse, before anything is downloaded, all that can be refused by then."""

@@ -18,7 +18,11 @@ from deployments.contract.answer import Answer, Event, Result
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import unwrapped
 from deployments.logs import error_location
-from deployments.router.retry import ActorDiedError, ray_errors_translated, retried_once
+from deployments.router.retry import (
+    ReplicaLostError,
+    ray_errors_translated,
+    retried_once,
+)
 from deployments.runpod.job_api import Job, JobApi
 from deployments.runpod.reports import Reports
 from deployments.runpod.result_size import fit_to_limit
@@ -124,7 +128,7 @@ class JobHandler:
                         answer = event.result
                     else:
                         reports.add(event)
-        except ActorDiedError:
+        except ReplicaLostError:
             raise WhisperServeError(_JOB_LOST) from None
         if answer is None:
             raise WhisperServeError("The service gave no result")

@@ -24,7 +24,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deployments.audio.decode import DEMUXERS, SAMPLE_RATE, decode_audio
+from deployments.audio import SAMPLE_RATE
+from deployments.audio.decode import DEMUXERS, decode_audio
 from deployments.contract.errors import InvalidAudioError, RequestCancelledError
 
 FOLDER = Path(__file__).parent

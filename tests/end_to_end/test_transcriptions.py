@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments.audio.decode import SAMPLE_RATE
+from deployments.audio import SAMPLE_RATE
 from deployments.contract.answer import Answer, Timings
 from tests.support.app import AUDIO, App, Url
 from tools.official import assert_official, waveform

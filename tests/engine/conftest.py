@@ -1,11 +1,9 @@
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import pytest
 import torch
-from hypothesis import settings
 from whisper.model import Whisper
 
 from deployments.engine import Engine
@@ -18,11 +16,6 @@ from tests.support.engine.calls import (
     exact_engine,
 )
 from tests.support.engine.tiny_whisper import tiny_whisper
-
-# How many examples property tests try: a few in the fast tier of tests, many in the slow tier.
-settings.register_profile("fast", max_examples=25, deadline=None)
-settings.register_profile("slow", max_examples=400, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -91,6 +91,18 @@ async def test_a_failed_load_is_told_and_the_next_caller_finds_a_new_attempt(
     await replica.check_health()
 
 
+async def test_an_import_that_fails_is_told_as_a_failed_load(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("deployments.replica.loading")
+    monkeypatch.setitem(sys.modules, "deployments.replica.loading", None)
+    random_checkpoint(checkpoint)
+    with pytest.raises(
+        ModelUnavailableError, match=r"loading failed \(ModuleNotFoundError\)"
+    ):
+        _replica(checkpoint, preload=True)
+
+
 async def test_a_replica_is_found_before_its_model_is_loaded(checkpoint: Path) -> None:
     replica = _replica(checkpoint)
     await replica.ping()
@@ -151,7 +163,7 @@ async def test_the_log_tells_what_a_loaded_model_takes(
         logger.removeHandler(caplog.handler)
     stats = (await replica._engine()).stats()
     line = caplog.messages[-1]
-    assert line.startswith("model=own event=loaded device=cpu")
+    assert line.startswith("event=loaded model=own device=cpu")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
     assert f" slots=8 slot_mb={slot_mb:.0f} held_mb={held_mb:.0f} verify=" in line
     assert re.search(r"import=\S+ read=\S+ prepare=\S+$", line)

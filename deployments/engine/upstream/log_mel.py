@@ -1,10 +1,9 @@
 """The log-mel spectrogram of `whisper.audio`, computed in pieces on the model's device.
 
 The pieces bound the memory: the complex spectrum of a whole recording takes 1.9 GB for an hour and
-    8 GB for four. Only the logarithms are stored. Whisper's normalisation needs the maximum of the
-    whole
-recording, so it is applied to each window when the window is encoded. The values are the same, and
-the engine's thread never makes a pass over a recording of hours while other recordings wait.
+8 GB for four. Only the logarithms are stored. Whisper's normalisation needs the maximum of the
+whole recording, so it is applied to each window when the window is encoded. The values are the
+same, and the engine's thread never makes a pass over a recording of hours while others wait.
 """
 
 import weakref

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from whisper import _ALIGNMENT_HEADS
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
@@ -60,6 +61,16 @@ class ModelFacts:
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of an `initial_prompt`, as `whisper.transcribe` makes them."""
     return tokenizer.encode(" " + text.strip())
+
+
+def set_official_alignment_heads(model: Whisper, name: str) -> None:
+    """Tell a model which of its heads show when a word was spoken, as OpenAI published them.
+
+    name: of the official model whose weights these are or started from
+
+    Raises RuntimeError where the model is not of that model's shape.
+    """
+    model.set_alignment_heads(_ALIGNMENT_HEADS[name])
 
 
 def alignment_heads(model: Whisper, device: torch.device) -> dict[int, Tensor]:

@@ -33,6 +33,7 @@ PUBLIC = {
 }
 # What upstream/ imports besides.
 UPSTREAM = {
+    "whisper._ALIGNMENT_HEADS",
     "whisper.audio.FRAMES_PER_SECOND",
     "whisper.audio.HOP_LENGTH",
     "whisper.audio.N_FFT",
