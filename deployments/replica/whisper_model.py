@@ -7,7 +7,6 @@ the model, so that a replica can tell that it has found its place long before it
 import asyncio
 import contextlib
 import logging
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -71,6 +70,8 @@ class WhisperModel:
         # By the share, because Ray does not hide GPUs from an actor that asked for none.
         self._device: Literal["cuda", "cpu"] = "cuda" if gpu_share else "cpu"
         self._gpu_broken = False
+        # `replica.loading`, once it is imported; until then nothing can be on the GPU.
+        self._loading: ModuleType | None = None
         self._metrics = EngineMetrics(model.name)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         self._attempt = _LoadAttempt(self._load)
@@ -152,14 +153,14 @@ class WhisperModel:
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
         # Verifying the weights of a large model takes as long as the imports do.
-        imports = threading.Thread(target=_import_engine, daemon=True)
+        imports = threading.Thread(target=self._import_loading, daemon=True)
         imports.start()
         stages = Stages()
         engine, reason = self._try_to_load(stages, imports)
         if engine is None:
             # Outside the except blocks: their tracebacks would keep the half-loaded model alive.
-            if loading := _loading_if_imported():
-                loading.empty_gpu_cache()
+            if self._loading is not None:
+                self._loading.empty_gpu_cache()
             logger.warning(
                 "event=load_failed model=%s reason=%s", self._model.name, reason
             )
@@ -211,9 +212,16 @@ class WhisperModel:
             return None, f"loading failed ({type(error).__name__})"
         return engine, ""
 
+    def _import_loading(self) -> None:
+        # If the import fails, the thread that loads the model imports again, and tells the error.
+        with contextlib.suppress(Exception):
+            from deployments.replica import loading
+
+            self._loading = loading
+
     def _note_gpu_failure(self, error: Exception) -> None:
-        if loading := _loading_if_imported():
-            self._gpu_broken |= loading.breaks_gpu(error)
+        if self._loading is not None:
+            self._gpu_broken |= self._loading.breaks_gpu(error)
 
     async def _transcribe(
         self,
@@ -290,17 +298,6 @@ class WhisperModel:
             error_location(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
-
-
-def _import_engine() -> None:
-    # If the import fails, the thread that loads the model imports again, and tells the error.
-    with contextlib.suppress(Exception):
-        from deployments.replica import loading  # noqa: F401
-
-
-def _loading_if_imported() -> ModuleType | None:
-    """`replica.loading`; None where its import goes on or has failed, so that nothing is loaded."""
-    return sys.modules.get("deployments.replica.loading")
 
 
 class _LoadAttempt:
