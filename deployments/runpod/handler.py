@@ -23,7 +23,8 @@ from deployments.router.retry import (
     ray_errors_translated,
     retried_once,
 )
-from deployments.runpod.job_api import Job, JobApi
+from deployments.runpod.job import INTERNAL_ERROR, Job
+from deployments.runpod.job_api import JobApi
 from deployments.runpod.reports import Reports
 from deployments.runpod.result_size import fit_to_limit
 from deployments.runpod.settings import Settings
@@ -96,7 +97,7 @@ class JobHandler:
                 "event=job_failed job=%s error=%s at=%s",
                 *(job["id"], type(error).__name__, error_location(error)),
             )
-            return {"error": "Internal error; the worker's log names it"}
+            return {"error": INTERNAL_ERROR}
 
     def _request_of(self, job: Job) -> tuple[dict[str, Any], bool]:
         """The contract's request, and whether its segments are to be streamed."""
@@ -137,11 +138,14 @@ class JobHandler:
     async def _events(
         self, job_id: str, request: dict[str, Any], segments: bool
     ) -> AsyncGenerator[Event, None]:
-        events: Any = self._router.events.remote(request, job_id, segments, True)
+        events: Any = self._router.events.remote(
+            request, job_id, segments=segments, progress=True
+        )
         try:
             with ray_errors_translated():
                 async for event in events:
                     yield event
-        finally:
+        except BaseException:
             # Nothing else would end the work of a job that is cancelled.
             events.cancel()
+            raise

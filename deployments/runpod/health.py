@@ -1,6 +1,4 @@
-"""`GET /ping` on the port that RunPod asks for a worker's health:
-204 while the worker starts, 200 when it is ready.
-"""
+"""`GET /ping` on RunPod's health port: 204 while the worker starts, 200 when it is ready."""
 
 import http.server
 import threading

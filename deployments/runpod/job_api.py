@@ -6,8 +6,9 @@ While it cannot be reached, jobs are asked for with pauses. A result is posted u
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,12 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from deployments.runpod import sdk
+from deployments.runpod.job import INTERNAL_ERROR, Job, to_json
 from deployments.runpod.outage_log import Backoff, OutageLog
 
 logger = logging.getLogger(__name__)
 
-Job = dict[str, Any]
-
-_ANSWER_SHOWN = 200
+_LOGGED_ANSWER_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,36 @@ class Patience:
     backoff: pauses after failures
     result_s: how long a result is posted again and again
     poll_s: how long a poll for jobs or for stop signals may stay open
-    quick_answer_s: an empty answer faster than this was not a long poll; wait this long before
+    connect_s: how long a connection may take; after that the job API cannot be reached
+    quick_answer_s: no jobs, answered faster than this, was not a long poll; wait this long before
         asking again
+    no_signal_s: pause after an answer without stop signals
     too_many_requests_s: pause after HTTP 429
     """
 
     backoff: Backoff = field(default_factory=Backoff)
     result_s: float = 300.0
     poll_s: float = 90.0
+    connect_s: float = 10.0
     quick_answer_s: float = 0.25
+    no_signal_s: float = 1.0
     too_many_requests_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class _Poll:
+    """A call that the job API keeps open until it has something to tell.
+
+    found: what the JSON of an answer holds
+    empty_statuses: HTTP statuses that say that there is nothing
+    empty_pause_s: the pause after an empty answer that took less than `quick_s` seconds
+    """
+
+    outage: OutageLog
+    found: Callable[[Any], list[Any]]
+    empty_statuses: tuple[int, ...]
+    empty_pause_s: float
+    quick_s: float
 
 
 class Refused(Exception):
@@ -60,48 +80,81 @@ class JobApi:
         self._session = session
         self._patience = patience or Patience()
         backoff = self._patience.backoff
-        self._taking = OutageLog("job-take", backoff)
-        self._stopping = OutageLog("job-stop", backoff)
+        quick_s = self._patience.quick_answer_s
+        # With FlashBoot the job API answers 400 where it has no job.
+        self._take_poll = _Poll(
+            OutageLog("job-take", backoff), _jobs_in, (204, 400), quick_s, quick_s
+        )
+        no_signal_s = self._patience.no_signal_s
+        self._stop_poll = _Poll(
+            OutageLog("job-stop", backoff), _stops_in, (204,), no_signal_s, math.inf
+        )
 
-    async def take(self, count: int) -> list[Job]:
-        """Up to `count` jobs; none after a long poll or after a failure, which takes a pause."""
-        jobs = await self._poll(sdk.get_job(self._session, count), self._taking)
-        # Nobody could be answered for a job without an id.
-        usable = [job for job in jobs if _is_job(job)]
+    async def take(self, count: int, stopping: asyncio.Event) -> list[Job]:
+        """Up to `count` jobs; none after a long poll or after a failure, which takes a pause.
+
+        stopping: ends a pause at once
+        """
+        jobs, pause_s = await self._ask(self._take_poll, sdk.take_url(count))
+        if pause_s:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), pause_s)
+        # Without an id there is no URL to post an answer to.
+        usable = [job for job in jobs if _has_id(job)]
         if len(usable) < len(jobs):
             logger.error("event=jobs_without_id count=%d", len(jobs) - len(usable))
         return usable
 
-    async def stop_signals(self) -> list[str]:
-        """Ids of jobs that are to be stopped; waits as `take` does."""
-        return await self._poll(sdk.get_stop_signals(self._session), self._stopping)
+    async def stop_signals(self) -> AsyncIterator[str]:
+        """Ids of jobs that are to be stopped, for ever; none where there is no URL to ask."""
+        url = sdk.stop_url()
+        if url is None:
+            logger.warning("event=no_stop_signals")
+            return
+        while True:
+            job_ids, pause_s = await self._ask(self._stop_poll, url)
+            for job_id in job_ids:
+                yield job_id
+            await asyncio.sleep(pause_s)
 
     async def deliver(self, job: Job, result: dict[str, Any]) -> None:
-        """Post a job's result until the job API takes it, as long as patience lasts. Never raises.
+        """Post a job's result until the job API takes it, as long as patience lasts.
 
-        A result that is refused is logged with its size and the answer, and the job gets an error
-        in its place.
+        A result that is no JSON, or that is refused, is logged, and the job gets an error in its
+        place. Where that cannot be posted either, this is logged, and nothing is raised.
 
         result: the output, or `{"error": text}`
         """
         job_id = job["id"]
         body = result if "error" in result else {"output": result}
-        data = await asyncio.to_thread(to_json, body)
+        try:
+            data = await asyncio.to_thread(to_json, body)
+        except ValueError as error:
+            logger.error(
+                "event=result_invalid job=%s error=%s", job_id, reason_of(error)
+            )
+            body = {"error": INTERNAL_ERROR}
+            data = to_json(body)
         refused = await self._post_until_taken(job_id, data)
         if refused is None:
             return
-        size = len(data.encode())
         logger.error(
             "event=result_refused job=%s bytes=%d status=%d answer=%s",
-            *(job_id, size, refused.status),
-            json.dumps(refused.answer[:_ANSWER_SHOWN]),
+            *(job_id, len(data), refused.status),
+            json.dumps(refused.answer[:_LOGGED_ANSWER_CHARS]),
         )
-        if "error" not in result:
-            megabytes = f"{size / 1e6:.1f} MB"
+        if "error" not in body:
+            megabytes = f"{len(data) / 1e6:.1f} MB"
             text = (
                 f"The job API refused the result of {megabytes} (HTTP {refused.status})"
             )
-            await self._post_until_taken(job_id, to_json({"error": text}))
+            data = to_json({"error": text})
+            refused = await self._post_until_taken(job_id, data)
+        if refused is not None:
+            logger.error(
+                "event=result_lost job=%s bytes=%d error=%s",
+                *(job_id, len(data), reason_of(refused)),
+            )
 
     async def post_progress(
         self, job_id: str, output: dict[str, Any], timeout_s: float
@@ -122,29 +175,39 @@ class JobApi:
             await asyncio.sleep(self._patience.backoff.pause_after(failures))
         await self._post(url, job_id, data, timeout_s)
 
-    async def _poll(
-        self, poll: Coroutine[Any, Any, list[Any] | None], outage: OutageLog
-    ) -> list[Any]:
+    async def _ask(self, poll: _Poll, url: str) -> tuple[list[Any], float]:
+        """What the job API has to tell, and the seconds to wait before it is asked again."""
         started = time.monotonic()
         try:
-            async with asyncio.timeout(self._patience.poll_s):
-                answer = await poll or []
-        except TimeoutError:
-            # The poll stayed open: there is no job, and no outage.
-            return []
-        except sdk.TooManyRequests:
-            await asyncio.sleep(self._patience.too_many_requests_s)
-            return []
+            found = poll.found(await self._get(url, poll.empty_statuses))
         except Exception as error:  # noqa: BLE001 - whatever it was, the worker asks again
-            await asyncio.sleep(outage.failed(reason_of(error)))
-            return []
-        outage.answered()
-        quick_answer_s = self._patience.quick_answer_s
-        if not answer and time.monotonic() - started < quick_answer_s:
-            await asyncio.sleep(quick_answer_s)
-        return answer
+            return [], self._pause_after(error, poll.outage)
+        poll.outage.answered()
+        quick = time.monotonic() - started < poll.quick_s
+        return found, poll.empty_pause_s if quick and not found else 0.0
 
-    async def _post_until_taken(self, job_id: str, data: str) -> Refused | None:
+    async def _get(self, url: str, empty_statuses: tuple[int, ...]) -> Any:
+        """The JSON of the answer; None where there is none."""
+        patience = self._patience
+        timeout = ClientTimeout(total=patience.poll_s, connect=patience.connect_s)
+        async with self._session.get(url, timeout=timeout) as answer:
+            if answer.status in empty_statuses:
+                return None
+            answer.raise_for_status()
+            if answer.content_type != "application/json":
+                return None
+            return await answer.json()
+
+    def _pause_after(self, error: Exception, outage: OutageLog) -> float:
+        # A connection that takes too long is a ClientError as well, and an outage.
+        if isinstance(error, TimeoutError) and not isinstance(error, ClientError):
+            # The poll stayed open: there is nothing to tell.
+            return 0.0
+        if getattr(error, "status", None) == 429:
+            return self._patience.too_many_requests_s
+        return outage.failed(reason_of(error))
+
+    async def _post_until_taken(self, job_id: str, data: bytes) -> Refused | None:
         """Gives the refusal, if any. A result that is not taken in time is lost, and logged."""
         started = time.monotonic()
         failures = 0
@@ -154,30 +217,36 @@ class JobApi:
                 return None
             except Refused as refused:
                 return refused
-            except (ClientError, TimeoutError) as error:
+            except (ClientError, TimeoutError, ValueError) as failure:
+                error = failure
                 failures += 1
-                reason = reason_of(error)
             pause = self._patience.backoff.pause_after(failures)
-            if time.monotonic() - started + pause > self._patience.result_s:
+            late = time.monotonic() - started + pause > self._patience.result_s
+            # An error of a certificate is a ValueError as well, and may pass.
+            if late or not isinstance(error, ClientError | TimeoutError):
                 logger.error(
                     "event=result_lost job=%s bytes=%d tries=%d error=%s",
-                    *(job_id, len(data.encode()), failures, reason),
+                    *(job_id, len(data), failures, reason_of(error)),
                 )
                 return None
             if failures == 1:
-                logger.warning("event=result_delayed job=%s error=%s", job_id, reason)
+                logger.warning(
+                    "event=result_delayed job=%s error=%s", job_id, reason_of(error)
+                )
             await asyncio.sleep(pause)
 
     async def _post(
-        self, url: str, job_id: str, data: str, timeout_s: float = 120.0
+        self, url: str, job_id: str, data: bytes, timeout_s: float = 120.0
     ) -> None:
-        """One try. Raises Refused; ClientError or TimeoutError where another try may help."""
+        """One try. Raises Refused; ClientError or TimeoutError where another try may help;
+        ValueError where the id fits no header.
+        """
         headers = {
             "charset": "utf-8",
             "Content-Type": "application/x-www-form-urlencoded",
             "X-Request-ID": job_id,
         }
-        timeout = ClientTimeout(total=timeout_s)
+        timeout = ClientTimeout(total=timeout_s, connect=self._patience.connect_s)
         async with self._session.post(
             url, data=data, headers=headers, timeout=timeout
         ) as answer:
@@ -185,11 +254,6 @@ class JobApi:
                 raise Refused(answer.status, await answer.text(errors="replace"))
             answer.raise_for_status()
             await answer.read()
-
-
-def to_json(value: Any) -> str:
-    """Raises ValueError for NaN, which is no JSON, though the SDK would send it."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def reason_of(error: BaseException) -> str:
@@ -200,5 +264,19 @@ def reason_of(error: BaseException) -> str:
     return f"HTTP_{status}" if status else type(error).__name__
 
 
-def _is_job(job: Any) -> bool:
+def _has_id(job: Any) -> bool:
     return isinstance(job, dict) and isinstance(job.get("id"), str)
+
+
+def _jobs_in(answer: Any) -> list[Any]:
+    # One job comes alone, several come as a list.
+    jobs = [answer] if isinstance(answer, dict) else answer
+    return jobs if isinstance(jobs, list) else []
+
+
+def _stops_in(answer: Any) -> list[str]:
+    """The ids of the jobs that are to be stopped."""
+    job_ids = answer.get("jobsToStop") if isinstance(answer, dict) else None
+    if not isinstance(job_ids, list):
+        return []
+    return [job_id for job_id in job_ids if isinstance(job_id, str)]

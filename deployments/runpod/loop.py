@@ -4,21 +4,23 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from deployments.logs import error_location
 from deployments.runpod import heartbeat, sdk
-from deployments.runpod.job_api import Job, JobApi
+from deployments.runpod.job import Handler, Job
+from deployments.runpod.job_api import JobApi
 
 logger = logging.getLogger(__name__)
 
 
 class JobLoop:
-    """Any number of jobs, up to a limit, on one event loop.
+    """Takes jobs and runs up to `max_concurrency` of them at a time on one event loop.
 
-    handler: gives a job's result and never raises; it is cancelled where the job is
+    handler: gives a job's result and never raises; RunPod's cancellation of a job cancels this call
     max_concurrency: jobs in work at the same time
     grace_s: how long to wait for the job API's last answer when the worker is to stop. The answer
         may be under way, and RunPod counts its jobs as taken.
@@ -27,7 +29,7 @@ class JobLoop:
     def __init__(
         self,
         api: JobApi,
-        handler: sdk.Handler,
+        handler: Handler,
         max_concurrency: int,
         grace_s: float = 2.0,
     ) -> None:
@@ -68,7 +70,7 @@ class JobLoop:
             stopped.cancel()
 
     async def _take(self, count: int, stopped: asyncio.Future[Any]) -> list[Job]:
-        taking = asyncio.ensure_future(self._api.take(count))
+        taking = asyncio.ensure_future(self._api.take(count, self._stopping))
         try:
             await _first_of(stopped, taking)
             await asyncio.wait({taking}, timeout=self._grace_s)
@@ -87,29 +89,42 @@ class JobLoop:
         self._in_work.remove(self._jobs.pop(task))
 
     async def _run_job(self, job: Job) -> None:
+        started = time.monotonic()
+        status = "cancelled"
         try:
-            await self._api.deliver(job, await self._handler(job))
+            result = await self._handler(job)
+            await self._api.deliver(job, result)
+            status = "error" if "error" in result else "ok"
         except Exception as error:  # noqa: BLE001 - one job's failure must not end the others
             logger.error(
                 "event=job_lost job=%s error=%s at=%s",
                 *(job["id"], type(error).__name__, error_location(error)),
             )
+            status = "error"
+        finally:
+            logger.info(
+                "event=job_done job=%s status=%s seconds=%.3f",
+                *(job["id"], status, time.monotonic() - started),
+            )
 
     async def _cancel_jobs(self) -> None:
-        while True:
-            for job_id in await self._api.stop_signals():
-                for task in [t for t, name in self._jobs.items() if name == job_id]:
-                    task.cancel()
+        async for job_id in self._api.stop_signals():
+            for task in [t for t, name in self._jobs.items() if name == job_id]:
+                task.cancel()
 
 
 async def run_jobs(
-    loop: JobLoop, watch: Callable[[], Coroutine[Any, Any, None]]
+    loop: JobLoop,
+    watch: Callable[[], Coroutine[Any, Any, None]],
+    heartbeat_check_s: float = 5.0,
 ) -> None:
     """Run the loop, with heartbeats, until SIGTERM or SIGINT comes or `watch` returns.
 
     Jobs in work are finished. From then on both signals are ignored: the process is about to end.
+
+    heartbeat_check_s: seconds between two looks at the heartbeat's process
     """
-    _start_heartbeat()
+    beating = _start_heartbeat(heartbeat_check_s)
     watching = asyncio.ensure_future(watch())
     watching.add_done_callback(lambda _: loop.stop())
     with _signals(loop.stop):
@@ -117,27 +132,29 @@ async def run_jobs(
             await loop.run()
         finally:
             watching.cancel()
+            if beating is not None:
+                beating.cancel()
 
 
-def _start_heartbeat() -> None:
+def _start_heartbeat(check_s: float) -> asyncio.Future[None] | None:
     ping = heartbeat.ping_of(os.environ, sdk.WORKER_ID, sdk.VERSION)
-    if ping is not None:
-        job_ids = heartbeat.JobIds()
-        sdk.JobsProgress().set_mirror(job_ids)
-        heartbeat.start(ping, job_ids)
+    if ping is None:
+        return None
+    process = heartbeat.Heartbeat(ping, sdk.JobsProgress().set_mirror)
+    return asyncio.ensure_future(process.keep_alive(check_s))
 
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    events = asyncio.get_running_loop()
+    event_loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        events.add_signal_handler(number, stop)
+        event_loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
         for number in numbers:
-            events.remove_signal_handler(number)
+            event_loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -11,11 +11,12 @@ from aiohttp import ClientError
 
 from deployments.contract.answer import Progress, SegmentEvent
 from deployments.logs import error_location
-from deployments.runpod.job_api import JobApi, Refused, reason_of, to_json
+from deployments.runpod.job import to_json
+from deployments.runpod.job_api import JobApi, Refused, reason_of
 
 logger = logging.getLogger(__name__)
 
-# Of one post to a job's stream; the job API takes 1 MB.
+# The most bytes of one post to a job's stream; the job API takes 1 MB.
 MAX_CHUNK_BYTES = 900_000
 _PROGRESS_INTERVAL_S = 2.0
 _TIMEOUT_S = 10.0
@@ -141,7 +142,7 @@ class Reports:
         chunk: list[dict[str, Any]] = []
         size = 0
         while self._segments:
-            size += len(to_json(self._segments[0]).encode()) + len(", ")
+            size += len(to_json(self._segments[0])) + len(", ")
             if chunk and size > MAX_CHUNK_BYTES:
                 break
             chunk.append(self._segments.pop(0))

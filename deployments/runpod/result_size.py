@@ -4,7 +4,7 @@ from typing import Any
 
 from deployments.contract.answer import Answer
 from deployments.contract.errors import InvalidRequestError
-from deployments.runpod.job_api import to_json
+from deployments.runpod.job import to_json
 
 _WITHOUT_TOKENS = (
     "The segments' tokens are left out:"
@@ -34,4 +34,4 @@ def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
 
 
 def _size(output: dict[str, Any]) -> int:
-    return len(to_json({"output": output}).encode())
+    return len(to_json({"output": output}))

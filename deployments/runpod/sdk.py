@@ -4,19 +4,23 @@ The SDK has a loop of its own (`rp_scale.JobScaler`). It asks again at once wher
 be reached, gives a result up after seven seconds, loses a job that arrives together with SIGTERM,
 and waits up to 90 s for its long polls before it exits. None of that can be configured, so
 `loop.py` and `job_api.py` stand in its place. They use what the SDK's loop is made of: its session,
-its two polls, its record of the jobs in work, and its URLs.
+its record of the jobs in work, and its URLs. Its two polls are made in `job_api.py`, because the
+SDK raises the same error for a job that lacks its input as for anything unforeseen, and cannot be
+told how long a connection may take.
+
+With a job API the SDK is not started, so three of its options have no effect: `--rp_serve_api`,
+`--rp_log_level` (RUNPOD_LOG_LEVEL has one) and RUNPOD_REALTIME_PORT. See `ignored_options`.
 
 tests/runpod/test_sdk.py names what is relied on, so that an upgrade that changes it fails there.
 """
 
+import os
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import runpod.serverless
-from runpod.http_client import AsyncClientSession, TooManyRequests
+from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import JOB_DONE_URL, JOB_STREAM_URL
-from runpod.serverless.modules.rp_job import get_job, get_stop_signals
+from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url
 from runpod.serverless.modules.worker_state import (
     IS_LOCAL_TEST,
     WORKER_ID,
@@ -24,24 +28,37 @@ from runpod.serverless.modules.worker_state import (
 )
 from runpod.version import __version__
 
+from deployments.runpod.job import Handler
+
 __all__ = [
     "VERSION",
     "WORKER_ID",
     "AsyncClientSession",
     "JobsProgress",
-    "TooManyRequests",
     "do_test_job",
-    "get_job",
-    "get_stop_signals",
     "has_test_job",
+    "ignored_options",
     "result_url",
+    "stop_url",
     "stream_url",
+    "take_url",
 ]
 
 VERSION: str = __version__
 
-Job = dict[str, Any]
-Handler = Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]
+_START_OPTIONS = ("--rp_serve_api", "--rp_log_level")
+
+
+def take_url(count: int) -> str:
+    """Where up to `count` jobs are asked for. It says whether the worker has jobs in work."""
+    url: str = _job_get_url(count)
+    return url
+
+
+def stop_url() -> str | None:
+    """Where jobs to be stopped are asked for; None if it cannot be derived from `take_url`."""
+    url: str | None = _job_stop_url()
+    return url
 
 
 def result_url(job_id: str) -> str:
@@ -65,6 +82,22 @@ def has_test_job() -> bool:
     )
 
 
+def ignored_options() -> list[str]:
+    """The options of the SDK's that are set, and have no effect beside a job API."""
+    options = [
+        option
+        for option in _START_OPTIONS
+        if any(argument.split("=")[0] == option for argument in sys.argv[1:])
+    ]
+    if os.environ.get("RUNPOD_REALTIME_PORT", "0") not in ("", "0"):
+        options.append("RUNPOD_REALTIME_PORT")
+    return options
+
+
 def do_test_job(handler: Handler) -> None:
-    """Raises SystemExit: 0 where the job succeeded, 1 where it failed."""
+    """Do the test job. Raises SystemExit: 0 where it succeeded, 1 where it failed.
+
+    With `--rp_serve_api` or RUNPOD_REALTIME_PORT, serve the SDK's own HTTP API for tests instead,
+    and return when it has ended.
+    """
     runpod.serverless.start({"handler": handler})

@@ -4,6 +4,7 @@ What this module imports takes seconds, so the worker imports it while Ray and t
 """
 
 import asyncio
+import logging
 from typing import Any
 
 from ray import serve
@@ -16,26 +17,20 @@ from deployments.runpod.handler import JobHandler
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.loop import JobLoop, run_jobs
 from deployments.runpod.settings import Settings
-from deployments.runpod.watch import ServiceWatch, end_all_processes
+from deployments.runpod.watch import ServiceWatch
 
-__all__ = ["do_jobs", "end_all_processes", "slots"]
+logger = logging.getLogger(__name__)
 
 _FIRST_ANSWER_S = 60.0
 
 
-def slots(args: AppArgs) -> int:
-    """How many windows the default model's engine decodes together.
+def max_concurrency(settings: Settings, args: AppArgs) -> int:
+    """Jobs in work at the same time: as set, else what the default model's engine decodes together.
 
-    Raises ModelUnavailableError if the model does not answer.
+    The model is asked in either case. Raises ModelUnavailableError if it does not answer.
     """
-    model = args.model(args.default_model)
-    replica = serve.get_deployment_handle(model.deployment, APPLICATION)
-    try:
-        answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
-        return int(answer.slots)
-    except Exception as error:  # noqa: BLE001 - whatever it was, there is no worker without it
-        reason = f"it does not answer ({type(error).__name__})"
-        raise ModelUnavailableError(model.name, reason) from None
+    slots = _slots(args)
+    return settings.max_concurrency or slots
 
 
 def do_jobs(
@@ -46,10 +41,13 @@ def do_jobs(
 ) -> bool:
     """Do jobs until SIGTERM, or until the service dies; gives whether it is still alive.
 
-    A test job is done alone, and ends this process by SystemExit.
+    A test job is done alone, see `sdk.do_test_job`.
     """
     if sdk.has_test_job():
         sdk.do_test_job(JobHandler(router, settings, args).handle)
+        return True
+    for option in sdk.ignored_options():
+        logger.warning("event=ignored_option option=%s", option)
     return asyncio.run(_do_jobs(router, settings, args, max_concurrency))
 
 
@@ -70,3 +68,14 @@ async def _do_jobs(
 
         await run_jobs(JobLoop(api, jobs.handle, max_concurrency), watch)
     return not service.died
+
+
+def _slots(args: AppArgs) -> int:
+    model = args.model(args.default_model)
+    replica = serve.get_deployment_handle(model.deployment, APPLICATION)
+    try:
+        answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
+        return int(answer.slots)
+    except Exception as error:  # noqa: BLE001 - whatever it was, there is no worker without it
+        reason = f"it does not answer ({type(error).__name__})"
+        raise ModelUnavailableError(model.name, reason) from None

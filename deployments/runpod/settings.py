@@ -10,10 +10,14 @@ from typing import Any
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import ModelLimits, check_fits_model
+from deployments.contract.options import (
+    ModelLimits,
+    TranscriptionOptions,
+    check_fits_model,
+)
 from deployments.contract.request import parse_options
 
-# Of a result to /run; /runsync takes twice as much.
+# RunPod's limit for a result of /run; /runsync allows twice as much.
 _JOB_API_LIMIT_BYTES = 10_000_000
 
 
@@ -62,16 +66,16 @@ class Settings:
         Raises SettingsError if there is no such model, or if it does not know the default language.
         """
         try:
-            model = args.model(self.model or args.default_model)
+            default = args.model(self.model or args.default_model)
         except InvalidRequestError as error:
             raise SettingsError(f"WHISPER_MODEL: {error}") from None
-        self._check_language(model)
-        preloaded = {"min_replicas": max(1, model.min_replicas or 0)}
+        self._check_language(default)
+        preloaded = {"min_replicas": max(1, default.min_replicas or 0)}
         models = [
-            one.model_copy(update=preloaded) if one.name == model.name else one
-            for one in args.models
+            model.model_copy(update=preloaded) if model.name == default.name else model
+            for model in args.models
         ]
-        return args.model_copy(update={"default_model": model.name, "models": models})
+        return args.model_copy(update={"default_model": default.name, "models": models})
 
     def _check_language(self, model: ModelArgs) -> None:
         official = model.official
@@ -132,8 +136,9 @@ def _checked(field: str, variable: str, value: Any) -> Any:
     """The value, if the contract's own rules take it."""
     try:
         parse_options({field: value})
-    except InvalidRequestError as error:
-        raise SettingsError(f"{variable}: {error}") from None
+    except InvalidRequestError:
+        rule = _RULES.get(field) or TranscriptionOptions.rule(field)
+        raise SettingsError(f"{variable} {rule}") from None
     return value
 
 
@@ -158,6 +163,8 @@ def _boolean(variable: str, text: str) -> bool:
         raise SettingsError(f"{variable} must be true or false") from None
 
 
+# The contract's rule names null, which no variable can hold.
+_RULES = {"language": "must be a language code or English name"}
 _NULLABLE = {"language", "beam_size"}
 _JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "language": ("WHISPER_LANGUAGE", _text),

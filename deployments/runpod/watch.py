@@ -1,4 +1,6 @@
-"""Is the service alive? The worker watches Ray and the router. What cannot recover is dead."""
+"""Watches Ray and the router, and tells when the service is dead:
+when it cannot recover by itself.
+"""
 
 import asyncio
 import logging

@@ -8,7 +8,8 @@ The order of the start is for speed:
 4.  Start Ray, whose processes take seconds to come up. Meanwhile one thread imports the application
     and the SDK, and another one reads the weights into the page cache.
 5.  Start the application, with the default model loaded. Torch is imported in the replicas only.
-6.  Ask the model how many windows it decodes together: this many jobs are taken at the same time.
+6.  Ask the model how many windows it decodes together: this many jobs are taken at the same time,
+    unless RUNPOD_MAX_CONCURRENCY says otherwise.
 7.  Take jobs until SIGTERM.
 
 Exit status: 0 after SIGTERM and after a test job that succeeded; 1 where the service cannot start
@@ -23,7 +24,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from deployments import checkpoints, launch
@@ -57,8 +57,11 @@ def main() -> int:
         settings = read_settings(os.environ)
         health = _health_port(settings)
         args = settings.applied_to(launch.read_args())
-        router, serving = _start(settings, args, stages)
-        max_concurrency = settings.max_concurrency or serving.slots(args)
+        router = _start(settings, args, stages)
+        # Imported by now; at the head of this file it would come before the environment is set.
+        from deployments.runpod import serving, watch
+
+        max_concurrency = serving.max_concurrency(settings, args)
     except (StartError, SettingsError, CheckpointError, ModelUnavailableError) as error:
         logger.error("error: %s", error)
         return 1
@@ -70,7 +73,7 @@ def main() -> int:
     if health is not None:
         health.ready = True
     if not serving.do_jobs(router, settings, args, max_concurrency):
-        serving.end_all_processes()
+        watch.end_all_processes()
     return 0
 
 
@@ -81,11 +84,9 @@ def import_application() -> None:
     from deployments import app  # noqa: F401
 
 
-def import_serving() -> ModuleType:
+def import_serving() -> None:
     """Import `deployments.runpod.serving`, and with it RunPod's SDK, which takes over a second."""
-    from deployments.runpod import serving
-
-    return serving
+    from deployments.runpod import serving  # noqa: F401
 
 
 def _exit(*_: object) -> None:
@@ -105,14 +106,14 @@ def _health_port(settings: Settings) -> HealthPort | None:
 
 def _start(
     settings: Settings, args: AppArgs, stages: Stages
-) -> "tuple[DeploymentHandle[Any], ModuleType]":
-    """Ray and the application; gives the router's handle, and what `import_serving` gives."""
+) -> "DeploymentHandle[Any]":
+    """Start Ray and the application; gives the router's handle."""
     _read_ahead(_find_weights(args))
     configure_environment()
     stages.done("settings")
     with ThreadPoolExecutor(1) as imports:
         application = imports.submit(import_application)
-        serving = imports.submit(import_serving)
+        imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         launch.start_ray(show_logs=True)
         # Ray has replaced the handler.
@@ -120,8 +121,7 @@ def _start(
         stages.done("ray")
         application.result()
         stages.done("imports")
-        router = _start_app(settings, args, stages)
-        return router, serving.result()
+        return _start_app(settings, args, stages)
 
 
 def _start_app(

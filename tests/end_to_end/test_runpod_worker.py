@@ -388,7 +388,7 @@ def test_a_test_job_that_fails_ends_with_status_1() -> None:
     [
         (
             {"WHISPER_BEAM_SIZE": "99"},
-            "WHISPER_BEAM_SIZE: Invalid beam_size: must be an",
+            "WHISPER_BEAM_SIZE must be an integer between 1 and 10",
         ),
         ({"PORT_HEALTH": "high"}, "PORT_HEALTH must be a number"),
     ],

@@ -1,21 +1,25 @@
 """The worker's loop, in a process of its own, against a stand-in of RunPod's job API.
 
-The real SDK asks for the jobs. Pauses are a twentieth of the worker's own,
+The session and the URLs are the real SDK's. Pauses are a twentieth of the worker's own,
 see tests/support/echo_worker.py.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from runpod.serverless.modules import rp_job
 
+from deployments.runpod import sdk
 from deployments.runpod.job_api import JobApi as Client
+from deployments.runpod.job_api import Patience
 from deployments.runpod.loop import JobLoop
+from deployments.runpod.outage_log import Backoff
 from tests.support import job_api
 from tests.support.job_api import LIMIT_S, JobApi, Post
 from tests.support.runpod_process import Worker
@@ -155,6 +159,31 @@ def test_jobs_without_an_id_are_left_alone(api: JobApi, worker: Worker) -> None:
     api.results(*api.submit({}, prefix="whole"))
 
 
+def test_each_job_leaves_a_line_that_tells_how_it_ended(
+    api: JobApi, worker: Worker
+) -> None:
+    [good] = api.submit({}, prefix="good")
+    [bad] = api.submit({"fail": True}, prefix="bad")
+    [long] = api.submit({"sleep": 600}, prefix="long")
+    assert api.results(bad) == [{"error": "as the job says"}]
+    worker.wait_until(lambda: long in api.taken)
+    api.cancel(long)
+    for job, status in ((good, "ok"), (bad, "error"), (long, "cancelled")):
+        line = f"event=job_done job={job} status={status} seconds="
+        worker.wait_until(partial(worker_logged, worker, line))
+
+
+def test_a_heartbeat_that_died_is_started_again(api: JobApi, worker: Worker) -> None:
+    [job] = api.submit({"sleep": 600}, prefix="beat")
+    worker.wait_until(lambda: job in api.taken)
+    worker.kill("spawn_main")
+    worker.wait_until(lambda: "event=heartbeat_restarted status=-9" in worker.log)
+    pings = len(api.pings)
+    worker.wait_until(lambda: len(api.pings) > pings)
+    assert job in api.pings[-1].get("job_id", "").split(",")
+    api.cancel(job)
+
+
 def test_heartbeats_name_the_jobs_in_work_and_only_those(
     api: JobApi, worker: Worker
 ) -> None:
@@ -246,14 +275,15 @@ class LateApi:
         self.asked = asyncio.Event()
         self.answer = asyncio.Event()
 
-    async def take(self, count: int) -> list[dict[str, Any]]:
+    async def take(self, count: int, stopping: asyncio.Event) -> list[dict[str, Any]]:
         self.asked.set()
         await self.answer.wait()
         return [{"id": "late", "input": {}}]
 
-    async def stop_signals(self) -> list[str]:
-        await asyncio.Event().wait()
-        return []
+    async def stop_signals(self) -> AsyncIterator[str]:
+        nothing: list[str] = []
+        for job_id in nothing:
+            yield job_id
 
     async def deliver(self, job: dict[str, Any], result: dict[str, Any]) -> None:
         self.delivered.append(job["id"])
@@ -285,3 +315,20 @@ async def test_an_answer_that_does_not_come_is_not_waited_for_long() -> None:
     async with asyncio.timeout(LIMIT_S):
         await running
     assert api.delivered == []
+
+
+async def test_a_pause_is_no_reason_to_stop_late(
+    api: JobApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rp_job, "JOB_GET_URL", f"{api.url}/nothing/is/here?gpu=G")
+    backoff = Backoff(first_s=LIMIT_S, longest_s=LIMIT_S)
+    async with sdk.AsyncClientSession() as session:
+        client = Client(session, Patience(backoff))
+        loop = JobLoop(client, do, 2, grace_s=LIMIT_S)
+        running = asyncio.ensure_future(loop.run())
+        # The first poll fails, and the pause after it is as long as the whole test may take.
+        await asyncio.sleep(0.5)
+        loop.stop()
+        started = time.monotonic()
+        await running
+    assert time.monotonic() - started < LIMIT_S / 2

@@ -7,7 +7,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 import runpod.serverless
-from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_job, worker_state
 
 from deployments.runpod import sdk
@@ -20,26 +19,24 @@ def test_the_version_is_the_pinned_one() -> None:
     assert f"runpod=={sdk.VERSION}" in (ROOT / "requirements.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    ("function", "parameters"),
-    [
-        (rp_job.get_job, ["session", "num_jobs"]),
-        (rp_job.get_stop_signals, ["session"]),
-    ],
-)
-def test_the_polls_are_coroutines_of_a_session(
-    function: object, parameters: list[str]
-) -> None:
-    assert inspect.iscoroutinefunction(function)
-    assert list(inspect.signature(function).parameters) == parameters
+def test_the_urls_of_the_polls_are_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = "https://example.com/v2/endpoint"
+    monkeypatch.setattr(rp_job, "JOB_GET_URL", f"{base}/job-take/pod?gpu=G")
+    assert sdk.take_url(1) == f"{base}/job-take/pod?gpu=G&job_in_progress=0"
+    several = f"{base}/job-take-batch/pod?gpu=G&batch_size=3&job_in_progress="
+    assert sdk.take_url(3) == f"{several}0"
+    assert sdk.stop_url() == f"{base}/job-stop/pod?gpu=G"
+    sdk.JobsProgress().add("job")
+    try:
+        assert sdk.take_url(3) == f"{several}1"
+    finally:
+        sdk.JobsProgress().remove("job")
+    monkeypatch.setattr(rp_job, "JOB_GET_URL", f"{base}/other/pod")
+    assert sdk.stop_url() is None
 
 
 def test_start_takes_a_dict_with_the_handler() -> None:
     assert list(inspect.signature(runpod.serverless.start).parameters) == ["config"]
-
-
-def test_too_many_requests_is_an_error_of_its_own() -> None:
-    assert issubclass(TooManyRequests, aiohttp.ClientResponseError)
 
 
 async def test_the_session_sends_the_bare_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +84,24 @@ def test_without_a_job_api_or_with_a_test_input_there_is_a_test_job(
     assert not sdk.has_test_job()
     monkeypatch.setattr("sys.argv", ["worker", "--test_input", "{}"])
     assert sdk.has_test_job()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "port", "ignored"),
+    [
+        ([], "", []),
+        ([], "0", []),
+        (["--test_input", "{}"], "", []),
+        (["--rp_serve_api"], "", ["--rp_serve_api"]),
+        (["--rp_log_level=DEBUG"], "9000", ["--rp_log_level", "RUNPOD_REALTIME_PORT"]),
+    ],
+)
+def test_options_of_the_sdk_that_have_no_effect_are_known(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], port: str, ignored: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["worker", *arguments])
+    monkeypatch.setenv("RUNPOD_REALTIME_PORT", port)
+    assert sdk.ignored_options() == ignored
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)

@@ -52,12 +52,12 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("WHISPER_LANGUAGE", "Elvish", ": Invalid language: must be a language code"),
-        ("WHISPER_TEMPERATURE", "1.5", ": Invalid temperature: must be between 0 and"),
+        ("WHISPER_LANGUAGE", "Elvish", " must be a language code or English name"),
+        ("WHISPER_TEMPERATURE", "1.5", " must be between 0 and 1"),
         ("WHISPER_TEMPERATURE", "warm", " must be a number"),
         ("WHISPER_TEMPERATURE", "nan", " must be a number"),
-        ("WHISPER_BEAM_SIZE", "11", ": Invalid beam_size: must be an integer between"),
-        ("WHISPER_BEAM_SIZE", "2.5", ": Invalid beam_size: must be an integer between"),
+        ("WHISPER_BEAM_SIZE", "11", " must be an integer between 1 and 10"),
+        ("WHISPER_BEAM_SIZE", "2.5", " must be an integer between 1 and 10"),
         ("WHISPER_WORD_TIMESTAMPS", "maybe", " must be true or false"),
         ("RUNPOD_MAX_CONCURRENCY", "0", " must be a whole number from 1 to 1000"),
         ("WHISPER_MAX_RESULT_BYTES", "5", " must be a whole number from 1000 to"),
@@ -71,6 +71,14 @@ def test_what_cannot_be_used_is_refused_by_name(
     with pytest.raises(SettingsError) as caught:
         read_settings({variable: value})
     assert str(caught.value).startswith(variable + message)
+
+
+def test_the_rule_of_a_variable_speaks_of_nothing_that_no_variable_can_hold() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"WHISPER_LANGUAGE": "Elvish"})
+    assert str(caught.value) == (
+        "WHISPER_LANGUAGE must be a language code or English name"
+    )
 
 
 def test_a_job_gets_the_defaults_for_what_it_leaves_out() -> None:

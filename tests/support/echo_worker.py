@@ -8,11 +8,11 @@ likes.
 
 import asyncio
 import logging
-import math
 import sys
 from typing import Any
 
 from deployments.runpod.environment import configure_environment
+from tests.support.job_api import LIMIT_S
 
 _in_work = 0
 _most_in_work = 0
@@ -25,11 +25,15 @@ async def main(max_concurrency: int) -> int:
     from deployments.runpod.outage_log import Backoff
 
     backoff = Backoff(first_s=0.025, longest_s=0.5)
-    patience = Patience(backoff=backoff, poll_s=math.inf)
+    patience = Patience(
+        backoff=backoff, poll_s=LIMIT_S, quick_answer_s=0.0125, no_signal_s=0.05
+    )
     service_died = asyncio.Event()
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
-        """Sleeps for `sleep` seconds and answers `bytes` characters; `die` ends the service."""
+        """Sleeps for `sleep` seconds and answers `bytes` characters, or an error if it is told to
+        `fail`; `die` ends the service.
+        """
         global _in_work, _most_in_work
         order = job["input"]
         _in_work += 1
@@ -43,6 +47,8 @@ async def main(max_concurrency: int) -> int:
             _in_work -= 1
         if order.get("die"):
             service_died.set()
+        if order.get("fail"):
+            return {"error": "as the job says"}
         return {"echo": "x" * order.get("bytes", 1), "most_in_work": _most_in_work}
 
     async def watch() -> None:
@@ -50,7 +56,8 @@ async def main(max_concurrency: int) -> int:
 
     async with sdk.AsyncClientSession() as session:
         api = JobApi(session, patience)
-        await run_jobs(JobLoop(api, handle, max_concurrency, grace_s=0.5), watch)
+        loop = JobLoop(api, handle, max_concurrency, grace_s=0.5)
+        await run_jobs(loop, watch, heartbeat_check_s=0.25)
     return int(service_died.is_set())
 
 
