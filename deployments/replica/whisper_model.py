@@ -83,7 +83,7 @@ class WhisperModel:
 
     async def ready(self) -> None:
         """Answers when the model is loaded. Raises ModelUnavailableError if it cannot be."""
-        await self._engine()
+        await self.engine()
 
     async def stream(
         self,
@@ -144,7 +144,8 @@ class WhisperModel:
         if self._gpu_broken:
             raise RuntimeError("an earlier GPU error has broken this process")
 
-    async def _engine(self) -> "Engine":
+    async def engine(self) -> "Engine":
+        """The engine, once the model is loaded. Raises ModelUnavailableError if it cannot be."""
         if self._attempt.failed:
             # What made the last attempt fail may be gone.
             self._attempt = _LoadAttempt(self._load)
@@ -230,7 +231,7 @@ class WhisperModel:
         on_progress: "OnProgress | None",
         on_segments: "OnSegments | None",
     ) -> Transcript:
-        engine = await self._engine()
+        engine = await self.engine()
         cancelled = threading.Event()
 
         def work() -> Transcript:

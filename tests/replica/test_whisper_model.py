@@ -161,7 +161,7 @@ async def test_the_log_tells_what_a_loaded_model_takes(
         replica = _replica(checkpoint, preload=True)
     finally:
         logger.removeHandler(caplog.handler)
-    stats = (await replica._engine()).stats()
+    stats = (await replica.engine()).stats()
     line = caplog.messages[-1]
     assert line.startswith("event=loaded model=own device=cpu")
     slot_mb, held_mb = stats.slot_bytes / 1e6, stats.bytes_held / 1e6
@@ -246,7 +246,7 @@ async def test_health_fails_when_the_engines_thread_is_gone(
     replica: WhisperModel,
 ) -> None:
     await replica.check_health()
-    (await replica._engine()).close()
+    (await replica.engine()).close()
     with pytest.raises(RuntimeError, match="thread is gone"):
         await replica.check_health()
     with pytest.raises(ModelUnavailableError, match="its engine has stopped"):
