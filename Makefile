@@ -16,7 +16,7 @@ RUN := .venv/bin/python
 # The Python of a new .venv: the newest supported one that can make virtual environments.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import ensurepip, venv; $(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
-NO_PYTHON := Python 3.11, 3.12 or 3.13 with its venv module is needed. On Debian and Ubuntu: \
+NO_PYTHON = $(or $(PYTHON),python3) is no Python 3.11, 3.12 or 3.13 that runs and has its venv module. On Debian and Ubuntu: \
   apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.13
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
@@ -69,7 +69,7 @@ endif
 
 .venv/installed: requirements.txt constraints.txt
 	@if ! $(RUN) -c 'import pip; $(SUPPORTED)' 2>/dev/null; then \
-	  "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { echo "$(NO_PYTHON)" >&2; exit 1; }; \
+	  "$(PYTHON)" -c '$(SUPPORTED)' >&2 || { echo "$(NO_PYTHON)" >&2; exit 1; }; \
 	  "$(PYTHON)" -m venv --clear .venv; \
 	fi
 	@echo "installing the requirements into .venv" >&2

@@ -139,6 +139,14 @@ class AppArgs(_Args):
         """Other names that a request may use for a served model."""
         return [alias for alias, name in catalog.ALIASES.items() if name == model.name]
 
+    def translating_models(self) -> list[str]:
+        """The served models that are known to translate."""
+        return [
+            model.name
+            for model in self.models
+            if model.official is not None and model.official.translates
+        ]
+
     def valid_names(self) -> list[str]:
         """Every name and alias that a request may use."""
         served = [model.name for model in self.models]

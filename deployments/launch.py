@@ -50,7 +50,8 @@ def read_args(path: Path = CONFIG) -> AppArgs:
 def start_ray(*, show_logs: bool) -> None:
     """Start a new Ray on this machine.
 
-    Ray ends with the thread that calls this, so call it from the main thread.
+    Ray ends with the thread that calls this, so call it from the main thread. The process keeps
+    its handler of SIGTERM.
 
     show_logs: whether the replicas' log lines also go to stderr; they are always in Ray's log
         folder
@@ -67,6 +68,7 @@ def start_ray(*, show_logs: bool) -> None:
     for variable in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -74,6 +76,8 @@ def start_ray(*, show_logs: bool) -> None:
         log_to_driver=show_logs,
         logging_level=logging.WARNING,
     )
+    # Ray has replaced the handler by one that aborts the process with a trace.
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def start_app(

@@ -65,7 +65,7 @@ def fetch(
         if not accept_unofficial or not store.looks_like_weights(found):
             raise
         logger.warning(
-            "event=unofficial_weights model=%s taken_as=weights_of_your_own", model.name
+            "event=unofficial_weights model=%s reason=not_openais_file", model.name
         )
     return found
 

@@ -13,6 +13,7 @@ import requests
 from deployments import checkpoints
 from deployments.config import APPLICATION, AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
+from deployments.contract.options import ModelLimits, check_fits_model
 from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
@@ -39,10 +40,12 @@ def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
             f"port {port} on {host} is in use: stop what uses it, or --port"
         )
     _fetch_weights(args.model(args.default_model))
-    with running_app(config, args, port, show_logs=True) as url:
+    with contextlib.ExitStack() as stack:
+        with progress("starting Ray Serve and the model"):
+            url = stack.enter_context(running_app(config, args, port, show_logs=True))
         address = ray.get_runtime_context().gcs_address
         say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
-        say(f'for handles: ray.init(address="{address}")')
+        say(f"for handles: RAY_AUTH_MODE=token RAY_ADDRESS={address}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         say("stopping")
@@ -95,22 +98,31 @@ def _request(audio: str, fields: str) -> dict[str, Any]:
     try:
         return dict(json.loads(fields) | {"audio": audio})
     except (ValueError, TypeError):
-        raise CommandError("ARGS must be a JSON object") from None
+        raise CommandError(
+            """ARGS must be a JSON object, such as '{"language": "pt"}'"""
+        ) from None
 
 
 def _requested_model(request: dict[str, Any], args: AppArgs) -> ModelArgs:
-    """The model of a request, which is checked here so that a wrong one fails before anything
-    starts.
+    """The model of the request. Checked here, so that a wrong request fails before anything starts.
+
+    Raises CommandError.
     """
     try:
-        return args.model(parse_request(request).model or args.default_model)
+        parsed = parse_request(request)
+        model = args.model(parsed.model or args.default_model)
+        if model.official is not None:
+            limits = ModelLimits.of(model.official)
+            check_fits_model(parsed, model.name, limits, args.translating_models())
     except WhisperServeError as error:
         raise CommandError(str(error)) from None
+    return model
 
 
 def _fetch_weights(model: ModelArgs) -> None:
-    """Fetch the weights before the application starts: a download in a replica would show no
-    progress here.
+    """Fetch the weights before the application starts.
+
+    A download in a replica would show no progress here.
     """
     checkpoints.fetch(model.name, model.checkpoint, accept_unofficial=True)
 

@@ -165,15 +165,10 @@ class Router:
         options = request.options
         if official := model.official:
             limits = ModelLimits.of(official)
-            check_fits_model(options, model.name, limits, self._translating_models())
+            check_fits_model(
+                options, model.name, limits, self._args.translating_models()
+            )
         return _Job(options, self._clients[model.name], source_of(request))
-
-    def _translating_models(self) -> list[str]:
-        return [
-            model.name
-            for model in self._args.models
-            if model.official is not None and model.official.translates
-        ]
 
     @asynccontextmanager
     async def _waveform_of(

@@ -116,8 +116,6 @@ def _start(
         imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         launch.start_ray(show_logs=True)
-        # Ray has replaced the handler.
-        signal.signal(signal.SIGTERM, _exit)
         stages.done("ray")
         application.result()
         stages.done("imports")

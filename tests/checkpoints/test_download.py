@@ -136,7 +136,7 @@ class TestWeightsOfOnesOwn:
         path = put(cache / "base.pt", b"\x80\x02 fine-tuned")
         assert checkpoints.fetch("base", accept_unofficial=True) == path
         assert caplog.messages == [
-            "event=unofficial_weights model=base taken_as=weights_of_your_own"
+            "event=unofficial_weights model=base reason=not_openais_file"
         ]
         assert server.requests == []
 

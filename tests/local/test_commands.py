@@ -48,12 +48,20 @@ def refusal(
     return str(caught.value)
 
 
+ARGS = """ARGS must be a JSON object, such as '{"language": "pt"}'"""
+
+
 @pytest.mark.parametrize(
     ("audio", "fields", "text"),
     [
+        (
+            "https://example.com/a.mp3",
+            '{"model": "tiny.en", "task": "translate"}',
+            "Invalid task: model 'tiny.en' knows English only and cannot translate",
+        ),
         ("nothing.wav", "{}", "no such file: nothing.wav"),
-        ("https://example.com/a.mp3", "[]", "ARGS must be a JSON object"),
-        ("https://example.com/a.mp3", "{", "ARGS must be a JSON object"),
+        ("https://example.com/a.mp3", "[]", ARGS),
+        ("https://example.com/a.mp3", "{", ARGS),
         (
             "https://example.com/a.mp3",
             '{"beam_size": 99}',
