@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deployments import catalog
 from deployments.contract.errors import InvalidRequestError
+from deployments.contract.options import (
+    ModelLimits,
+    TranscriptionOptions,
+    check_fits_model,
+)
 from deployments.contract.request import short
 
 # The name of the Serve application.
@@ -139,13 +144,21 @@ class AppArgs(_Args):
         """Other names that a request may use for a served model."""
         return [alias for alias, name in catalog.ALIASES.items() if name == model.name]
 
-    def translating_models(self) -> list[str]:
-        """The served models that are known to translate."""
-        return [
-            model.name
-            for model in self.models
-            if model.official is not None and model.official.translates
+    def check_fits(self, options: TranscriptionOptions, model: ModelArgs) -> None:
+        """Refuse what a served model cannot do, as far as that is known before it is loaded.
+
+        Raises InvalidRequestError.
+        """
+        if model.official is None:
+            return
+        translating = [
+            other.name
+            for other in self.models
+            if other.official is not None and other.official.translates
         ]
+        check_fits_model(
+            options, model.name, ModelLimits.of(model.official), translating
+        )
 
     def valid_names(self) -> list[str]:
         """Every name and alias that a request may use."""

@@ -13,7 +13,6 @@ import requests
 from deployments import checkpoints
 from deployments.config import APPLICATION, AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
-from deployments.contract.options import ModelLimits, check_fits_model
 from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
@@ -111,9 +110,7 @@ def _requested_model(request: dict[str, Any], args: AppArgs) -> ModelArgs:
     try:
         parsed = parse_request(request)
         model = args.model(parsed.model or args.default_model)
-        if model.official is not None:
-            limits = ModelLimits.of(model.official)
-            check_fits_model(parsed, model.name, limits, args.translating_models())
+        args.check_fits(parsed, model)
     except WhisperServeError as error:
         raise CommandError(str(error)) from None
     return model

@@ -25,11 +25,7 @@ from deployments.contract.answer import (
     Timings,
 )
 from deployments.contract.errors import WhisperServeError
-from deployments.contract.options import (
-    ModelLimits,
-    TranscriptionOptions,
-    check_fits_model,
-)
+from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_request
 from deployments.logs import log_through_serve
 from deployments.replica.transcript import Transcript
@@ -163,11 +159,7 @@ class Router:
         model = self._args.model(request.model or self._args.default_model)
         entry.model = model.name
         options = request.options
-        if official := model.official:
-            limits = ModelLimits.of(official)
-            check_fits_model(
-                options, model.name, limits, self._args.translating_models()
-            )
+        self._args.check_fits(options, model)
         return _Job(options, self._clients[model.name], source_of(request))
 
     @asynccontextmanager

@@ -10,11 +10,7 @@ from typing import Any
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import (
-    ModelLimits,
-    TranscriptionOptions,
-    check_fits_model,
-)
+from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_options
 
 # RunPod's limit for a result of /run; /runsync allows twice as much.
@@ -69,7 +65,7 @@ class Settings:
             default = args.model(self.model or args.default_model)
         except InvalidRequestError as error:
             raise SettingsError(f"WHISPER_MODEL: {error}") from None
-        self._check_language(default)
+        self._check_language(default, args)
         preloaded = {"min_replicas": max(1, default.min_replicas or 0)}
         models = [
             model.model_copy(update=preloaded) if model.name == default.name else model
@@ -77,13 +73,12 @@ class Settings:
         ]
         return args.model_copy(update={"default_model": default.name, "models": models})
 
-    def _check_language(self, model: ModelArgs) -> None:
-        official = model.official
-        if official is None or not official.multilingual:
+    def _check_language(self, model: ModelArgs, args: AppArgs) -> None:
+        if _knows_english_only(model.name, args):
             return
         options = parse_options({"language": self.job_defaults.get("language")})
         try:
-            check_fits_model(options, model.name, ModelLimits.of(official))
+            args.check_fits(options, model)
         except InvalidRequestError as error:
             raise SettingsError(f"WHISPER_LANGUAGE: {error}") from None
 
