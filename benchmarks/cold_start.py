@@ -23,7 +23,7 @@ from typing import Any
 
 from deployments.local import loopback
 from tests.support.job_api import JobApi
-from tests.support.weights import weights, weights_environment
+from tools.weights import weights, weights_environment
 
 _RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 _TIMEOUT_S = 300

@@ -42,7 +42,7 @@ from benchmarks.recordings import Recording
 from deployments import catalog
 from deployments.engine import Engine
 from deployments.replica import loading as model_loading
-from tests.support.weights import weights
+from tools.weights import weights
 
 # Seconds of a recording that every system transcribes before it is timed.
 _WARM_UP_S = 5

@@ -30,7 +30,7 @@ from deployments import catalog
 from deployments.engine import Engine
 from deployments.engine.model.layers import linear
 from deployments.replica import loading as model_loading
-from tests.support.weights import weights
+from tools.weights import weights
 
 _GIGA = 1e9
 

@@ -21,7 +21,7 @@ import requests
 
 from deployments import launch
 from deployments.local import loopback
-from tests.support.weights import weights, weights_environment
+from tools.weights import weights, weights_environment
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
 STAGES = ("download", "decode", "model_start", "queue")

@@ -30,7 +30,7 @@ from benchmarks import recordings
 from benchmarks.recordings import Recording
 from deployments.local import loopback
 from tests.support.runpod_process import Worker, running_worker
-from tests.support.weights import weights
+from tools.weights import weights
 
 SHORTEST_S, LONGEST_S = 3.0, 30.0
 _LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

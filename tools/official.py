@@ -34,7 +34,7 @@ from whisper.model import Whisper
 
 from deployments.audio.decode import decode_audio
 from deployments.engine.decoding.plan import SEED
-from tests.support.weights import weights
+from tools.weights import weights
 
 AUDIO = Path(__file__).parents[1] / "tests" / "audio"
 RESULTS = AUDIO / "official.json"
@@ -112,8 +112,9 @@ def recorded_cases() -> list[dict[str, Any]]:
 
 
 def official(model: str, audio: str | np.ndarray, **options: Any) -> dict[str, Any]:
-    """What `whisper.transcribe` gives with the contract's defaults; from official.json where it
-    knows these weights.
+    """What `whisper.transcribe` gives with the contract's defaults.
+
+    For a file of tests/audio the result comes from official.json, if it knows these weights.
 
     audio: a file of tests/audio, or a float32 waveform at 16 kHz
 
@@ -137,8 +138,10 @@ def transcribe(model: str, samples: np.ndarray, **options: Any) -> dict[str, Any
 
 
 def assert_equals_official(answer: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Segments, tokens, times, words, text and language of the answer are those of
-    `whisper.transcribe`, and probabilities are equal up to rounding.
+    """Check that an answer is what `whisper.transcribe` gives.
+
+    Segments, tokens, times, words, text and language must be the same, and probabilities equal up
+    to rounding.
 
     Raises AssertionError with the first difference.
     """
@@ -215,9 +218,7 @@ def official_model(name: str) -> Whisper:
 
 @functools.cache
 def weights_digest(name: str) -> str:
-    """SHA-256 of the model's tensors in fp32. It does not depend on the layout of the file that
-    held them.
-    """
+    """SHA-256 of the model's tensors in fp32, whatever the layout of the file that held them."""
     digest = hashlib.sha256()
     for key, tensor in sorted(official_model(name).state_dict().items()):
         if tensor.is_sparse:

@@ -18,7 +18,6 @@ from deployments import launch
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
-from tests.support.weights import weights, weights_environment
 from tools.official import (
     LONGEST_S,
     as_official,
@@ -26,6 +25,7 @@ from tools.official import (
     files_in,
     official,
 )
+from tools.weights import weights, weights_environment
 
 
 def main() -> int:

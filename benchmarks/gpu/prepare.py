@@ -27,7 +27,7 @@ from benchmarks import recordings
 from benchmarks.gpu import audio, models
 from deployments import checkpoints
 from deployments.contract.errors import CheckpointError
-from tests.support.weights import weights
+from tools.weights import weights
 
 ROOT = Path(__file__).parent.parent.parent
 PACK = Path(__file__).parent / "pack"

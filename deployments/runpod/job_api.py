@@ -238,8 +238,10 @@ class JobApi:
     async def _post(
         self, url: str, job_id: str, data: bytes, timeout_s: float = 120.0
     ) -> None:
-        """One try. Raises Refused; ClientError or TimeoutError where another try may help;
-        ValueError where the id fits no header.
+        """Post once.
+
+        Raises Refused, ClientError or TimeoutError where another try may help, and ValueError
+        where the id fits no header.
         """
         headers = {
             "charset": "utf-8",

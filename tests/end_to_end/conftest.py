@@ -25,8 +25,8 @@ from tests.support.app import (
     random_checkpoint,
     served_folder,
 )
-from tests.support.weights import weights
 from tools.official import waveform
+from tools.weights import weights
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from deployments.local import loopback
 from tests.support.app import DEAD_PROXY, LONG_AND_LIGHT, repeated
 from tests.support.job_api import LIMIT_S, JobApi
 from tests.support.runpod_process import ROOT, Worker, running_worker
-from tests.support.weights import weights_environment
 from tools.official import assert_equals_official, official
+from tools.weights import weights_environment
 
 # Four jobs of this kind are still in work when a process is killed; their results fit the limit.
 LONG_ENOUGH = repeated(3) | {"word_timestamps": False}

