@@ -218,7 +218,7 @@ def waits(log: pytest.LogCaptureFixture) -> list[float]:
     return [float(wait) for wait in found]
 
 
-@pytest.mark.parametrize("status", ["429 x", "503 x", "408 x"])
+@pytest.mark.parametrize("status", ["429 x", "503 x"])
 def test_a_host_that_asks_to_wait_is_obeyed(
     server: MisbehavingServer, log: pytest.LogCaptureFixture, status: str
 ) -> None:
