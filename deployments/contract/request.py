@@ -3,10 +3,11 @@
 import base64
 import binascii
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from deployments.contract import audio_headers
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import TranscriptionOptions, UnicodeText
 
@@ -14,7 +15,9 @@ MAX_BASE64_AUDIO_BYTES = 32 << 20
 # The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
-_OWN_FIELDS = ("audio", "audio_base64", "model")
+_OWN_FIELDS = ("audio", "audio_base64", "audio_headers", "model")
+# A secret that was read from a file often ends with a line break.
+_HeaderValue = Annotated[str, AfterValidator(str.strip)]
 
 
 def _own_fields_first(schema: dict[str, Any]) -> None:
@@ -34,6 +37,11 @@ class TranscriptionRequest(TranscriptionOptions):
     audio_base64: str | None = Field(
         None, description="must be a base64 string of at most 32 MiB decoded"
     )
+    audio_headers: dict[str, _HeaderValue] | None = Field(
+        None,
+        repr=False,
+        description="must be an object of strings: HTTP headers for the download of 'audio'",
+    )
     model: UnicodeText | None = Field(
         None, description="must be the name of a served model; null: the default one"
     )
@@ -45,6 +53,10 @@ class TranscriptionRequest(TranscriptionOptions):
             yield "Missing required parameter: 'audio' (URL to audio file)"
         if self.audio is not None and not self.audio.strip():
             yield _INVALID_AUDIO
+        if self.audio_headers and self.audio is None:
+            yield "Invalid audio_headers: only a download has headers, and audio_base64 has none"
+        if broken := audio_headers.broken_rule(self.audio_headers or {}):
+            yield f"Invalid audio_headers: {broken}"
         yield from super()._broken_rules()
 
     @property

@@ -5,6 +5,7 @@ import contextvars
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ import numpy as np
 from deployments.audio import SAMPLE_RATE
 from deployments.audio.decode import decode_audio
 from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.audio.not_audio import kind_of_text
 from deployments.config import AppArgs
+from deployments.contract.errors import AudioUrlError, InvalidAudioError
 from deployments.contract.request import TranscriptionRequest
 
 
@@ -36,14 +39,25 @@ class Waveform:
         return len(self.samples) / SAMPLE_RATE
 
 
-# A URL, or the file that came inside the request.
-AudioSource = str | BinaryIO
+@dataclass(frozen=True, repr=False)
+class RemoteAudio:
+    """A file to be downloaded.
+
+    headers: the caller's, often secret
+    """
+
+    url: str
+    headers: Mapping[str, str]
+
+
+# A download, or the file that came inside the request.
+AudioSource = RemoteAudio | BinaryIO
 
 
 def source_of(request: TranscriptionRequest) -> AudioSource:
     """Raises InvalidRequestError where `audio_base64` holds no file."""
     if request.audio is not None:
-        return request.audio.strip()
+        return RemoteAudio(request.audio.strip(), request.audio_headers or {})
     # On disk, because many such requests may wait.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader, or when it is collected
     file.write(request.audio_bytes())
@@ -87,10 +101,17 @@ class AudioLoader:
         started = time.monotonic()
         with ExitStack() as stack:
             file = stack.enter_context(
-                fetch_audio(source, self._limits, cancelled.is_set)
-                if isinstance(source, str)
+                fetch_audio(source.url, self._limits, cancelled.is_set, source.headers)
+                if isinstance(source, RemoteAudio)
                 else source
             )
             downloaded = time.monotonic()
-            samples = decode_audio(file, self._max_audio_s, cancelled.is_set)
+            try:
+                samples = decode_audio(file, self._max_audio_s, cancelled.is_set)
+            except InvalidAudioError:
+                kind = kind_of_text(file) if isinstance(source, RemoteAudio) else None
+                if kind is None:
+                    raise
+                text = f"the URL gives {kind}, not an audio file"
+                raise AudioUrlError(text) from None
         return Waveform(samples, downloaded - started, time.monotonic() - downloaded)

@@ -64,8 +64,9 @@ def test_a_door_neither_nests_nor_mixes_input_with_fields() -> None:
 def test_an_unknown_key_is_refused_by_name_with_the_valid_ones() -> None:
     assert (
         refusal_of(beam_sise=3) == "Unknown parameter: 'beam_sise'. Valid parameters: "
-        "audio, audio_base64, model, language, temperature, beam_size, word_timestamps,"
-        " task, temperature_increment_on_fallback, best_of, patience, length_penalty,"
+        "audio, audio_base64, audio_headers, model, language, temperature, beam_size,"
+        " word_timestamps, task, temperature_increment_on_fallback, best_of, patience,"
+        " length_penalty,"
         " suppress_tokens, initial_prompt, carry_initial_prompt,"
         " condition_on_previous_text, compression_ratio_threshold, logprob_threshold,"
         " no_speech_threshold, hallucination_silence_threshold, clip_timestamps,"
@@ -212,6 +213,11 @@ CLIPS = "must be seconds (start,end,start,...), as a list or a comma-separated s
             "audio_base64",
             "must be a base64 string of at most 32 MiB decoded",
             [5, True, ["AAAA"]],
+        ),
+        (
+            "audio_headers",
+            "must be an object of strings: HTTP headers for the download of 'audio'",
+            [5, "A: b", ["A: b"], {"A": 5}, {"A": None}, {"A": ["b"]}],
         ),
     ],
 )

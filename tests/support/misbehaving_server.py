@@ -117,6 +117,45 @@ def answer_with(
     return answer
 
 
+def hosted(
+    body: bytes,
+    cut_after: int | None = None,
+    validators: tuple[str, ...] = ('ETag: "v1"',),
+    headers: tuple[str, ...] = (),
+    obeys_if_range: bool = True,
+) -> Answer:
+    """A file of which a part can be had (RFC 9110, section 14).
+
+    cut_after: how many bytes are sent before the connection is cut
+    validators: header lines that name the version of the file
+    """
+
+    def answer(connection: Connection) -> None:
+        asked = dict(
+            line.split(": ", 1)
+            for line in connection.request().split("\r\n")[1:]
+            if line
+        )
+        versions = [line.split(": ", 1)[1] for line in validators]
+        start = 0
+        if "Range" in asked and (
+            not obeys_if_range or asked.get("If-Range") in versions
+        ):
+            start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
+        lines = ["HTTP/1.1 200 OK"]
+        if start >= len(body) > 0:
+            return connection.send(b"HTTP/1.1 416 x\r\nContent-Length: 0\r\n\r\n")
+        if start:
+            place = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            lines = ["HTTP/1.1 206 Partial Content", f"Content-Range: {place}"]
+        lines += [f"Content-Length: {len(body) - start}", *validators, *headers]
+        connection.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        rest = body[start:]
+        connection.send(rest if cut_after is None else rest[:cut_after])
+
+    return answer
+
+
 def raw(*parts: bytes, every_s: float = 0.0, then_wait_s: float = 0.0) -> Answer:
     """Bytes as they are, with a pause after each part."""
 

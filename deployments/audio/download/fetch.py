@@ -1,0 +1,147 @@
+"""Download of an audio URL, over as many tries as it takes, into a file without a name."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from requests import exceptions as rx
+from urllib3 import exceptions as ux
+
+from deployments.audio.download.content_encoding import undo_content_encoding
+from deployments.audio.download.failures import (
+    StalledError,
+    TemporaryError,
+    check_status,
+    meaning,
+)
+from deployments.audio.download.limits import FetchLimits
+from deployments.audio.download.resume import PartialFile
+from deployments.audio.download.session import Answer, Session
+from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.watchdog import Watchdog
+from deployments.contract.errors import AudioHostError, AudioUrlError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 16
+# A try that brings the file so much further may be followed by as many others as the first one.
+_PROGRESS_BYTES = 1 << 16
+
+
+@contextmanager
+def fetch_audio(
+    url: str,
+    limits: FetchLimits,
+    cancelled: Callable[[], bool] = lambda: False,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[BinaryIO]:
+    """Download `url` and yield it as a seekable file at its start, which is gone after the block.
+
+    The file has no name on disk, so that even a killed process leaves nothing behind. Private
+    addresses are not refused: the network's policy has to do that. Blocks.
+
+    cancelled: called several times a second, also from another thread; true ends the download
+    headers: sent to the URL's origin, and left behind at a redirect to another one
+
+    Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError.
+    Neither the URL nor the headers are in the text of an error or in a log.
+    """
+    with tempfile.TemporaryFile() as file:
+        with Watchdog(limits.total_timeout_s, cancelled) as watchdog:
+            _Download(url, headers or {}, limits, watchdog).into(file)
+        file.seek(0)
+        yield file
+
+
+class _Download:
+    """All tries of one download."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        limits: FetchLimits,
+        watchdog: Watchdog,
+    ) -> None:
+        self._url = url
+        self._headers = headers
+        self._limits = limits
+        self._watchdog = watchdog
+
+    def into(self, file: BinaryIO) -> None:
+        partial = PartialFile(file)
+        furthest = 0
+        back_offs = list(self._limits.back_offs_s)
+        while (failure := self._try(partial)) is not None:
+            if partial.resumable and partial.size - furthest >= _PROGRESS_BYTES:
+                furthest = partial.size
+                back_offs = list(self._limits.back_offs_s)
+            if isinstance(failure, StalledError) and not partial.resumable:
+                back_offs = []
+            if not back_offs:
+                raise AudioHostError(str(failure))
+            self._wait(back_offs.pop(0), failure)
+        undo_content_encoding(file, partial.content_encoding, self._check_size)
+        if file.seek(0, os.SEEK_END) == 0:
+            raise AudioUrlError("the file is empty")
+
+    def _wait(self, back_off_s: float, failure: TemporaryError) -> None:
+        if failure.retry_after_s > self._watchdog.remaining_s:
+            raise AudioHostError(
+                f"{failure}; the host asks to wait {failure.retry_after_s} s, which is longer"
+                f" than this download may take ({self._limits.total_timeout_s:g} s)"
+            )
+        wait_s = max(back_off_s, failure.retry_after_s)
+        logger.warning('event=download_retry wait=%g reason="%s"', wait_s, failure)
+        self._watchdog.sleep(wait_s)
+
+    def _try(self, partial: PartialFile) -> TemporaryError | None:
+        """One request, with its redirects. Gives the failure, if another try may succeed."""
+        self._watchdog.check()
+        try:
+            with (
+                Session(self._watchdog, self._limits) as session,
+                session.fetch(
+                    HttpUrl.parse(self._url), self._headers, partial.headers()
+                ) as answer,
+            ):
+                # Headers that the watchdog has cut short may look complete.
+                self._watchdog.check()
+                self._save(answer, partial)
+            return None
+        except TemporaryError as error:
+            return error
+        except (rx.RequestException, ux.HTTPError, ValueError) as error:
+            failure = meaning(error, self._limits)
+        # A connection that the watchdog has shut fails like one that the host has cut.
+        self._watchdog.check()
+        if isinstance(failure, TemporaryError):
+            return failure
+        # Outside the except block, whose exception would become the context of this one.
+        raise failure
+
+    def _save(self, answer: Answer, partial: PartialFile) -> None:
+        try:
+            check_status(answer.response, answer.headers_withheld)
+        except AudioUrlError as error:
+            if partial.size == 0:
+                raise
+            # Some hosts refuse a Range, and the rest may be there no more: the whole file is asked
+            # for before the refusal is believed.
+            partial.restart()
+            raise TemporaryError(str(error.args[0])) from None
+        partial.begin(answer.response)
+        self._check_size(partial.total or 0)
+        for chunk in answer.response.raw.stream(_CHUNK_BYTES, decode_content=False):
+            self._check_size(partial.size + len(chunk))
+            partial.file.write(chunk)
+        # A connection that the watchdog has shut may look like the end of the body.
+        self._watchdog.check()
+        partial.end()
+
+    def _check_size(self, n_bytes: int) -> None:
+        self._watchdog.check()
+        self._limits.check_size(n_bytes)
