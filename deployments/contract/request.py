@@ -3,18 +3,37 @@
 import base64
 import binascii
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import TranscriptionOptions, UnicodeText
+from deployments.contract.options import (
+    TranscriptionOptions,
+    UnicodeText,
+    WholeNumber,
+)
 
 MAX_BASE64_AUDIO_BYTES = 32 << 20
 # The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
-_OWN_FIELDS = ("audio", "audio_base64", "model")
+_OWN_FIELDS = ("audio", "audio_base64", "audio_track", "audio_channel", "model")
+
+
+def _track_of_text(value: Any) -> Any:
+    """A number where the text is one; None for no text, as where nothing was chosen in a form."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return int(text) if text.isdecimal() and len(text) < 10 else text or None
+
+
+# More than any file has; FFmpeg counts streams and channels in 32 bits.
+_Number = Annotated[WholeNumber, Field(ge=0, lt=1 << 31)]
+_Language = Annotated[
+    str, Field(pattern=r"^[A-Za-z]{2,20}([-_][A-Za-z0-9]{1,8}){0,4}$")
+]
 
 
 def _own_fields_first(schema: dict[str, Any]) -> None:
@@ -33,6 +52,17 @@ class TranscriptionRequest(TranscriptionOptions):
     )
     audio_base64: str | None = Field(
         None, description="must be a base64 string of at most 32 MiB decoded"
+    )
+    audio_track: Annotated[
+        _Number | _Language | None, BeforeValidator(_track_of_text)
+    ] = Field(
+        None,
+        description="must be the number of an audio track, from 0, or a language code such as"
+        " 'pt'; null: the track that FFmpeg takes",
+    )
+    audio_channel: _Number | None = Field(
+        None,
+        description="must be the number of a channel, from 0; null: the mix of all",
     )
     model: UnicodeText | None = Field(
         None, description="must be the name of a served model; null: the default one"
