@@ -109,6 +109,9 @@ class PacketReader:
             except FFmpegError:
                 self.stopped = True
                 return
+            except IndexError:
+                # At the end, PyAV looks for streams that began in mid-file, and does not know them.
+                return
 
 
 def _audio_decoders() -> Iterator[str]:

@@ -20,7 +20,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from deployments.audio import SAMPLE_RATE, ogg
+from deployments.audio import SAMPLE_RATE, ogg, riff
 from deployments.audio.containers import PacketReader, open_container
 from deployments.audio.losses import Losses
 from deployments.audio.mono import MonoMixer, PhaseMeter
@@ -33,10 +33,12 @@ _MICROSECONDS = 1_000_000
 # Samples this far from zero and less are silence: -60 dBFS.
 _SILENT_PEAK = 32
 _MOST_LISTED = 20
+# Bytes behind the last packet that are worth a word.
+_LARGE_TAIL = 1 << 14
 
 _UNKNOWN = (
     "the file is not audio or video of a known kind, or it is damaged."
-    " Raw samples without a header need a container, such as WAV"
+    " Raw audio without a header has to be put into a container, such as WAV"
 )
 
 
@@ -153,10 +155,33 @@ class _Decoding:
         reader = PacketReader(container, stream, self._cancelled)
         frames = _decode(reader, stream, self.losses)
         yield from self.losses.watch(self._limit(frames))
-        if reader.stopped and container.format.name == "ogg":
-            self._next = ogg.next_part(self._file, start + reader.position)
-        if reader.stopped and self._next is None:
-            self.losses.unread(self._size() - start - reader.end)
+        self._look_behind(container, stream, start, reader)
+
+    def _look_behind(
+        self,
+        container: InputContainer,
+        stream: AudioStream,
+        start: int,
+        reader: PacketReader,
+    ) -> None:
+        """Find the next part, or what is missing or was not read, behind a part's last packet."""
+        left = self._size() - start - reader.end
+        if container.format.name == "ogg":
+            if reader.stopped:
+                self._next = ogg.next_part(self._file, start + reader.position)
+                if self._next is None:
+                    self.losses.unread(left)
+            elif ogg.ends_within_page(self._file, start + reader.position):
+                self.losses.cut_short()
+        elif reader.stopped or (
+            # An index or tags may stand behind the audio, and other streams in any order.
+            len(container.streams) == 1 and left > max(_LARGE_TAIL, self._size() / 3)
+        ):
+            self.losses.unread(left)
+        if container.format.name == "wav" and stream.bit_rate:
+            missing = riff.missing_bytes(self._file)
+            if missing:
+                self.losses.cut_short(8 * missing / stream.bit_rate)
 
     def _limit(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
         """Pass the frames on, and raise InvalidAudioError where they exceed the limit.
@@ -190,7 +215,7 @@ def _decode(
         try:
             yield from stream.decode(packet)
         except FFmpegError:
-            losses.packet_lost()
+            losses.packet_lost(packet.size)
     # None makes the decoder give the frames that it still holds.
     with suppress(FFmpegError):
         yield from stream.decode(None)

@@ -18,29 +18,35 @@ _SMALLEST_GAP_S = 0.25
 _SMALLEST_MISSING_S = 0.5
 _SMALLEST_MISSING_PART = 0.01
 _MICROSECONDS = 1_000_000
+_EARLIER = "; what follows comes that much earlier than in the file"
 _ENDLESS_BYTES = (1 << 31) - (1 << 20)
 
 
 @dataclass
 class _Tally:
-    """Events of one kind: how many, and where the first and the last happened, in seconds."""
+    """Events of one kind: how many, how large, and where in the audio they happened.
+
+    size: bytes; length, first, last: seconds
+    """
 
     count: int = 0
-    seconds: float = 0.0
+    size: int = 0
+    length: float = 0.0
     first: float = 0.0
     last: float = 0.0
 
-    def add(self, at: float, seconds: float = 0.0, count: int = 1) -> None:
+    def add(self, at: float, size: int = 0, length: float = 0.0) -> None:
         self.first = self.first if self.count else at
         self.last = at
-        self.count += count
-        self.seconds += seconds
+        self.count += 1
+        self.size += size
+        self.length += length
 
     @property
     def place(self) -> str:
         if self.last - self.first < 0.01:
             return f"at {self.first:.2f} s"
-        return f"between {self.first:.2f} and {self.last:.2f} s"
+        return f"between {self.first:.2f} s and {self.last:.2f} s"
 
 
 class Losses:
@@ -51,95 +57,110 @@ class Losses:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._clock: float | None = None
-        self._undecoded = 0
         self._damaged = _Tally()
         self._jumps = _Tally()
         self._jumps_back = _Tally()
         self._unread = _Tally()
         self._declared: float | None = None
+        self._cut_short = False
         self._parts = 0
+        self._damaged_now = False
+        self._clock: float | None = None
+        self._last_time: float | None = None
+        self._rate: int | None = None
 
     def begin_part(self, container: InputContainer, stream: AudioStream) -> None:
-        """Another container begins; times count anew."""
+        """Another container begins; its times count anew."""
         self._parts += 1
-        self._clock = None
         self._declared = _declared_seconds(container, stream)
+        self._clock = self._last_time = self._rate = None
+        self._damaged_now = False
 
-    def packet_lost(self) -> None:
-        """The decoder could not read a packet."""
-        self._undecoded += 1
+    def packet_lost(self, size: int) -> None:
+        """The decoder could not read a packet of so many bytes."""
+        self._damaged.add(self.seconds, size)
+        self._damaged_now = True
 
     def unread(self, size: int) -> None:
-        """The demuxer could not read so many bytes."""
+        """The demuxer left out so many bytes."""
         self._unread.add(self.seconds, size)
+
+    def cut_short(self, seconds: float | None = None) -> None:
+        """The end of the file is missing; seconds: how much, where it is known."""
+        self._cut_short = True
+        if seconds is not None:
+            self._declared = self.seconds + seconds
 
     def watch(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
         """Pass the frames on."""
         for frame in frames:
             length = frame.samples / frame.sample_rate
-            self._compare(frame.time)
+            self._compare(frame)
             yield frame
             self.seconds += length
             self._clock = None if self._clock is None else self._clock + length
 
-    def _compare(self, time: float | None) -> None:
-        if time is None:
-            return
-        gap = 0.0 if self._clock is None else time - self._clock
-        if self._clock is None or abs(gap) >= _SMALLEST_GAP_S:
-            self._clock = time
-        else:
-            gap = 0.0
-        if self._undecoded:
-            self._damaged.add(self.seconds, max(gap, 0.0), self._undecoded)
-            self._undecoded = 0
-        elif gap:
-            (self._jumps if gap > 0 else self._jumps_back).add(self.seconds, abs(gap))
-
     def warnings(self) -> list[str]:
         """What there is to tell, when all frames have passed."""
-        if self._undecoded:
-            self._damaged.add(self.seconds, count=self._undecoded)
-            self._undecoded = 0
         found = []
         if self._damaged.count:
-            lost = f" ({self._damaged.seconds:.2f} s)" if self._damaged.seconds else ""
+            length = self._damaged.length
             found.append(
-                f"{self._damaged.count} damaged packets{lost} {self._damaged.place} are left out;"
-                " what follows comes that much earlier than in the file"
+                f"Damaged packets were left out: {self._damaged.count} {self._damaged.place}"
+                f" ({self._damaged.size} bytes"
+                + (f", {length:.2f} s){_EARLIER}" if length else ")")
             )
         if self._jumps.count:
             found.append(
-                f"The file's clock jumps ahead by {self._jumps.seconds:.2f} s"
-                f" {self._jumps.place}, without audio for the gap;"
-                " what follows comes that much earlier than in the file"
+                f"The file's clock jumps ahead by {self._jumps.length:.2f} s"
+                f" {self._jumps.place}; the gap was left out{_EARLIER}"
             )
         if self._jumps_back.count:
             found.append(
-                f"The file's clock jumps back by {self._jumps_back.seconds:.2f} s"
+                f"The file's clock jumps back by {self._jumps_back.length:.2f} s"
                 f" {self._jumps_back.place}; all audio is kept, in the order of the file"
             )
         if self._unread.count:
             found.append(
-                f"{self._unread.seconds:.0f} bytes of the file {self._unread.place}"
-                " cannot be read and are left out"
+                f"{self._unread.size} bytes of the file {self._unread.place} of the audio"
+                " could not be read and were left out"
             )
         return found + self._missing()
 
     def _missing(self) -> list[str]:
+        found = self.seconds + self._damaged.length + self._jumps.length
         # The length that the first of several containers declares is not that of all.
-        if self._declared is None or self._parts > 1:
+        declared = self._declared if self._parts == 1 else None
+        if declared is not None and declared - found >= max(
+            _SMALLEST_MISSING_S, _SMALLEST_MISSING_PART * declared
+        ):
+            text = (
+                f"The file says that it holds {declared:.2f} s of audio, but only"
+                f" {self.seconds:.2f} s could be decoded: it was cut, or it is damaged"
+            )
+        elif self._cut_short:
+            text = f"The file was cut: its end is missing after {self.seconds:.2f} s of audio"
+        else:
             return []
-        found = self.seconds + self._damaged.seconds + self._jumps.seconds
-        missing = self._declared - found
-        if missing < max(_SMALLEST_MISSING_S, _SMALLEST_MISSING_PART * self._declared):
-            return []
-        told = (
-            f"The file says that it holds {self._declared:.2f} s of audio, but only"
-            f" {self.seconds:.2f} s could be decoded: it was cut, or is damaged"
-        )
-        return [told]
+        return [text]
+
+    def _compare(self, frame: AudioFrame) -> None:
+        """Compare the frame's own time with the audio that came before the frame."""
+        self._rate = self._rate or frame.sample_rate
+        # Some demuxers give a time to the first packet of a block alone, and some compute the
+        # times from the first rate of a stream whose rate changes.
+        if frame.time in (None, self._last_time) or frame.sample_rate != self._rate:
+            return
+        gap = 0.0 if self._clock is None else frame.time - self._clock
+        if self._clock is None or abs(gap) >= _SMALLEST_GAP_S:
+            self._clock = frame.time
+            if self._damaged_now and gap > 0:
+                self._damaged.length += gap
+            elif gap:
+                jumps = self._jumps if gap > 0 else self._jumps_back
+                jumps.add(self.seconds, length=abs(gap))
+        self._damaged_now = False
+        self._last_time = frame.time
 
 
 def _declared_seconds(container: InputContainer, stream: AudioStream) -> float | None:
