@@ -21,7 +21,7 @@ _FORMATS = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 # A frame can hold a whole file, so this many numbers of it are worked on at a time.
 _BLOCK = 1 << 18
 # Looking at one frame in so many tells enough about hours of audio, and costs next to nothing.
-_METERED = 4
+_METERED = 16
 # Mixing channels that have nothing in common gives their mean power over their number. Channels
 # cancel where the mix has less than this part of that.
 _CANCELLED = 0.05
@@ -36,18 +36,22 @@ class MonoMixer:
     """
 
     def __init__(self, channel: int | None) -> None:
-        self._lacks_channel = False
+        self._begun = self._lacks_channel = False
         self._channel = channel
         self._resampler = _new_resampler()
 
     def mix(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-        """Raises InvalidRequestError where the first frame lacks the channel."""
+        """Mix the frames of one part of a recording; may be called for one part after another.
+
+        Raises InvalidRequestError where the recording's first frame lacks the channel.
+        """
         source = None
         for frame in frames:
             format_of_frame = frame.format.name, frame.layout.name, frame.sample_rate
             changed = format_of_frame != source
             if changed:
-                if source is None:
+                if not self._begun:
+                    self._begun = True
                     self._check_channel(frame)
                 source = format_of_frame
                 # As in the `ffmpeg` program, what the old resampler still holds is dropped.

@@ -65,7 +65,8 @@ def language_warnings(
     heard = first is not None and first["seek"] < _WINDOW_FRAMES
     if first is not None and heard and first["no_speech_prob"] <= _SILENT:
         return []
-    return [
+    told = (
         f"The language '{language}' was detected in the first 30 s, where no speech was found:"
         " it is a guess, so name the language"
-    ]
+    )
+    return [told]

@@ -40,6 +40,8 @@ from tests.support.contract import (
 DEFAULTS = {
     "audio": None,
     "audio_base64": None,
+    "audio_track": None,
+    "audio_channel": None,
     "model": None,
     "language": None,
     "temperature": 0.0,
@@ -65,6 +67,8 @@ DEFAULTS = {
 
 
 NULLABLE = {
+    "audio_track",
+    "audio_channel",
     "language",
     "beam_size",
     "temperature_increment_on_fallback",
@@ -79,7 +83,14 @@ NULLABLE = {
 }
 
 
-DOORS_OWN = {"audio", "audio_base64", "model", "temperature_increment_on_fallback"}
+DOORS_OWN = {
+    "audio",
+    "audio_base64",
+    "audio_track",
+    "audio_channel",
+    "model",
+    "temperature_increment_on_fallback",
+}
 
 
 def options(**fields: Any) -> dict[str, Any]:
@@ -150,7 +161,7 @@ def test_every_option_of_whispers_command_line_for_decoding_is_a_field(
         " highlight_words max_line_width max_line_count max_words_per_line"
     )
     theirs = set(cli_defaults(monkeypatch)) - set(of_the_program.split())
-    assert theirs == set(FIELDS) - {"audio_base64"}
+    assert theirs == set(FIELDS) - {"audio_base64", "audio_track", "audio_channel"}
 
 
 @pytest.mark.parametrize(
