@@ -25,7 +25,11 @@ from deployments.audio.containers import PacketReader, open_container
 from deployments.audio.losses import Losses
 from deployments.audio.mono import MonoMixer, PhaseMeter
 from deployments.audio.tracks import choose_track
-from deployments.contract.errors import InvalidAudioError, InvalidRequestError
+from deployments.contract.errors import (
+    InvalidAudioError,
+    InvalidRequestError,
+    RequestCancelledError,
+)
 
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000
@@ -138,6 +142,8 @@ class _Decoding:
             yield self._part(container, stream, 0)
         while (start := self._next) is not None:
             self._next = None
+            if self._cancelled():
+                raise RequestCancelledError("The request was cancelled")
             try:
                 container = open_container(self._file, start)
                 stream = choose_track(container, self._track)

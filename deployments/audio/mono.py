@@ -83,7 +83,8 @@ class MonoMixer:
 
     def _mono(self, block: Samples) -> Samples:
         if self._channel is None:
-            return _as_floats(block).mean(axis=0)
+            with np.errstate(all="ignore"):
+                return _as_floats(block).mean(axis=0)
         if self._channel < len(block):
             return block[self._channel]
         self._lacks_channel = True
@@ -122,11 +123,14 @@ class PhaseMeter:
         return audible and self._mixed < _CANCELLED * self._expected
 
     def _measure(self, block: Samples) -> None:
-        power = float(np.square(block).mean())
+        # A file of floats may hold any number, and none.
+        with np.errstate(all="ignore"):
+            power = float(np.square(block).mean())
+            mixed = float(np.square(block.mean(axis=0)).mean())
         self._power += power
         self._blocks += 1
         self._expected += power / len(block)
-        self._mixed += float(np.square(block.mean(axis=0)).mean())
+        self._mixed += mixed
 
 
 def channel_blocks(frame: AudioFrame) -> Iterator[Samples]:

@@ -1,15 +1,18 @@
 """What is missing from a recording is told: where, and how much."""
 
+import errno
 import io
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from deployments.audio import SAMPLE_RATE
+from deployments.audio.containers import PacketReader
 from deployments.audio.decode import DecodedAudio, decode_audio
 from tests.audio.test_decode import (
     HOUR,
@@ -197,3 +200,28 @@ def test_the_warnings_of_a_file_that_is_damaged_all_over_are_few_and_short() -> 
     warnings = decoded(bytes(data)).warnings
     assert 0 < len(warnings) <= 6
     assert all(len(text) < 250 for text in warnings)
+
+
+class Hesitant:
+    """A container whose demuxer asks to be called again, as some do behind other streams' data."""
+
+    def __init__(self, container: av.container.InputContainer, times: int) -> None:
+        self.container = container
+        self.times = times
+
+    def demux(self, stream: av.AudioStream) -> Any:
+        if self.times:
+            self.times -= 1
+            raise av.error.BlockingIOError(errno.EAGAIN, "try again")
+        return self.container.demux(stream)
+
+
+@pytest.mark.parametrize(("times", "packets"), [(3, 12), (10**9, 0)])
+def test_a_demuxer_that_asks_to_be_called_again_is_called_but_not_for_ever(
+    times: int, packets: int
+) -> None:
+    with av.open(io.BytesIO(wav(tone(440)))) as container:
+        hesitant: Any = Hesitant(container, times)
+        reader = PacketReader(hesitant, container.streams.audio[0], lambda: False)
+        assert abs(len(list(reader)) - packets) <= 4
+        assert reader.stopped == (packets == 0)

@@ -1,6 +1,7 @@
 """Any number of channels becomes one, in bounded memory."""
 
 import io
+import struct
 import subprocess
 import sys
 import wave
@@ -120,9 +121,24 @@ def test_a_later_part_without_the_channel_counts_as_silence_and_is_told() -> Non
     )
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("number", [np.inf, np.nan, 1e308])
+def test_numbers_that_are_no_sound_do_no_harm(count: int, number: float) -> None:
+    header = bytearray(wav_of(np.zeros((1_000, count), dtype=np.int16))[:44])
+    samples = np.full((1_000, count), number, dtype="<f8")
+    samples[::2] *= -1
+    header[20:22] = (3).to_bytes(2, "little")  # floats
+    header[28:36] = struct.pack("<IHH", 128_000 * count, 8 * count, 64)
+    header[40:44] = struct.pack("<I", samples.nbytes)
+    audio = decoded(bytes(header) + samples.tobytes())
+    assert len(audio.samples) == 1_000
+    assert len(audio.warnings) <= 1
+
+
 def test_many_channels_need_little_memory(tmp_path: Path) -> None:
     file = tmp_path / "many.wav"
-    file.write_bytes(wav_of(noise(256, 2 * SAMPLE_RATE)))  # 33 MB
+    file.write_bytes(wav_of(noise(256, 2 * SAMPLE_RATE)))  # 16 MB
     script = (
         "import resource, sys; from deployments.audio.decode import decode_audio\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
