@@ -21,7 +21,7 @@ loaded = time.monotonic()
 from deployments.audio.decode import decode_audio
 
 with open(sys.argv[2], "rb") as file:
-    audio = decode_audio(file, 3600).astype("float32") / 32768
+    audio = decode_audio(file, 3600).samples.astype("float32") / 32768
 result = model.transcribe(
     audio,
     fp16=False,

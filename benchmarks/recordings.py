@@ -111,7 +111,7 @@ def load(paths: Sequence[Path]) -> list[Recording]:
 
 def _load(path: Path) -> Recording:
     with path.open("rb") as file:
-        pcm = decode_audio(file, _MAX_S)
+        pcm = decode_audio(file, _MAX_S).samples
     return Recording(path.name, pcm, pcm.astype(np.float32) / np.float32(32768))
 
 

@@ -76,7 +76,9 @@ def _recordings(folder: Path) -> dict[str, np.ndarray]:
     for path in files_in(folder):
         try:
             with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = decode_audio(file, LONGEST_S)
+                found[str(path.relative_to(folder))] = decode_audio(
+                    file, LONGEST_S
+                ).samples
         except InvalidAudioError:
             print(f"{path.name}: not decodable", file=sys.stderr)
     return found

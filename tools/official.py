@@ -200,7 +200,7 @@ def files_in(folder: Path) -> list[Path]:
 def waveform(name: str) -> np.ndarray:
     """A file of tests/audio as float32 at 16 kHz, shape (samples,)."""
     with (AUDIO / name).open("rb") as file:
-        return as_official(decode_audio(file, LONGEST_S))
+        return as_official(decode_audio(file, LONGEST_S).samples)
 
 
 def as_official(samples: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def _outcome(url: str, path: Path, model: str) -> str:
         )
     try:
         with path.open("rb") as file:
-            samples = decode_audio(file, LONGEST_S)
+            samples = decode_audio(file, LONGEST_S).samples
     except InvalidAudioError:
         refused = response.status_code == requests.codes.unprocessable_entity
         return "refused by both" if refused else "DIFFERENT"

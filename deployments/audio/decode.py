@@ -6,179 +6,250 @@ file or a URL, must not need more memory than the limit on its length allows, an
 a log.
 """
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
-from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.packet import Packet
-from av.stream import Discard, Disposition
 
-from deployments.audio import SAMPLE_RATE
-from deployments.contract.errors import InvalidAudioError, RequestCancelledError
+from deployments.audio import SAMPLE_RATE, ogg, riff
+from deployments.audio.containers import PacketReader, open_container
+from deployments.audio.losses import Losses
+from deployments.audio.mono import MonoMixer, PhaseMeter
+from deployments.audio.tracks import choose_track
+from deployments.contract.errors import (
+    InvalidAudioError,
+    InvalidRequestError,
+    RequestCancelledError,
+)
 
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000
+_MICROSECONDS = 1_000_000
+# Samples this far from zero and less are silence: -60 dBFS.
+_SILENT_PEAK = 32
+_MOST_LISTED = 20
+# Bytes behind the last packet that are worth a word.
+_LARGE_TAIL = 1 << 14
 
-# PyAV before 19 raises an error for a tag that is not UTF-8, unless it is told to replace what it
-# cannot read.
-_TAG_OPTIONS: dict[str, Any] = (
-    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_UNKNOWN = (
+    "the file is not audio or video of a known kind, or it is damaged."
+    " Raw audio without a header has to be put into a container, such as WAV"
 )
 
-# FFmpeg's log quotes tags and URLs out of the file.
-av.logging.set_level(None)
 
-# An allow-list, because FFmpeg also knows playlists and session descriptions (hls, concat, sdp,
-# image2) that make it open the files and URLs that they name. Each of these demuxers reads nothing
-# but its file.
-_AUDIO_CONTAINERS = (
-    "aa aac aax aea aiff ape asf au avr caf dsf flac iamf ircam loas mp3 mpc mpc8 msnwctcp"
-    " nistsphere oma osq paf pvf qcp rso sds sox tak tta voc vqf w64 wav wavarc wsd wv wve xwma"
-)
-# Some of these streams of one codec have no header and are known by the name of the file alone.
-_CODEC_STREAMS = (
-    "ac3 ac4 act adx alaw amr amrnb amrwb aptx aptx_hd bit codec2 dts dtshd eac3 g722 g723_1 g726"
-    " g726le g728 g729 gsm ilbc lc3 mlp mulaw sbc shn sln spdif truehd"
-)
-_VIDEO_CONTAINERS = (
-    "avi dhav dv flv gxf live_flv lxf matroska mov mpeg mpegts mxf nsv nut ogg rm"
-    " swf wtv"
-)
-DEMUXERS = f"{_AUDIO_CONTAINERS} {_CODEC_STREAMS} {_VIDEO_CONTAINERS}".split()
+@dataclass(frozen=True)
+class DecodedAudio:
+    """A decoded recording.
+
+    samples: int16 at 16 kHz, mono, shape (samples,)
+    start_s: seconds by which the audio starts later than the file's other streams; usually 0
+    warnings: what was skipped, is missing or is doubtful, as sentences for the caller
+    """
+
+    samples: npt.NDArray[np.int16]
+    start_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)
 
 
 def decode_audio(
     file: BinaryIO,
     max_seconds: float,
     cancelled: Callable[[], bool] = lambda: False,
-) -> npt.NDArray[np.int16]:
+    *,
+    track: int | str | None = None,
+    channel: int | None = None,
+) -> DecodedAudio:
     """Decode a recording as `ffmpeg -i FILE -f s16le -ac 1 -acodec pcm_s16le -ar 16000 -` does.
 
-    Gives int16 at 16 kHz, mono, shape (samples,). As in FFmpeg, damaged packets are skipped, and a
-    file that ends early gives what it holds. Blocks; call it in a thread.
+    As in FFmpeg, damaged packets are skipped, and a file that ends early gives what it holds;
+    the warnings tell so. Blocks; call it in a thread.
 
     file: seekable, open in binary mode, at its beginning; it stays open
     max_seconds: the longest recording allowed; decoding ends where a longer one passes this
     cancelled: called at every packet; true ends the work
+    track: number among the audio streams, from 0, or a language; None: FFmpeg's choice
+    channel: the one channel to take, from 0; None: the mix of all
 
-    Raises InvalidAudioError (nothing to decode, or too long) and RequestCancelledError.
+    Raises InvalidAudioError (nothing to decode, or too long), InvalidRequestError (no such track
+    or channel) and RequestCancelledError.
     """
+    decoding = _Decoding(file, max_seconds, cancelled, track)
+    meter, mixer = PhaseMeter(), MonoMixer(channel)
     # A bytearray grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
     try:
-        opened: InputContainer = av.open(
-            file, "r", container_options=_CONTAINER_OPTIONS, **_TAG_OPTIONS
-        )
-        with opened as container:
-            frames = _decode(container, _choose_stream(container), cancelled)
-            for frame in _resample(_limit(frames, max_seconds)):
+        for frames in decoding.parts():
+            for frame in mixer.mix(meter.watch(frames) if channel is None else frames):
                 # A plane is padded beyond its samples.
                 pcm += memoryview(frame.planes[0])[: frame.samples * 2]
     except FFmpegError:
-        raise InvalidAudioError(
-            "the file is not audio or video of a known kind, or it is damaged"
-        ) from None
+        raise InvalidAudioError(_UNKNOWN) from None
     if not pcm:
         raise InvalidAudioError("the file holds no audio that can be decoded")
-    return np.frombuffer(pcm, dtype=np.int16)
+    samples = np.frombuffer(pcm, dtype=np.int16)
+    warnings = [
+        *decoding.losses.warnings(),
+        *mixer.warnings(),
+        *_level_warnings(samples, meter, decoding.other_tracks),
+    ]
+    return DecodedAudio(samples, decoding.start_s, warnings)
 
 
-def _audio_decoders() -> Iterator[str]:
-    for name in sorted(av.codecs_available):
-        try:
-            if av.Codec(name, "r").type == "audio":
-                yield name
-        except UnknownCodecError:  # an encoder
-            continue
+class _Decoding:
+    """The frames of one audio track, in all parts of the file.
 
-
-_CONTAINER_OPTIONS = {
-    "format_whitelist": ",".join(DEMUXERS),
-    "protocol_whitelist": "none",
-    # Without this, FFmpeg decodes a cover picture or a video frame while it probes the file. That
-    # is of no use here, and a small picture can unpack to a gigabyte.
-    "codec_whitelist": ",".join(_audio_decoders()),
-}
-
-
-def _choose_stream(container: InputContainer) -> AudioStream:
-    """The stream that the `ffmpeg` program takes.
-
-    A stream that is marked as default comes first, then the one with most channels, then the
-    first.
+    start_s: seconds by which the track starts later than the file's other streams
+    other_tracks: numbers of the other audio tracks
     """
-    known = [s for s in container.streams.audio if s.codec_context is not None]
-    if not known:
-        raise InvalidAudioError("the file has no audio stream of a known codec")
-    chosen = max(
-        known, key=lambda s: (Disposition.default in s.disposition, s.channels)
-    )
-    for stream in container.streams:
-        if stream is not chosen:
-            stream.discard = Discard.all
-    return chosen
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        max_seconds: float,
+        cancelled: Callable[[], bool],
+        track: int | str | None,
+    ) -> None:
+        self.losses = Losses()
+        self.start_s = 0.0
+        self.other_tracks: list[int] = []
+        self._file = file
+        self._max_seconds = max_seconds
+        self._cancelled = cancelled
+        self._track = track
+        self._next: int | None = None
+
+    def parts(self) -> Iterator[Iterator[AudioFrame]]:
+        """The frames of one container after another; each has to be read to its end.
+
+        Raises FFmpegError where the file cannot be opened, and what `choose_track` raises.
+        """
+        with open_container(self._file) as container:
+            stream = choose_track(container, self._track)
+            tracks = container.streams.audio
+            self.other_tracks = [
+                number for number, other in enumerate(tracks) if other is not stream
+            ]
+            self.start_s = _delay(container, stream)
+            yield self._part(container, stream, 0)
+        while (start := self._next) is not None:
+            self._next = None
+            if self._cancelled():
+                raise RequestCancelledError("The request was cancelled")
+            try:
+                container = open_container(self._file, start)
+                stream = choose_track(container, self._track)
+            except (FFmpegError, InvalidAudioError, InvalidRequestError):
+                self._next = ogg.next_part(self._file, start)
+                self.losses.unread((self._next or self._size()) - start)
+                continue
+            with container:
+                yield self._part(container, stream, start)
+
+    def _part(
+        self, container: InputContainer, stream: AudioStream, start: int
+    ) -> Iterator[AudioFrame]:
+        self.losses.begin_part(container, stream)
+        reader = PacketReader(container, stream, self._cancelled)
+        frames = _decode(reader, stream, self.losses)
+        yield from self.losses.watch(self._limit(frames))
+        self._look_behind(container, stream, start, reader)
+
+    def _look_behind(
+        self,
+        container: InputContainer,
+        stream: AudioStream,
+        start: int,
+        reader: PacketReader,
+    ) -> None:
+        """Find the next part, or what is missing or was not read, behind a part's last packet."""
+        left = self._size() - start - reader.end
+        if container.format.name == "ogg":
+            if reader.stopped:
+                self._next = ogg.next_part(self._file, start + reader.position)
+                if self._next is None:
+                    self.losses.unread(left)
+            elif ogg.ends_within_page(self._file, start + reader.position):
+                self.losses.cut_short()
+        elif reader.stopped or (
+            # An index or tags may stand behind the audio, and other streams in any order.
+            len(container.streams) == 1 and left > max(_LARGE_TAIL, self._size() / 3)
+        ):
+            self.losses.unread(left)
+        if container.format.name == "wav" and stream.bit_rate:
+            missing = riff.missing_bytes(self._file)
+            if missing:
+                self.losses.cut_short(8 * missing / stream.bit_rate)
+
+    def _limit(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
+        """Pass the frames on, and raise InvalidAudioError where they exceed the limit.
+
+        This comes before resampling: at a false sample rate of 1 Hz even a small frame becomes
+        hours.
+        """
+        for frame in frames:
+            if not 0 < frame.sample_rate <= _HIGHEST_RATE_HZ:
+                raise InvalidAudioError(
+                    f"its sample rate of {frame.sample_rate} Hz is not plausible"
+                )
+            seconds = self.losses.seconds + frame.samples / frame.sample_rate
+            # Half a sample allows for the rounding of a long sum.
+            if seconds > self._max_seconds + 0.5 / SAMPLE_RATE:
+                limit = timedelta(seconds=self._max_seconds)
+                raise InvalidAudioError(
+                    f"the recording is longer than the limit of {limit}"
+                    f" ({self._max_seconds:g} s)"
+                )
+            yield frame
+
+    def _size(self) -> int:
+        return self._file.seek(0, os.SEEK_END)
 
 
 def _decode(
-    container: InputContainer, stream: AudioStream, cancelled: Callable[[], bool]
+    packets: PacketReader, stream: AudioStream, losses: Losses
 ) -> Iterator[AudioFrame]:
-    for packet in _packets(container, stream):
-        if cancelled():
-            raise RequestCancelledError("The request was cancelled")
+    for packet in packets:
         try:
             yield from stream.decode(packet)
         except FFmpegError:
-            continue
+            losses.packet_lost(packet.size)
+    # None makes the decoder give the frames that it still holds.
+    with suppress(FFmpegError):
+        yield from stream.decode(None)
 
 
-def _packets(
-    container: InputContainer, stream: AudioStream
-) -> "Iterator[Packet[AudioStream] | None]":
-    try:
-        yield from container.demux(stream)
-    except FFmpegError:
-        # The rest of the file cannot be read. None makes the decoder give the frames that it holds.
-        yield None
+def _delay(container: InputContainer, stream: AudioStream) -> float:
+    """Seconds by which the stream starts later than the container."""
+    start, base = stream.start_time, stream.time_base
+    if start is None or base is None or container.start_time is None:
+        return 0.0
+    seconds = float(start * base) - container.start_time / _MICROSECONDS
+    return max(0.0, round(seconds, 3))
 
 
-def _limit(frames: Iterator[AudioFrame], max_seconds: float) -> Iterator[AudioFrame]:
-    """Pass the frames on, and raise InvalidAudioError where they exceed the limit.
-
-    This comes before resampling: at a false sample rate of 1 Hz even a small frame becomes hours.
-    """
-    seconds = 0.0
-    for frame in frames:
-        if not 0 < frame.sample_rate <= _HIGHEST_RATE_HZ:
-            raise InvalidAudioError(
-                f"its sample rate of {frame.sample_rate} Hz is not plausible"
+def _level_warnings(
+    samples: npt.NDArray[np.int16], meter: PhaseMeter, other_tracks: list[int]
+) -> Iterator[str]:
+    if meter.cancelled:
+        yield (
+            "The channels cancel each other out when they are mixed;"
+            " audio_channel 0 takes one of them alone"
+        )
+    elif max(int(samples.max()), -int(samples.min())) <= _SILENT_PEAK:
+        if other_tracks:
+            numbers = ", ".join(map(str, other_tracks[:_MOST_LISTED]))
+            yield (
+                "The audio track is silent, and the file has other audio tracks:"
+                f" audio_track {numbers}"
             )
-        seconds += frame.samples / frame.sample_rate
-        # Half a sample allows for the rounding of a long sum.
-        if seconds > max_seconds + 0.5 / SAMPLE_RATE:
-            limit = timedelta(seconds=max_seconds)
-            raise InvalidAudioError(
-                f"the recording is longer than the limit of {limit} ({max_seconds:g} s)"
-            )
-        yield frame
-
-
-def _resample(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-    resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-    source = None
-    for frame in frames:
-        if source != (
-            source := (frame.format.name, frame.layout.name, frame.sample_rate)
-        ):
-            resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-        yield from resampler.resample(frame)
-    # At its end, a resampler that had nothing to do gives [None].
-    yield from filter(None, resampler.resample(None))
+        else:
+            yield "The recording is silent: what Whisper writes for silence was not said"

@@ -70,6 +70,8 @@ class Answer(_Answered):
     word_timestamps: present exactly when the request asked for them
     language_probability: of the detected language; null where the request named the language
     duration: seconds of audio
+    audio_start: seconds by which the audio starts later than the file's other streams; add it to
+        a time of the answer for the time in a video
     batch_windows: how many windows decoded together, on average over the request's steps
     warnings: what the caller should know of the result
     """
@@ -84,6 +86,7 @@ class Answer(_Answered):
     device: Literal["cuda", "cpu"]
     model: str
     duration: float
+    audio_start: float = 0.0
     timings: Timings
     batch_windows: float = 0.0
     warnings: list[str] = []

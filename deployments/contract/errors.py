@@ -32,7 +32,7 @@ class WhisperServeError(Exception):
 
 
 class InvalidRequestError(WhisperServeError):
-    """The request breaks the contract; nothing was downloaded."""
+    """The request breaks the contract, or names a track or channel that its file has not."""
 
     status = 422
     type = "invalid_request"

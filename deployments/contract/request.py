@@ -5,19 +5,51 @@ import binascii
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from deployments.contract import audio_headers
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import TranscriptionOptions, UnicodeText
+from deployments.contract.options import (
+    TranscriptionOptions,
+    UnicodeText,
+    WholeNumber,
+)
 
 MAX_BASE64_AUDIO_BYTES = 32 << 20
 # The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
-_OWN_FIELDS = ("audio", "audio_base64", "audio_headers", "model")
 # A secret that was read from a file often ends with a line break.
 _HeaderValue = Annotated[str, AfterValidator(str.strip)]
+_OWN_FIELDS = (
+    "audio",
+    "audio_base64",
+    "audio_headers",
+    "audio_track",
+    "audio_channel",
+    "model",
+)
+
+
+def _track_of_text(value: Any) -> Any:
+    """A number where the text is one; None for no text, as where nothing was chosen in a form."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return int(text) if text.isdecimal() and len(text) < 10 else text or None
+
+
+# More than any file has; FFmpeg counts streams and channels in 32 bits.
+_Number = Annotated[WholeNumber, Field(ge=0, lt=1 << 31)]
+_Language = Annotated[
+    str, Field(pattern=r"^[A-Za-z]{2,20}([-_][A-Za-z0-9]{1,8}){0,4}$")
+]
 
 
 def _own_fields_first(schema: dict[str, Any]) -> None:
@@ -41,6 +73,17 @@ class TranscriptionRequest(TranscriptionOptions):
         None,
         repr=False,
         description="must be an object of strings: HTTP headers for the download of 'audio'",
+    )
+    audio_track: Annotated[
+        _Number | _Language | None, BeforeValidator(_track_of_text)
+    ] = Field(
+        None,
+        description="must be the number of an audio track, from 0, or a language code such as"
+        " 'pt'; null: the track that FFmpeg takes",
+    )
+    audio_channel: _Number | None = Field(
+        None,
+        description="must be the number of a channel, from 0; null: the mix of all",
     )
     model: UnicodeText | None = Field(
         None, description="must be the name of a served model; null: the default one"

@@ -1,11 +1,17 @@
 """What was cut or is doubtful in a result, in the words that the caller reads."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deployments.audio import SAMPLE_RATE
 from deployments.contract.options import TranscriptionOptions
+
+# Whisper detects the language in the first window, which has so many frames of 10 ms. Its default
+# for `no_speech_threshold` says above which probability a window is silent.
+_WINDOW_FRAMES = 3000
+_SILENT = 0.6
 
 if TYPE_CHECKING:
     from deployments.engine import Engine
@@ -37,3 +43,30 @@ def warnings_of(
             f"clip_timestamps go past the end of the recording, which is {seconds:.2f} s long"
         )
     return found
+
+
+def language_warnings(
+    options: TranscriptionOptions,
+    language: str,
+    probability: float | None,
+    segments: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """A warning where the language was detected in a window without speech.
+
+    probability: of the language; None where it was not detected
+    segments: as `whisper.transcribe` gives them
+    """
+    # Clips that begin later tell nothing of the first window.
+    begins = min(options.clip_timestamps, default=0.0) * 100
+    if probability is None or begins >= _WINDOW_FRAMES:
+        return []
+    first = segments[0] if segments else None
+    # Whisper leaves out windows that it takes for silence.
+    heard = first is not None and first["seek"] < _WINDOW_FRAMES
+    if first is not None and heard and first["no_speech_prob"] <= _SILENT:
+        return []
+    told = (
+        f"The language '{language}' was detected in the first 30 s, where no speech was found:"
+        " it is a guess, so name the language"
+    )
+    return [told]

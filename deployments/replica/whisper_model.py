@@ -39,7 +39,7 @@ from deployments.contract.options import (
 from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
-from deployments.replica.warnings import warnings_of
+from deployments.replica.warnings import language_warnings, warnings_of
 
 if TYPE_CHECKING:
     from deployments.engine import Engine, Usage
@@ -259,7 +259,10 @@ class WhisperModel:
                 queue_s=usage.queue_s,
                 transcribe_s=seconds - usage.queue_s,
                 batch_windows=usage.occupancy,
-                warnings=warnings_of(options, engine, audio),
+                warnings=warnings_of(options, engine, audio)
+                + language_warnings(
+                    options, result["language"], usage.language_probability, segments
+                ),
             )
 
         try:

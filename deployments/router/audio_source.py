@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from deployments.audio import SAMPLE_RATE
-from deployments.audio.decode import decode_audio
+from deployments.audio.decode import DecodedAudio, decode_audio
 from deployments.audio.download import FetchLimits, fetch_audio
 from deployments.audio.not_audio import kind_of_text
 from deployments.config import AppArgs
@@ -25,14 +25,16 @@ from deployments.contract.request import TranscriptionRequest
 
 @dataclass(frozen=True)
 class Waveform:
-    """Decoded audio, and how long it took to get.
+    """Decoded audio, and how long it took to get."""
 
-    samples: int16 at 16 kHz, shape (samples,)
-    """
-
-    samples: np.ndarray
+    decoded: DecodedAudio
     download_s: float
     decode_s: float
+
+    @property
+    def samples(self) -> np.ndarray:
+        """int16 at 16 kHz, shape (samples,)"""
+        return self.decoded.samples
 
     @property
     def duration_s(self) -> float:
@@ -82,22 +84,35 @@ class AudioLoader:
             total_timeout_s=args.download_timeout_s,
         )
 
-    async def load(self, source: AudioSource) -> Waveform:
+    async def load(
+        self,
+        source: AudioSource,
+        track: int | str | None = None,
+        channel: int | None = None,
+    ) -> Waveform:
         """Download and decode. Cancelling the call ends the work soon.
 
-        Raises AudioUrlError, AudioHostError and InvalidAudioError.
+        track, channel: as in `decode_audio`
+
+        Raises AudioUrlError, AudioHostError, InvalidAudioError and InvalidRequestError.
         """
         cancelled = threading.Event()
         # In this request's context, for the request id that Serve puts into log lines.
         context = contextvars.copy_context()
-        work = partial(context.run, self._load, source, cancelled)
+        work = partial(context.run, self._load, source, track, channel, cancelled)
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, work)
         finally:
             cancelled.set()
 
-    def _load(self, source: AudioSource, cancelled: threading.Event) -> Waveform:
+    def _load(
+        self,
+        source: AudioSource,
+        track: int | str | None,
+        channel: int | None,
+        cancelled: threading.Event,
+    ) -> Waveform:
         started = time.monotonic()
         with ExitStack() as stack:
             file = stack.enter_context(
@@ -107,11 +122,17 @@ class AudioLoader:
             )
             downloaded = time.monotonic()
             try:
-                samples = decode_audio(file, self._max_audio_s, cancelled.is_set)
+                decoded = decode_audio(
+                    file,
+                    self._max_audio_s,
+                    cancelled.is_set,
+                    track=track,
+                    channel=channel,
+                )
             except InvalidAudioError:
                 kind = kind_of_text(file) if isinstance(source, RemoteAudio) else None
                 if kind is None:
                     raise
                 text = f"the URL gives {kind}, not an audio file"
                 raise AudioUrlError(text) from None
-        return Waveform(samples, downloaded - started, time.monotonic() - downloaded)
+        return Waveform(decoded, downloaded - started, time.monotonic() - downloaded)

@@ -160,7 +160,13 @@ class Router:
         entry.model = model.name
         options = request.options
         self._args.check_fits(options, model)
-        return _Job(options, self._clients[model.name], source_of(request))
+        return _Job(
+            options,
+            self._clients[model.name],
+            source_of(request),
+            request.audio_track,
+            request.audio_channel,
+        )
 
     @asynccontextmanager
     async def _waveform_of(
@@ -170,7 +176,7 @@ class Router:
         waiting = time.monotonic()
         async with job.client.admitted():
             entry.queue_s = time.monotonic() - waiting
-            yield await self._audio.load(job.source)
+            yield await self._audio.load(job.source, job.track, job.channel)
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official
@@ -197,6 +203,8 @@ class _Job:
     options: TranscriptionOptions
     client: ModelClient
     source: AudioSource
+    track: int | str | None
+    channel: int | None
 
 
 def _answer(transcript: Transcript, audio: Waveform, entry: RequestLog) -> Answer:
@@ -212,6 +220,7 @@ def _answer(transcript: Transcript, audio: Waveform, entry: RequestLog) -> Answe
         device=transcript.device,
         model=entry.model,
         duration=audio.duration_s,
+        audio_start=audio.decoded.start_s,
         timings=Timings(
             download=audio.download_s,
             decode=audio.decode_s,
@@ -220,7 +229,7 @@ def _answer(transcript: Transcript, audio: Waveform, entry: RequestLog) -> Answe
             transcribe=transcript.transcribe_s,
         ),
         batch_windows=transcript.batch_windows,
-        warnings=transcript.warnings,
+        warnings=[*audio.decoded.warnings, *transcript.warnings],
         request_id=entry.request_id,
     )
 

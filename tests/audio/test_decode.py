@@ -25,7 +25,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deployments.audio import SAMPLE_RATE
-from deployments.audio.decode import DEMUXERS, decode_audio
+from deployments.audio.decode import decode_audio
+from deployments.audio.demuxers import DEMUXERS
 from deployments.contract.errors import InvalidAudioError, RequestCancelledError
 
 FOLDER = Path(__file__).parent
@@ -36,7 +37,7 @@ Samples = npt.NDArray[np.int16]
 
 
 def decode(data: bytes, max_seconds: float = HOUR) -> Samples:
-    return decode_audio(io.BytesIO(data), max_seconds)
+    return decode_audio(io.BytesIO(data), max_seconds).samples
 
 
 # Samples of the encoder's padding at the end of two MP4 files. PyAV 19 brings an FFmpeg that cuts
@@ -227,7 +228,7 @@ def test_a_cover_picture_is_never_unpacked(tmp_path: Path) -> None:
     script = (
         "import resource, sys; from deployments.audio.decode import decode_audio\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-        "before = peak(); samples = decode_audio(open(sys.argv[1], 'rb'), 60)\n"
+        "before = peak(); samples = decode_audio(open(sys.argv[1], 'rb'), 60).samples\n"
         "print(len(samples), peak() - before)"
     )
     output = subprocess.run(
@@ -482,7 +483,7 @@ def test_no_bytes_raise_anything_but_invalid_audio(data: bytes) -> None:
     try:
         decode(data, max_seconds=60)
     except InvalidAudioError as error:
-        assert len(str(error)) < 120
+        assert len(str(error)) < 200
 
 
 @given(
@@ -501,4 +502,4 @@ def test_no_damage_raises_anything_but_invalid_audio(
     try:
         decode(bytes(data), max_seconds=60)
     except InvalidAudioError as error:
-        assert len(str(error)) < 120
+        assert len(str(error)) < 200

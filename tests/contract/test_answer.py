@@ -54,6 +54,7 @@ def test_the_fields_of_a_response_are_those_of_the_documentation() -> None:
         "device",
         "model",
         "duration",
+        "audio_start",
         "timings",
         "batch_windows",
         "warnings",

@@ -64,14 +64,46 @@ def test_a_door_neither_nests_nor_mixes_input_with_fields() -> None:
 def test_an_unknown_key_is_refused_by_name_with_the_valid_ones() -> None:
     assert (
         refusal_of(beam_sise=3) == "Unknown parameter: 'beam_sise'. Valid parameters: "
-        "audio, audio_base64, audio_headers, model, language, temperature, beam_size,"
-        " word_timestamps, task, temperature_increment_on_fallback, best_of, patience,"
-        " length_penalty,"
-        " suppress_tokens, initial_prompt, carry_initial_prompt,"
+        "audio, audio_base64, audio_headers, audio_track, audio_channel, model, language,"
+        " temperature, beam_size, word_timestamps, task,"
+        " temperature_increment_on_fallback, best_of,"
+        " patience, length_penalty, suppress_tokens, initial_prompt, carry_initial_prompt,"
         " condition_on_previous_text, compression_ratio_threshold, logprob_threshold,"
         " no_speech_threshold, hallucination_silence_threshold, clip_timestamps,"
         " prepend_punctuations, append_punctuations"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "track"),
+    [
+        (1, 1),
+        (1.0, 1),
+        ("1", 1),
+        (" por ", "por"),
+        ("pt-BR", "pt-BR"),
+        ("zh_Hant", "zh_Hant"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_an_audio_track_is_a_number_or_a_language(given: Any, track: Any) -> None:
+    assert parse(audio_track=given).audio_track == track
+
+
+@pytest.mark.parametrize(
+    "given", [-1, "-1", 1.5, True, [1], "p", "two words", "1" * 400, 1 << 31]
+)
+def test_anything_else_is_no_audio_track(given: Any) -> None:
+    text = refusal_of(audio_track=given)
+    assert text.startswith("Invalid audio_track: must be the number of an audio track")
+
+
+@pytest.mark.parametrize("given", [-1, "left", 0.5, True, 1 << 31])
+def test_a_channel_is_a_number(given: Any) -> None:
+    assert parse(audio_channel=1.0).audio_channel == 1
+    text = refusal_of(audio_channel=given)
+    assert text.startswith("Invalid audio_channel: must be the number of a channel")
 
 
 def test_an_unknown_key_is_refused_even_if_its_value_is_null() -> None:

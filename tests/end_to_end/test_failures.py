@@ -69,7 +69,8 @@ REPEATS = 6
             422,
             (
                 "Audio decoding failed: the file is not audio or video of a known kind,"
-                " or it is damaged"
+                " or it is damaged. Raw audio without a header has to be put into a container,"
+                " such as WAV"
             ),
         ),
     ],

@@ -152,3 +152,17 @@ def test_eight_recordings_at_once_on_two_models(app: App, audio_url: Url) -> Non
         for (model, file), answer in zip(jobs, answers, strict=True):
             assert answer["model"] == model
             assert_official(answer, model, file)
+
+
+@pytest.mark.slow
+def test_a_language_that_was_detected_in_silence_is_told(
+    app: App, audio_url: Url
+) -> None:
+    """40 s of silence, then Portuguese, which official Whisper takes for English."""
+    quick = {"beam_size": None, "temperature_increment_on_fallback": None}
+    late = app.transcribe(audio=audio_url("inputs/late.ogg"), **quick)
+    assert late["detected_language"] == "en"
+    [warning] = late["warnings"]
+    assert warning.startswith("The language 'en' was detected in the first 30 s")
+    named = app.transcribe(audio=audio_url("inputs/late.ogg"), language="pt", **quick)
+    assert named["warnings"] == []

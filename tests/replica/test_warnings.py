@@ -8,7 +8,7 @@ import pytest
 
 from deployments.contract.options import TranscriptionOptions
 from deployments.engine import Engine
-from deployments.replica.warnings import warnings_of
+from deployments.replica.warnings import language_warnings, warnings_of
 from tests.support.engine.tiny_whisper import tiny_whisper
 
 
@@ -50,3 +50,40 @@ def test_a_clip_that_the_recording_does_not_reach_is_told(engine: Engine) -> Non
     assert warning == (
         "clip_timestamps go past the end of the recording, which is 10.00 s long"
     )
+
+
+def segment(seek: int, no_speech_prob: float) -> dict[str, Any]:
+    return {"seek": seek, "no_speech_prob": no_speech_prob}
+
+
+def language(
+    *segments: dict[str, Any], probability: float | None = 0.4, **fields: Any
+) -> list[str]:
+    options = TranscriptionOptions(**fields)
+    return language_warnings(options, "en", probability, segments)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        # As official Whisper transcribes 40 s of silence with speech behind it.
+        [segment(0, 0.936), segment(3000, 0.041)],
+        # Where it leaves the silent window out.
+        [segment(3000, 0.041)],
+        [],
+    ],
+)
+def test_a_language_that_was_detected_in_silence_is_told(
+    segments: list[dict[str, Any]],
+) -> None:
+    [warning] = language(*segments)
+    assert warning == (
+        "The language 'en' was detected in the first 30 s, where no speech was found:"
+        " it is a guess, so name the language"
+    )
+
+
+def test_a_language_that_was_heard_or_named_is_not_doubted() -> None:
+    assert language(segment(0, 0.05), segment(3000, 0.9)) == []
+    assert language(segment(0, 0.9), probability=None) == []
+    assert language(segment(4000, 0.9), clip_timestamps=[40.0]) == []

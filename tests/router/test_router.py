@@ -1,10 +1,12 @@
 """The Router on a handle that answers as told: real validation, download and decoding; no Ray."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -30,7 +32,7 @@ from tests.support.handles import (
     events,
     transcript,
 )
-from tests.support.routers import RECORDING, router
+from tests.support.routers import AUDIO, RECORDING, router
 
 DIED = ActorDiedError()
 
@@ -72,6 +74,51 @@ async def test_an_answer_is_made_of_what_the_model_and_the_router_know() -> None
     assert timings.transcribe == 1.0
     assert 0.5 <= timings.queue < 60
     assert timings.decode > 0 and timings.model_start >= 0
+
+
+INPUTS = AUDIO / "inputs"
+
+
+def file(name: str) -> dict[str, Any]:
+    data = (INPUTS / name).read_bytes()
+    return {"audio_base64": base64.b64encode(data).decode()}
+
+
+async def test_warnings_of_the_decoding_stand_before_those_of_the_model() -> None:
+    handle = answering(transcript(warnings=["a prompt was cut"]))
+    answer = await router(handle).answer(file("inv.flac"))
+    decoding, model = answer.warnings
+    assert "channels cancel" in decoding
+    assert model == "a prompt was cut"
+
+
+async def test_an_answer_tells_by_how_much_the_audio_starts_later() -> None:
+    late = await router(answering(transcript())).answer(file("offset.mp4"))
+    assert late.audio_start == pytest.approx(4.936)
+    assert (await router(answering(transcript())).answer(RECORDING)).audio_start == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [("two.mkv", {"audio_track": "por"}), ("call.ogg", {"audio_channel": 1})],
+)
+async def test_a_request_chooses_its_track_and_channel(
+    name: str, chosen: dict[str, Any]
+) -> None:
+    heard = []
+    for choice in ({}, chosen):
+        handle = answering(transcript())
+        await router(handle).answer(file(name) | choice)
+        heard.append(handle.arguments[-1][0])
+    assert not np.array_equal(*heard)
+
+
+async def test_a_track_or_channel_that_is_not_there_is_refused() -> None:
+    served = router(answering(transcript()))
+    with pytest.raises(InvalidRequestError, match=r"Its audio tracks: 0 .*, 1 "):
+        await served.answer(file("two.mkv") | {"audio_track": 7})
+    with pytest.raises(InvalidRequestError, match="no channel 2"):
+        await served.answer(file("call.ogg") | {"audio_channel": 2})
 
 
 async def test_the_language_has_a_probability_where_it_was_detected() -> None:
