@@ -118,7 +118,8 @@ async def test_a_model_gets_the_options_and_the_waveform_and_nothing_of_the_door
     handle = answering(transcript())
     await router(handle).answer(RECORDING | {"beam_size": 3})
     audio, options, segments, progress = handle.arguments[-1]
-    assert (audio.dtype, audio.ndim) == ("int16", 1)
+    samples = await audio.samples()
+    assert (samples.dtype, samples.ndim) == ("int16", 1)
     assert options == TranscriptionOptions(beam_size=3)
     assert type(options) is TranscriptionOptions
     assert (segments, progress) == (False, False)
