@@ -6,7 +6,14 @@ Unknown keys are refused, so that a misspelt option fails at start and not silen
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from deployments import catalog
 from deployments.contract.errors import InvalidRequestError
@@ -150,7 +157,13 @@ class AppArgs(_Args):
         for name in limits:
             if name in _NEEDS_RESTART:
                 raise ValueError(f"'{name}' can only be changed under args")
-        return AppArgs.model_validate(self.model_dump() | dict(limits))
+        try:
+            return AppArgs.model_validate(self.model_dump() | dict(limits))
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+            )
+            raise ValueError("; ".join(wrong)) from None
 
     def model(self, name: str) -> ModelArgs:
         """The served model of this name or alias.

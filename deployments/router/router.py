@@ -87,7 +87,7 @@ class Router:
         except ValueError as error:
             if not self._limits_taken:
                 raise
-            logger.error("event=limits_refused reason=%s", " ".join(str(error).split()))
+            logger.error("event=limits_refused reason=%s", error)
             return
         self._limits_taken = True
         changed = args != self._args
