@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 _STILL_READY_S = 1.0
 # A replica that is busy loading may leave the question about its slots unanswered.
 _SLOTS_TIMEOUT_S = 1.0
-# Serve counts a call as traffic, so polling would keep an idle replica from scaling to zero.
-_STILL_IDLE_S = 30.0
+# Idle replicas are asked no more often than this: Serve may count a call as traffic, and so keep
+# them from scaling to zero.
+_STILL_IDLE_S = 5.0
 # A replica that was full is asked again after this long, or when a request of this router ends.
 _STILL_FULL_S = 0.25
 
@@ -76,8 +77,9 @@ class ModelClient:
         self._dispatching = asyncio.Lock()
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
-        # By number of replicas: how many slots they have, and when they were asked.
-        self._idle: dict[int, tuple[int, float]] = {}
+        self._heard_at = -math.inf
+        # By number of replicas: what they told when they were last idle, and when that was.
+        self._idle: dict[int, tuple[SlotUse, float]] = {}
 
     @property
     def max_concurrency(self) -> int:
@@ -145,9 +147,9 @@ class ModelClient:
         """
         if not replicas:
             return None
-        slots, asked_at = self._idle.get(replicas, (0, -math.inf))
+        idle, asked_at = self._idle.get(replicas, (None, -math.inf))
         if not self._places.held and time.monotonic() - asked_at < _STILL_IDLE_S:
-            return SlotUse(slots, slots_in_use=0, windows_waiting=0)
+            return idle
         try:
             answers = await self._handle.broadcast("slots").results_async(
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
@@ -171,8 +173,8 @@ class ModelClient:
             slots_in_use=sum(answer.slots_in_use for answer in loaded),
             windows_waiting=sum(answer.windows_waiting for answer in loaded),
         )
-        if len(loaded) == replicas:
-            self._idle[replicas] = (total.slots, time.monotonic())
+        if len(loaded) == replicas and not total.slots_in_use:
+            self._idle[replicas] = (total, time.monotonic())
         return total
 
     async def _attempt(
@@ -224,12 +226,16 @@ class ModelClient:
         are dispatched one at a time, so none overtakes another.
         """
         stream = self._handle.options(stream=True).stream
+        waiting_since = time.monotonic()
         async with self._dispatching:
             shared = await asyncio.to_thread(self._share_audio, audio)
             while True:
                 self._request_ended.clear()
                 events: Any = stream.remote(shared, options, segments, progress)
-                reply = await self._first_answer(anext(events), events)
+                # Those behind this request find no replica either, and must not wait as long again.
+                silent_since = max(waiting_since, self._heard_at)
+                reply = await self._first_answer(anext(events), events, silent_since)
+                self._heard_at = time.monotonic()
                 if reply is Reply.ACCEPTED:
                     return events
                 # To the end, because a stream that is left early counts as cancelled.
@@ -257,14 +263,17 @@ class ModelClient:
                 ping,
             )
         ready = self._handle.ready.remote()
-        await self._first_answer(ready, ready)
+        await self._first_answer(ready, ready, time.monotonic())
         return time.monotonic() - started
 
-    async def _first_answer(self, answer: Awaitable[Any], call: Any) -> Any:
+    async def _first_answer(
+        self, answer: Awaitable[Any], call: Any, silent_since: float
+    ) -> Any:
         """What a replica answers that may have to start first."""
         limit = self._args.model_start_timeout_s
+        left = silent_since + limit - time.monotonic()
         reason = f"it is still starting after {limit:g} s, try again later"
-        return await self._answer_within(limit, answer, reason, call)
+        return await self._answer_within(left, answer, reason, call)
 
     async def _answer_within(
         self, limit: float, answer: Awaitable[Any], reason: str, call: Any

@@ -285,6 +285,17 @@ async def test_waiting_for_room_does_not_count_as_time_of_the_request(
     assert await last(client(handle, request_timeout_s=1))
 
 
+async def test_where_no_replica_answers_those_who_wait_are_told_together() -> None:
+    handle = Handle(stream=[Response([transcript()], FOREVER)])
+    model = client(handle, model_start_timeout_s=0.2)
+    # One after the other they would take a minute.
+    async with asyncio.timeout(30):
+        failures = await asyncio.gather(
+            *(last(model) for _ in range(300)), return_exceptions=True
+        )
+    assert all("still starting" in str(failure) for failure in failures)
+
+
 async def test_other_limits_hold_at_once() -> None:
     model = client(Handle(), max_requests_per_model=1, max_waiting_requests=0)
     async with model.admitted():
@@ -348,6 +359,21 @@ async def test_idle_replicas_are_asked_for_their_slots_once() -> None:
         assert await model.slots(1) == slots(5)
     assert await model.slots(1) == slots(0)
     assert len(handle.calls) == 2
+
+
+async def test_replicas_that_another_router_uses_are_asked_each_time() -> None:
+    handle = Handle(slots=[Response([slots(n)]) for n in (3, 4, 0, 5)])
+    model = client(handle)
+    assert [await model.slots(1) for _ in range(4)] == [slots(n) for n in (3, 4, 0, 0)]
+
+
+async def test_idle_replicas_are_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_IDLE_S", 0.0)
+    model = client(Handle(slots=[Response([slots(0)]), Response([slots(5)])]))
+    assert await model.slots(1) == slots(0)
+    assert await model.slots(1) == slots(5)
 
 
 async def test_other_replicas_than_those_asked_before_are_asked() -> None:
