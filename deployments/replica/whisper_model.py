@@ -257,20 +257,20 @@ class WhisperModel:
 
     async def _transcribe(
         self,
-        audio: SharedAudio,
+        shared: SharedAudio,
         options: TranscriptionOptions,
         on_progress: "OnProgress | None",
         on_segments: "OnSegments | None",
     ) -> Transcript:
         engine = await self.engine()
-        samples = await audio.samples()
+        audio = await shared.samples()
         cancelled = threading.Event()
 
         def work() -> Transcript:
             used: list[Usage] = []
             started = time.monotonic()
             result = engine.transcribe(
-                samples,
+                audio,
                 on_progress=on_progress,
                 on_segments=on_segments,
                 cancelled=cancelled.is_set,
@@ -291,7 +291,7 @@ class WhisperModel:
                 queue_s=usage.queue_s,
                 transcribe_s=seconds - usage.queue_s,
                 batch_windows=usage.occupancy,
-                warnings=warnings_of(options, engine, samples),
+                warnings=warnings_of(options, engine, audio),
             )
 
         try:

@@ -21,13 +21,19 @@ NAME = "redeployed"
 DEPLOYMENTS = ("Router", "whisper-tiny.en")
 # The application is deployed again as soon as the requests have their slots, long before this much
 # work is done.
-REPEATS = 40
+REPEATS = 8
 
 
 def deploy(**limits: Any) -> None:
-    """Returns when the new Router and the new replica run."""
+    """Returns when the new Router and the new replica run, and old ones have stopped."""
     models = [ModelArgs(name="tiny.en")]
-    args = AppArgs(default_model="tiny.en", models=models, device="cpu", **limits)
+    args = AppArgs(
+        default_model="tiny.en",
+        models=models,
+        device="cpu",
+        read_timeout_s=600,
+        **limits,
+    )
     serve.run(build_app(args), name=NAME, route_prefix=f"/{NAME}")
 
 
@@ -70,23 +76,23 @@ def test_a_redeploy_costs_nobody_an_answer(redeployed: App, audio_url: Url) -> N
         let_go.wait(300)
 
     before = {name: pids(name) for name in DEPLOYMENTS}
-    with MisbehavingServer() as server, ThreadPoolExecutor(1) as threads:
+    with MisbehavingServer() as server, ThreadPoolExecutor(2) as threads:
         server.answer(held_back)
         waiting = threads.submit(redeployed.post, audio=server.url())
         wait_for(lambda: server.requests)
         with in_flight(redeployed, 6, **request) as answers:
-            deploy(max_audio_s=7200)
-            assert not waiting.done()
+            done = threads.submit(deploy, max_audio_s=7200)
             # The old Router is still there beside the new one, for the request that waits.
-            assert before["Router"] < pids("Router")
-            after = redeployed.post(audio=audio_url("silence.wav"))
-            assert after.status_code == 200
+            wait_for(lambda: before["Router"] < pids("Router"))
+            assert redeployed.post(audio=audio_url("silence.wav")).status_code == 200
         for answer in answers:
             assert answer.result().status_code == 200, answer.result().text
+        assert not waiting.done() and not done.done()
         let_go.set()
         # The old Router answers with the contract's error: it was not cut off.
         assert waiting.result().json()["type"] == "audio_host_error"
-    wait_for(lambda: not any(old & pids(name) for name, old in before.items()))
+        done.result()
+    assert all(old.isdisjoint(pids(name)) for name, old in before.items())
     assert [len(pids(name)) for name in DEPLOYMENTS] == [1, 1]
 
 
