@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, RayError
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class OwnerWatch:
                 for work in works:
                     work.cancel()
                 break
-            except ActorUnavailableError:
-                # Perhaps the network has failed for a moment.
+            except RayError:
+                # Not known to be dead: perhaps the network has failed for a moment.
                 pass
             await asyncio.sleep(_ASK_EVERY_S)
         del self._work[owner]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from whisper.model import Whisper
 
 from deployments.config import ModelArgs
@@ -410,7 +411,8 @@ async def test_a_dead_owners_requests_end_and_those_of_others_go_on(
     ]
     while not (dies.asked and lives.asked):
         await asyncio.sleep(0.01)
-    dies.alive = False
+    dies.failure = ActorDiedError()
+    lives.failure = ActorUnavailableError("the network failed", None)
     with pytest.raises(asyncio.CancelledError):
         await orphaned
     asked = lives.asked

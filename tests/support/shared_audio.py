@@ -5,16 +5,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray.exceptions import ActorDiedError
 
 from deployments.replica.shared_audio import SharedAudio
 
 
 class Owner:
-    """Answers, as an actor does, whether it is alive."""
+    """Answers, as an actor does, whether it is alive.
+
+    failure: raised in place of an answer
+    """
 
     def __init__(self) -> None:
-        self.alive = True
+        self.failure: Exception | None = None
         self.asked = 0
 
     @property
@@ -23,8 +25,8 @@ class Owner:
 
     async def _ready(self) -> bool:
         self.asked += 1
-        if not self.alive:
-            raise ActorDiedError
+        if self.failure is not None:
+            raise self.failure
         return True
 
 
