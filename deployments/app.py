@@ -15,6 +15,11 @@ from deployments.gpu import gpu_shares
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
 
+# Serve's own limit would also hold back questions to a busy replica, such as whether it is ready.
+_NO_LIMIT = 100_000
+# At an update Serve stops an old replica when the new one runs, so that there is always one.
+_SURGE_PERCENT = 100
+
 
 class _Ingress(Router):
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -31,10 +36,14 @@ def build_app(args: AppArgs) -> Application:
     }
     router = serve.deployment(
         name="Router",
-        # The router admits requests for each model itself; /health and /models must get past them.
-        max_ongoing_requests=100_000,
+        # The router admits requests for each model itself.
+        max_ongoing_requests=_NO_LIMIT,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
+        # No other limits than those of `args`; a `user_config` in the YAML stands in its place.
+        user_config={},
+        graceful_shutdown_timeout_s=args.longest_request_s,
+        max_surge_percent=_SURGE_PERCENT,
     )(serve.ingress()(_Ingress))
     return router.bind(args, handles, shares)
 
@@ -45,8 +54,8 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
     max_concurrency = args.max_concurrency(model, on_gpu)
     return {
         "name": model.deployment,
-        # The router lets no more through, and all of them may have to go to one replica.
-        "max_ongoing_requests": max_concurrency,
+        # A replica declines requests itself when it has enough of them.
+        "max_ongoing_requests": _NO_LIMIT,
         # Reserving a CPU for each replica would keep a third model from starting on two cores.
         "ray_actor_options": {"num_cpus": 0, "num_gpus": gpu_share},
         "autoscaling_config": {
@@ -65,6 +74,7 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
         "health_check_period_s": 1,
         # A replica that is told to stop finishes the requests that it has begun.
         "graceful_shutdown_timeout_s": args.request_timeout_s,
+        "max_surge_percent": _SURGE_PERCENT,
     }
 
 

@@ -3,9 +3,17 @@
 Unknown keys are refused, so that a misspelt option fails at start and not silently.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from deployments import catalog
 from deployments.contract.errors import InvalidRequestError
@@ -20,6 +28,8 @@ from deployments.contract.request import short
 APPLICATION = "whisper"
 
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
+# What the deployments are made from. The rest are limits, which a running Router can change.
+_NEEDS_RESTART = ("default_model", "models", "device", "gpu_memory_gb")
 
 
 class _Args(BaseModel):
@@ -127,6 +137,34 @@ class AppArgs(_Args):
             )
         return self
 
+    @property
+    def longest_request_s(self) -> float:
+        """How long a request may take once it is admitted: download, start, transcription."""
+        return (
+            self.download_timeout_s
+            + self.placement_timeout_s
+            + self.model_start_timeout_s
+            + self.request_timeout_s
+        )
+
+    def with_limits(self, limits: Mapping[str, Any]) -> "AppArgs":
+        """These arguments with other limits.
+
+        limits: by option; every option of the application but those that need a restart
+
+        Raises ValueError with the name of an option that is no limit, or whose value is wrong.
+        """
+        for name in limits:
+            if name in _NEEDS_RESTART:
+                raise ValueError(f"'{name}' can only be changed under args")
+        try:
+            return AppArgs.model_validate(self.model_dump() | dict(limits))
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+            )
+            raise ValueError("; ".join(wrong)) from None
+
     def model(self, name: str) -> ModelArgs:
         """The served model of this name or alias.
 
@@ -169,13 +207,12 @@ class AppArgs(_Args):
     def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
         """How many requests for the model may be fetched or in work at the same time.
 
-        Each holds its samples in the router, and its samples, its spectrogram and a thread in a
-        replica. By default twice as many are admitted as decode together, so that the next ones are
-        ready when a slot is free.
+        Each holds its samples in the router. By default as many are admitted as all replicas of the
+        model accept.
         """
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
-        return 2 * max_batch_windows(on_gpu) * model.max_replicas
+        return requests_per_replica(max_batch_windows(on_gpu)) * model.max_replicas
 
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""
@@ -190,3 +227,12 @@ def max_batch_windows(on_gpu: bool) -> int:
     Where memory is short, the engine decodes fewer.
     """
     return _MAX_BATCH_WINDOWS["cuda" if on_gpu else "cpu"]
+
+
+def requests_per_replica(slots: int) -> int:
+    """How many requests a replica accepts: the next ones are ready when a slot is free.
+
+    Each holds its samples, its spectrogram and a thread there. A request that a replica has
+    accepted stays with it, so the others wait in the router for the first replica with room.
+    """
+    return 2 * slots

@@ -143,16 +143,26 @@ def test_no_deployment_reserves_a_cpu() -> None:
         assert (deployment.ray_actor_options or {})["num_cpus"] == 0
 
 
-def test_no_queue_of_serve_is_shorter_than_what_the_router_lets_through() -> None:
+def test_serve_holds_no_call_back_from_router_and_replicas() -> None:
     models = [{"name": "base"}, {"name": "tiny", "max_replicas": 3}]
-    for limits in ({}, {"max_requests_per_model": 500}):
-        args = AppArgs.model_validate({"models": models} | limits)
-        deployments = model_deployments(models=models, **limits)
-        for model in args.models:
-            in_work = args.max_concurrency(model, on_gpu=False)
-            assert deployments[model.name].max_ongoing_requests >= in_work
-            admitted = in_work + args.max_waiting_requests
-            assert router().max_ongoing_requests > admitted * len(args.models)
+    deployments = [router(), *model_deployments(models=models).values()]
+    for deployment in deployments:
+        assert deployment.max_ongoing_requests >= 100_000
+
+
+def test_at_an_update_requests_are_finished_and_the_old_one_stops_last() -> None:
+    limits = {
+        "request_timeout_s": 1000,
+        "model_start_timeout_s": 100,
+        "placement_timeout_s": 5,
+        "download_timeout_s": 20,
+    }
+    assert router(**limits)._deployment_config.graceful_shutdown_timeout_s == 1125
+    for deployment in model_deployments(**limits).values():
+        config = deployment._deployment_config
+        assert config.graceful_shutdown_timeout_s == 1000
+        assert config.max_surge_percent == 100
+    assert router()._deployment_config.max_surge_percent == 100
 
 
 HEAVY = {"torch", "whisper", "numba"}

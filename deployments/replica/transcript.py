@@ -1,6 +1,7 @@
 """What a replica knows of a transcription; the router makes the contract's answer of it."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 from deployments.contract.answer import Progress, Segment, SegmentEvent, Word
@@ -31,7 +32,15 @@ class Transcript:
     model_start_s: float = 0.0
 
 
-# What a replica yields; the transcript comes last.
+class Reply(Enum):
+    """A replica's first word to a request."""
+
+    ACCEPTED = "accepted"
+    # It has as many requests as it will soon decode; nothing follows.
+    FULL = "full"
+
+
+# What a replica yields for a request that it has accepted; the transcript comes last.
 ReplicaEvent = Progress | SegmentEvent | Transcript
 
 

@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from deployments import checkpoints
-from deployments.config import ModelArgs
+from deployments.config import ModelArgs, max_batch_windows, requests_per_replica
 from deployments.contract.answer import (
     Progress,
     SegmentEvent,
@@ -38,7 +37,9 @@ from deployments.contract.options import (
 )
 from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica.metrics import EngineMetrics
-from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
+from deployments.replica.owners import OwnerWatch
+from deployments.replica.shared_audio import SharedAudio
+from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
 from deployments.replica.warnings import language_warnings, warnings_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class WhisperModel:
         self._loading: ModuleType | None = None
         self._metrics = EngineMetrics(model.name)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
+        self._owners = OwnerWatch()
+        self._accepted = 0
         self._attempt = _LoadAttempt(self._load)
         if preload:
             self._attempt.future.result()
@@ -87,46 +90,28 @@ class WhisperModel:
 
     async def stream(
         self,
-        audio: np.ndarray,
+        audio: SharedAudio,
         options: TranscriptionOptions,
         segments: bool = True,
         progress: bool = True,
-    ) -> AsyncGenerator[ReplicaEvent, None]:
-        """Progress and final segments while the work goes on, and the transcript at the end.
+    ) -> AsyncGenerator[Reply | ReplicaEvent, None]:
+        """Whether the request is accepted, and then its events; the transcript comes last.
 
-        audio: int16 waveform at 16 kHz, shape (samples,)
         segments, progress: whether these events are wanted
         """
-        events: asyncio.Queue[ReplicaEvent | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def emit(event: ReplicaEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        def on_progress(done: float, total: float) -> None:
-            emit(Progress(done=done, total=total))
-
-        def on_segments(final: list[dict[str, Any]]) -> None:
-            for segment in segments_of(final):
-                emit(SegmentEvent(segment=segment))
-
-        work = asyncio.ensure_future(
-            self._transcribe(
-                audio,
-                options,
-                on_progress if progress else None,
-                on_segments if segments else None,
-            )
-        )
-        work.add_done_callback(lambda _: events.put_nowait(None))
+        if self._accepted >= self._max_accepted():
+            yield Reply.FULL
+            return
+        self._accepted += 1
         try:
-            while (event := await events.get()) is not None:
-                yield event
-            yield await work
+            yield Reply.ACCEPTED
+            async with aclosing(
+                self._events(audio, options, segments, progress)
+            ) as events:
+                async for event in events:
+                    yield event
         finally:
-            work.cancel()
-            # The outcome is looked at here, because nobody else may be left to do so.
-            work.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._accepted -= 1
 
     async def slots(self) -> SlotUse | None:
         """How the engine's slots are used; None while the model is loading."""
@@ -150,6 +135,52 @@ class WhisperModel:
             # What made the last attempt fail may be gone.
             self._attempt = _LoadAttempt(self._load)
         return await self._attempt.wait()
+
+    def _max_accepted(self) -> int:
+        engine = self._attempt.engine
+        slots = (
+            engine.stats().slots if engine else max_batch_windows(self._gpu_share > 0)
+        )
+        return requests_per_replica(slots)
+
+    async def _events(
+        self,
+        audio: SharedAudio,
+        options: TranscriptionOptions,
+        segments: bool,
+        progress: bool,
+    ) -> AsyncGenerator[ReplicaEvent, None]:
+        events: asyncio.Queue[ReplicaEvent | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def emit(event: ReplicaEvent) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def on_progress(done: float, total: float) -> None:
+            emit(Progress(done=done, total=total))
+
+        def on_segments(final: list[dict[str, Any]]) -> None:
+            for segment in segments_of(final):
+                emit(SegmentEvent(segment=segment))
+
+        work = asyncio.ensure_future(
+            self._transcribe(
+                audio,
+                options,
+                on_progress if progress else None,
+                on_segments if segments else None,
+            )
+        )
+        work.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            with self._owners.watching(audio.owner, work):
+                while (event := await events.get()) is not None:
+                    yield event
+                yield await work
+        finally:
+            work.cancel()
+            # The outcome is looked at here, because nobody else may be left to do so.
+            work.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
@@ -226,12 +257,13 @@ class WhisperModel:
 
     async def _transcribe(
         self,
-        audio: np.ndarray,
+        shared: SharedAudio,
         options: TranscriptionOptions,
         on_progress: "OnProgress | None",
         on_segments: "OnSegments | None",
     ) -> Transcript:
         engine = await self.engine()
+        audio = await shared.samples()
         cancelled = threading.Event()
 
         def work() -> Transcript:

@@ -1,11 +1,18 @@
-"""The router's side of one model's deployment: admission, start, deadline, retry."""
+"""The router's side of one model's deployment: admission, start, dispatch, deadline, retry."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -21,7 +28,9 @@ from deployments.contract.errors import (
     RequestTimeoutError,
 )
 from deployments.contract.options import TranscriptionOptions
-from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
+from deployments.replica.shared_audio import SharedAudio
+from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
+from deployments.router.places import Places
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
@@ -34,13 +43,21 @@ logger = logging.getLogger(__name__)
 _STILL_READY_S = 1.0
 # A replica that is busy loading may leave the question about its slots unanswered.
 _SLOTS_TIMEOUT_S = 1.0
+# Idle replicas are asked no more often than this: Serve may count a call as traffic, and so keep
+# them from scaling to zero.
+_STILL_IDLE_S = 5.0
+# A replica that was full is asked again after this long, or when a request of this router ends.
+_STILL_FULL_S = 0.25
+
+# Makes a waveform available to replicas.
+ShareAudio = Callable[[np.ndarray], SharedAudio]
 
 
 class ModelClient:
     """What the router knows of one model's deployment.
 
     gpu_share: the share of one GPU that a replica asks for; 0 where there is none
-    max_concurrency: how many requests are admitted at the same time
+    share_audio: makes a waveform available to replicas
     """
 
     def __init__(
@@ -49,17 +66,30 @@ class ModelClient:
         handle: DeploymentHandle[Any],
         args: AppArgs,
         gpu_share: float,
+        share_audio: ShareAudio = SharedAudio.put,
     ) -> None:
         self.model = model
         self._handle = handle
         self._args = args
         self._gpu_share = gpu_share
-        self.max_concurrency = args.max_concurrency(model, gpu_share > 0)
-        self._semaphore = asyncio.Semaphore(self.max_concurrency)
-        self._admitted = 0
-        self._waiting = 0
+        self._share_audio = share_audio
+        self._places = Places(self.max_concurrency)
+        self._dispatching = asyncio.Lock()
+        self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
-        self._slots_of: dict[int, int] = {}
+        self._heard_at = -math.inf
+        # By number of replicas: what they told when they were last idle, and when that was.
+        self._idle: dict[int, tuple[SlotUse, float]] = {}
+
+    @property
+    def max_concurrency(self) -> int:
+        """How many requests are admitted at the same time."""
+        return self._args.max_concurrency(self.model, self._gpu_share > 0)
+
+    def set_limits(self, args: AppArgs) -> None:
+        """Take over other limits. A limit that a request has begun to use stays as it was."""
+        self._args = args
+        self._places.resize(self.max_concurrency)
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -69,23 +99,14 @@ class ModelClient:
         requests wait already.
         """
         if (
-            self._semaphore.locked()
-            and self._waiting >= self._args.max_waiting_requests
+            self._places.all_held
+            and self._places.waiting >= self._args.max_waiting_requests
         ):
             raise OverloadedError(
                 f"Too many requests wait for model '{self.model.name}', try again later"
             )
-        self._waiting += 1
-        try:
-            await self._semaphore.acquire()
-        finally:
-            self._waiting -= 1
-        self._admitted += 1
-        try:
+        async with self._places.one():
             yield
-        finally:
-            self._admitted -= 1
-            self._semaphore.release()
 
     async def stream(
         self,
@@ -126,10 +147,9 @@ class ModelClient:
         """
         if not replicas:
             return None
-        if not self._admitted and (slots := self._slots_of.get(replicas)):
-            # Serve counts a call as traffic, so polling would keep an idle replica from scaling
-            # to zero.
-            return SlotUse(slots, slots_in_use=0, windows_waiting=0)
+        idle, asked_at = self._idle.get(replicas, (None, -math.inf))
+        if not self._places.held and time.monotonic() - asked_at < _STILL_IDLE_S:
+            return idle
         try:
             answers = await self._handle.broadcast("slots").results_async(
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
@@ -153,8 +173,8 @@ class ModelClient:
             slots_in_use=sum(answer.slots_in_use for answer in loaded),
             windows_waiting=sum(answer.windows_waiting for answer in loaded),
         )
-        if len(loaded) == replicas:
-            self._slots_of[replicas] = total.slots
+        if len(loaded) == replicas and not total.slots_in_use:
+            self._idle[replicas] = (total, time.monotonic())
         return total
 
     async def _attempt(
@@ -168,8 +188,9 @@ class ModelClient:
         """One replica's events. Raises ReplicaLostError if the replica dies."""
         with self._errors_translated():
             model_start_s = await self._start()
-            handle = self._handle.options(stream=True)
-            events: Any = handle.stream.remote(audio, options, segments, progress)
+            waiting_since = time.monotonic()
+            events = await self._dispatch(audio, options, segments, progress)
+            waited_s = time.monotonic() - waiting_since
             exhausted = False
             try:
                 while True:
@@ -178,14 +199,50 @@ class ModelClient:
                     if event is None:
                         exhausted = True
                         return
+                    self._answered_at = time.monotonic()
                     if isinstance(event, Transcript):
-                        self._answered_at = time.monotonic()
-                        event = dataclasses.replace(event, model_start_s=model_start_s)
+                        event = dataclasses.replace(
+                            event,
+                            model_start_s=model_start_s,
+                            queue_s=event.queue_s + waited_s,
+                        )
                     yield event
             finally:
                 # Neither a deadline nor a caller who leaves would end the work by itself.
                 if not exhausted:
                     events.cancel()
+                self._request_ended.set()
+
+    async def _dispatch(
+        self,
+        audio: np.ndarray,
+        options: TranscriptionOptions,
+        segments: bool,
+        progress: bool,
+    ) -> Any:
+        """The further events of a replica that has accepted the request.
+
+        While all replicas are full, the request waits for the first one that has room. Requests
+        are dispatched one at a time, so none overtakes another.
+        """
+        stream = self._handle.options(stream=True).stream
+        waiting_since = time.monotonic()
+        async with self._dispatching:
+            shared = await asyncio.to_thread(self._share_audio, audio)
+            while True:
+                self._request_ended.clear()
+                events: Any = stream.remote(shared, options, segments, progress)
+                # Those behind this request find no replica either, and must not wait as long again.
+                silent_since = max(waiting_since, self._heard_at)
+                reply = await self._first_answer(anext(events), events, silent_since)
+                self._heard_at = time.monotonic()
+                if reply is Reply.ACCEPTED:
+                    return events
+                # To the end, because a stream that is left early counts as cancelled.
+                await anext(events, None)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STILL_FULL_S):
+                        await self._request_ended.wait()
 
     async def _start(self) -> float:
         """Wait until a replica has loaded the model, starting one if there is none.
@@ -197,28 +254,37 @@ class ModelClient:
             return 0.0
         if self._gpu_share:
             limit = self._args.placement_timeout_s
+            ping = self._handle.ping.remote()
             await self._answer_within(
                 limit,
-                self._handle.ping.remote(),
+                ping,
                 f"no free share of a GPU (it needs {self._gpu_share:g} of one)"
                 f" within {limit:g} s",
+                ping,
             )
-        limit = self._args.model_start_timeout_s
-        await self._answer_within(
-            limit,
-            self._handle.ready.remote(),
-            f"it is still starting after {limit:g} s, try again later",
-        )
+        ready = self._handle.ready.remote()
+        await self._first_answer(ready, ready, time.monotonic())
         return time.monotonic() - started
 
-    async def _answer_within(self, limit: float, response: Any, reason: str) -> None:
+    async def _first_answer(
+        self, answer: Awaitable[Any], call: Any, silent_since: float
+    ) -> Any:
+        """What a replica answers that may have to start first."""
+        limit = self._args.model_start_timeout_s
+        left = silent_since + limit - time.monotonic()
+        reason = f"it is still starting after {limit:g} s, try again later"
+        return await self._answer_within(left, answer, reason, call)
+
+    async def _answer_within(
+        self, limit: float, answer: Awaitable[Any], reason: str, call: Any
+    ) -> Any:
         timer = asyncio.timeout(limit)
         try:
             async with timer:
-                await response
+                return await answer
         except BaseException:
             # Neither the limit nor a caller who leaves would end the call by itself.
-            response.cancel()
+            call.cancel()
             if timer.expired():
                 raise self._unavailable(reason) from None
             raise

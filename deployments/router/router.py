@@ -28,6 +28,7 @@ from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_request
 from deployments.logs import log_through_serve
+from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import Transcript
 from deployments.router.audio_source import (
     AudioLoader,
@@ -35,7 +36,7 @@ from deployments.router.audio_source import (
     Waveform,
     source_of,
 )
-from deployments.router.model_client import ModelClient
+from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Router:
     handles: by model name, what Serve made of the bound model deployments
     gpu_shares: by model name, the share of one GPU that a replica asks for; 0 where there is none
     running_replicas: tells how many replicas run, by deployment name
+    share_audio: makes a waveform available to replicas
     """
 
     def __init__(
@@ -58,19 +60,45 @@ class Router:
         handles: Mapping[str, DeploymentHandle[Any]],
         gpu_shares: Mapping[str, float],
         running_replicas: Callable[[], Mapping[str, int]] | None = None,
+        share_audio: ShareAudio = SharedAudio.put,
     ) -> None:
         log_through_serve()
-        self._args = args
+        self._configured = self._args = args
         self._running_replicas = running_replicas or _running_replicas
         self._clients = {
             model.name: ModelClient(
-                model, handles[model.name], args, gpu_shares[model.name]
+                model, handles[model.name], args, gpu_shares[model.name], share_audio
             )
             for model in args.models
         }
-        self._audio = AudioLoader(
-            args, sum(client.max_concurrency for client in self._clients.values())
-        )
+        self._audio = self._audio_loader()
+        self._limits_taken = False
+
+    def reconfigure(self, limits: Mapping[str, Any]) -> None:
+        """Called by Serve with the deployment's `user_config`: at the start and at each change.
+
+        limits: by option, in place of those in the arguments; see `AppArgs.with_limits`
+
+        Raises ValueError at the start where they are wrong. A Router that runs keeps the limits it
+        has, because Serve would otherwise kill it with all of its requests.
+        """
+        try:
+            args = self._configured.with_limits(limits)
+        except ValueError as error:
+            if not self._limits_taken:
+                raise
+            logger.error("event=limits_refused reason=%s", error)
+            return
+        self._limits_taken = True
+        changed = args != self._args
+        self._args = args
+        for client in self._clients.values():
+            client.set_limits(args)
+        self._audio = self._audio_loader()
+        if changed:
+            logger.warning(
+                "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
+            )
 
     async def events(
         self,
@@ -152,6 +180,10 @@ class Router:
         """A dict of `Health`."""
         default = self._args.default_model
         return Health(application=APPLICATION, default_model=default).model_dump()
+
+    def _audio_loader(self) -> AudioLoader:
+        threads = sum(client.max_concurrency for client in self._clients.values())
+        return AudioLoader(self._args, threads)
 
     def _parse(self, payload: Mapping[str, Any], entry: RequestLog) -> "_Job":
         """Refuse, before anything is downloaded, all that can be refused by then."""

@@ -1,5 +1,6 @@
 """Every failure has a clear answer and leaves other requests alone."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -264,3 +265,20 @@ def test_a_busy_application_still_answers_health(app: App, audio_url: Url) -> No
         assert requests.get(f"{app.url}/health", timeout=60).ok
         assert in_use() == 1
     wait_for(lambda: in_use() == 0)
+
+
+def test_a_model_with_more_requests_than_it_accepts_still_tells_of_its_slots(
+    app: App, audio_url: Url
+) -> None:
+    request = {"audio": audio_url("gettysburg.wav"), "model": "tiny.en"} | ENDLESS
+
+    def use() -> tuple[int | None, int | None]:
+        model = app.model("tiny.en")
+        return model["slots_in_use"], model["windows_waiting"]
+
+    with contextlib.ExitStack() as callers:
+        for _ in range(20):
+            callers.enter_context(calling(app, **request))
+        # Eight windows decode, and the next eight are there; four requests wait in the Router.
+        wait_for(lambda: use() == (8, 8))
+    wait_for(lambda: use() == (0, 0))

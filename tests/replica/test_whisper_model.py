@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from whisper.model import Whisper
 
 from deployments.config import ModelArgs
@@ -32,15 +33,17 @@ from deployments.engine import (
     TranscriptionCancelled,
     Usage,
 )
-from deployments.replica import loading
+from deployments.replica import loading, owners
 from deployments.replica.loading import load_model
 from deployments.replica.metrics import EngineMetrics
-from deployments.replica.transcript import SlotUse, Transcript
+from deployments.replica.shared_audio import SharedAudio
+from deployments.replica.transcript import Reply, SlotUse, Transcript
 from deployments.replica.whisper_model import WhisperModel
 from tests.support.app import random_checkpoint
 from tests.support.engine.calls import assert_same, official, until
 from tests.support.engine.lively_whisper import lively_whisper
 from tests.support.engine.tiny_whisper import sounds
+from tests.support.shared_audio import Owner, shared
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
 
@@ -67,10 +70,17 @@ def _options(**fields: Any) -> TranscriptionOptions:
 
 
 async def _transcript(
-    replica: WhisperModel, audio: np.ndarray, options: TranscriptionOptions
+    replica: WhisperModel,
+    audio: np.ndarray | SharedAudio,
+    options: TranscriptionOptions,
 ) -> Transcript:
     """What a request that wants no events on the way gets."""
-    [event] = [event async for event in replica.stream(audio, options, False, False)]
+    if isinstance(audio, np.ndarray):
+        audio = shared(audio)
+    reply, event = [
+        event async for event in replica.stream(audio, options, False, False)
+    ]
+    assert reply is Reply.ACCEPTED
     assert isinstance(event, Transcript)
     return event
 
@@ -333,7 +343,9 @@ async def test_events_are_told_only_if_they_are_wanted(
     monkeypatch.setattr(Engine, "transcribe", work)
     for segments in (True, False):
         with pytest.raises(RequestCancelledError):
-            async for _ in replica.stream(NOISE, _options(), segments, not segments):
+            async for _ in replica.stream(
+                shared(NOISE), _options(), segments, not segments
+            ):
                 pass
     assert wanted == [(True, False), (False, True)]
 
@@ -351,10 +363,65 @@ async def test_leaving_a_stream_ends_its_work(
         raise TranscriptionCancelled
 
     monkeypatch.setattr(Engine, "transcribe", work)
-    events = replica.stream(NOISE, _options())
+    events = replica.stream(shared(NOISE), _options())
+    assert await anext(events) is Reply.ACCEPTED
     assert await anext(events) == Progress(done=0.0, total=1.0)
     await events.aclose()
     assert await asyncio.to_thread(ended.wait, 5)
+
+
+def _held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests go on until they are cancelled."""
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> None:
+        while not options["cancelled"]():
+            time.sleep(0.01)
+        raise TranscriptionCancelled
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+
+
+async def test_a_full_replica_declines_a_request_and_still_answers_questions(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _held_up(monkeypatch)
+    accepted = [replica.stream(shared(NOISE), _options()) for _ in range(16)]
+    for events in accepted:
+        assert await anext(events) is Reply.ACCEPTED
+    declined = [e async for e in replica.stream(shared(NOISE), _options())]
+    assert declined == [Reply.FULL]
+    await replica.ready()
+    assert await replica.slots() is not None
+    await accepted[0].aclose()
+    next_one = replica.stream(shared(NOISE), _options())
+    assert await anext(next_one) is Reply.ACCEPTED
+    for events in [*accepted[1:], next_one]:
+        await events.aclose()
+
+
+async def test_a_dead_owners_requests_end_and_those_of_others_go_on(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "_ASK_EVERY_S", 0.01)
+    _held_up(monkeypatch)
+    dies, lives = Owner(), Owner()
+    orphaned, *others = [
+        asyncio.ensure_future(_transcript(replica, shared(NOISE, owner), _options()))
+        for owner in (dies, lives, lives)
+    ]
+    while not (dies.asked and lives.asked):
+        await asyncio.sleep(0.01)
+    dies.failure = ActorDiedError()
+    lives.failure = ActorUnavailableError("the network failed", None)
+    with pytest.raises(asyncio.CancelledError):
+        await orphaned
+    asked = lives.asked
+    while lives.asked < asked + 3:
+        await asyncio.sleep(0.01)
+    assert not any(other.done() for other in others)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def test_a_request_without_options_gives_the_result_of_whisper_transcribe() -> None:

@@ -28,8 +28,10 @@ from tests.support.handles import (
     Handle,
     Response,
     events,
+    full,
     transcript,
 )
+from tests.support.shared_audio import shared
 
 AUDIO = np.zeros(1, dtype=np.int16)
 OPTIONS = TranscriptionOptions()
@@ -38,7 +40,7 @@ DIED = ActorDiedError()
 
 def client(handle: Handle, gpu_share: float = 0.0, **args: Any) -> ModelClient:
     return ModelClient(
-        ModelArgs(name="base"), cast(Any, handle), AppArgs(**args), gpu_share
+        ModelArgs(name="base"), cast(Any, handle), AppArgs(**args), gpu_share, shared
     )
 
 
@@ -221,6 +223,90 @@ async def test_a_waiting_request_that_leaves_takes_no_place_along() -> None:
         pass
 
 
+async def test_a_request_waits_until_a_replica_has_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_FULL_S", 0.02)
+    handle = Handle(stream=[full(), full(), events(transcript())])
+    result = await last(client(handle))
+    assert handle.calls == ["ready", "stream", "stream", "stream"]
+    # The audio is put into the object store once, whoever takes it.
+    assert len({id(audio) for audio, *_ in handle.arguments[1:]}) == 1
+    assert result.queue_s >= 0.5 + 2 * 0.02
+
+
+async def test_requests_that_wait_for_room_are_dispatched_in_order() -> None:
+    # Only the end of the first request lets the second one try again.
+    first = events(transcript("first"), delay_s=0.05)
+    handle = Handle(stream=[first, full(), *(events(transcript(n)) for n in "23")])
+    model = client(handle)
+    texts = []
+
+    async def ask() -> None:
+        texts.append((await last(model)).text)
+
+    tasks = [asyncio.ensure_future(ask()) for _ in range(3)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*tasks)
+    assert texts == ["first", "2", "3"]
+
+
+async def test_the_end_of_a_request_makes_room_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_FULL_S", FOREVER)
+    first = events(transcript(), delay_s=0.05)
+    model = client(Handle(stream=[first, full(), events(transcript())]))
+    async with asyncio.timeout(60):
+        await asyncio.gather(last(model), last(model))
+
+
+async def test_who_leaves_while_all_replicas_are_full_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_FULL_S", FOREVER)
+    handle = Handle(stream=[full(), events(transcript())])
+    model = client(handle)
+    waiting = asyncio.ensure_future(last(model))
+    while "stream" not in handle.calls:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    async with asyncio.timeout(60):
+        assert await last(model)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_waiting_for_room_does_not_count_as_time_of_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_FULL_S", 1.1)
+    handle = Handle(stream=[full(), events(transcript())])
+    assert await last(client(handle, request_timeout_s=1))
+
+
+async def test_where_no_replica_answers_those_who_wait_are_told_together() -> None:
+    handle = Handle(stream=[Response([transcript()], FOREVER)])
+    model = client(handle, model_start_timeout_s=0.2)
+    # One after the other they would take a minute.
+    async with asyncio.timeout(30):
+        failures = await asyncio.gather(
+            *(last(model) for _ in range(300)), return_exceptions=True
+        )
+    assert all("still starting" in str(failure) for failure in failures)
+
+
+async def test_other_limits_hold_at_once() -> None:
+    model = client(Handle(), max_requests_per_model=1, max_waiting_requests=0)
+    async with model.admitted():
+        with pytest.raises(OverloadedError):
+            async with model.admitted():
+                pass
+        model.set_limits(AppArgs(max_requests_per_model=2, max_waiting_requests=0))
+        async with model.admitted():
+            pass
+
+
 async def test_a_failing_transcription_is_not_tried_again() -> None:
     raised = RayTaskError("f", "", TranscriptionError("x")).as_instanceof_cause()
     handle = Handle(stream=[events(raised)])
@@ -273,6 +359,21 @@ async def test_idle_replicas_are_asked_for_their_slots_once() -> None:
         assert await model.slots(1) == slots(5)
     assert await model.slots(1) == slots(0)
     assert len(handle.calls) == 2
+
+
+async def test_replicas_that_another_router_uses_are_asked_each_time() -> None:
+    handle = Handle(slots=[Response([slots(n)]) for n in (3, 4, 0, 5)])
+    model = client(handle)
+    assert [await model.slots(1) for _ in range(4)] == [slots(n) for n in (3, 4, 0, 0)]
+
+
+async def test_idle_replicas_are_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_STILL_IDLE_S", 0.0)
+    model = client(Handle(slots=[Response([slots(0)]), Response([slots(5)])]))
+    assert await model.slots(1) == slots(0)
+    assert await model.slots(1) == slots(5)
 
 
 async def test_other_replicas_than_those_asked_before_are_asked() -> None:

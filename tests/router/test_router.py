@@ -165,7 +165,8 @@ async def test_a_model_gets_the_options_and_the_waveform_and_nothing_of_the_door
     handle = answering(transcript())
     await router(handle).answer(RECORDING | {"beam_size": 3})
     audio, options, segments, progress = handle.arguments[-1]
-    assert (audio.dtype, audio.ndim) == ("int16", 1)
+    samples = await audio.samples()
+    assert (samples.dtype, samples.ndim) == ("int16", 1)
     assert options == TranscriptionOptions(beam_size=3)
     assert type(options) is TranscriptionOptions
     assert (segments, progress) == (False, False)
@@ -350,3 +351,54 @@ async def test_health_tells_which_application_it_is() -> None:
         "status": "ok",
         "default_model": "base",
     }
+
+
+LONG_ENOUGH = {"max_audio_s": 60}
+
+
+async def test_limits_change_while_the_router_runs() -> None:
+    served = router(answering(transcript()), **LONG_ENOUGH)
+    served.reconfigure({})
+    assert await served.answer(RECORDING)
+    served.reconfigure({"max_audio_s": 5})
+    with pytest.raises(InvalidAudioError, match="longer than the limit of 0:00:05"):
+        await served.answer(RECORDING)
+    # What a later configuration does not name is again as in the arguments.
+    served.reconfigure({"max_waiting_requests": 1})
+    assert await served.answer(RECORDING)
+
+
+WRONG_LIMITS = pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"max_audio": 5}, "max_audio"),
+        ({"max_audio_s": -5}, "max_audio_s"),
+        ({"device": "cuda"}, "'device' can only be changed under args"),
+        ({"models": []}, "'models' can only be changed under args"),
+    ],
+)
+
+
+@WRONG_LIMITS
+async def test_a_router_does_not_start_with_wrong_limits(
+    limits: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        router(answering(transcript())).reconfigure(limits)
+
+
+@WRONG_LIMITS
+async def test_a_running_router_keeps_its_limits_where_new_ones_are_wrong(
+    limits: dict[str, Any], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = router(answering(transcript()), **LONG_ENOUGH)
+    served.reconfigure({})
+    logger = logging.getLogger("deployments.router.router")
+    logger.addHandler(caplog.handler)
+    try:
+        served.reconfigure({"max_waiting_requests": 0} | limits)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages[0].startswith("event=limits_refused reason=")
+    assert text in caplog.messages[0] and "\n" not in caplog.messages[0]
+    assert await served.answer(RECORDING)

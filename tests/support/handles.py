@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from deployments.contract.answer import Progress, Segment, SegmentEvent
-from deployments.replica.transcript import Transcript
+from deployments.replica.transcript import Reply, Transcript
 
 # Longer than any test waits.
 FOREVER = 1000.0
@@ -17,7 +17,7 @@ class Response:
     """What a handle's call gives: awaited once or iterated, and cancelled or not.
 
     outcome: the answer, or the events; an exception is raised in its place
-    delay_s: before the answer, or after each event
+    delay_s: before the answer, or before each event; a replica accepts a request without delay
     """
 
     def __init__(self, outcome: Any, delay_s: float = 0.0) -> None:
@@ -48,7 +48,8 @@ class Response:
         event = next(self._events, None)
         if event is None:
             raise StopAsyncIteration
-        await asyncio.sleep(self.delay_s)
+        if not isinstance(event, Reply):
+            await asyncio.sleep(self.delay_s)
         if isinstance(event, Exception):
             raise event
         return event
@@ -91,8 +92,13 @@ class _Broadcast:
 
 
 def events(*items: Any, delay_s: float = 0.0) -> Response:
-    """The response to a streaming call."""
-    return Response(items, delay_s)
+    """The response to a streaming call that the replica accepts."""
+    return Response([Reply.ACCEPTED, *items], delay_s)
+
+
+def full() -> Response:
+    """The response of a replica that has no room for the request."""
+    return Response([Reply.FULL])
 
 
 def transcript(text: str = "hello", **fields: Any) -> Transcript:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from deployments.config import AppArgs, ModelArgs
 from deployments.router.router import Router
 from tests.support.handles import Handle
+from tests.support.shared_audio import shared
 
 AUDIO = Path(__file__).parents[1] / "audio"
 
@@ -29,4 +30,5 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
         {model.name: cast(Any, handle) for model in models},
         {model.name: 0.0 for model in models},
         running_replicas=lambda: {model.deployment: running for model in models},
+        share_audio=shared,
     )
