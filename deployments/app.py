@@ -12,8 +12,12 @@ from ray.serve import Application
 from deployments import api
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
+from deployments.replica import scaling
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
+
+# By name, because Serve makes a copy of the function for its controller.
+_SCALING_POLICY = f"{scaling.__name__}:{scaling.replicas_wanted.__name__}"
 
 
 class _Ingress(Router):
@@ -60,6 +64,8 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
             ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
+            "downscale_to_zero_delay_s": 0,
+            "policy": {"policy_function": _SCALING_POLICY},
         },
         # After a replica's death the next request waits up to this long.
         "health_check_period_s": 1,

@@ -166,7 +166,8 @@ def _limit(frames: Iterator[AudioFrame], max_seconds: float) -> Iterator[AudioFr
         if seconds > max_seconds + 0.5 / SAMPLE_RATE:
             limit = timedelta(seconds=max_seconds)
             raise InvalidAudioError(
-                f"the recording is longer than the limit of {limit} ({max_seconds:g} s)"
+                f"the recording is longer than the limit of {limit}"
+                f" (max_audio_s: {max_seconds:g})"
             )
         yield frame
 

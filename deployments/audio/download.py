@@ -156,7 +156,9 @@ def _retry_after_s(response: requests.Response) -> int:
 def _save(
     response: requests.Response, file: BinaryIO, max_bytes: int, watchdog: _Watchdog
 ) -> None:
-    too_large = AudioUrlError(f"file is larger than {_size(max_bytes)}")
+    too_large = AudioUrlError(
+        f"file is larger than the limit of {_size(max_bytes)} (max_download_bytes)"
+    )
     if (response.raw.length_remaining or 0) > max_bytes:
         raise too_large
     for chunk in response.iter_content(_CHUNK_BYTES):

@@ -1,0 +1,43 @@
+"""Why no replica of a model has started, as far as Serve and Ray know."""
+
+import re
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from deployments.config import ModelArgs
+from deployments.contract.errors import ModelUnavailableError
+
+
+class NoReplicaError(ModelUnavailableError):
+    """No replica has answered, and the reason that the error names is a guess.
+
+    The router looks for a better one before a caller is told.
+    """
+
+
+def start_failure(
+    model: ModelArgs, gpu_share: float, application: str | None = None
+) -> str | None:
+    """The reason for a ModelUnavailableError; None if nothing is known. Blocks.
+
+    gpu_share: the share of one GPU that a replica asks for; 0: none
+    application: None: that of the replica which calls this
+    """
+    try:
+        if application is None:
+            application = serve.get_replica_context().app_name
+        status = serve.status().applications[application].deployments[model.deployment]
+    except (RayServeException, KeyError):
+        return None
+    # Serve keeps the traceback of the last constructor that failed, which ends with its error.
+    prefix = re.escape(str(ModelUnavailableError(model.name, "")))
+    reasons = re.findall(f"{prefix}(.+)", status.message)
+    if reasons:
+        return str(reasons[-1]).strip()
+    if status.status == "DEPLOY_FAILED":
+        return "it could not be started, and its log says why"
+    if gpu_share and not ray.cluster_resources().get("GPU"):
+        return "it needs a GPU, and there is none in this Ray"
+    return None
