@@ -17,6 +17,12 @@ from deployments.contract.request import parse_options
 _JOB_API_LIMIT_BYTES = 10_000_000
 # Longer than RunPod lets any job live.
 _MOST_SECONDS = 7 * 24 * 3600
+# The limits of the configuration that a variable can set, and how far. `variable_of` names it.
+LIMITS = {
+    "max_audio_s": _MOST_SECONDS,
+    "max_download_bytes": 1 << 40,
+    "request_timeout_s": _MOST_SECONDS,
+}
 
 
 class SettingsError(Exception):
@@ -105,7 +111,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         },
         limits={
             option: limit
-            for option, most in _LIMITS.items()
+            for option, most in LIMITS.items()
             if (limit := _whole_number(values, variable_of(option), 1, most))
         },
         max_concurrency=_whole_number(values, "RUNPOD_MAX_CONCURRENCY", 1, 1000),
@@ -174,11 +180,6 @@ def _boolean(variable: str, text: str) -> bool:
         raise SettingsError(f"{variable} must be true or false") from None
 
 
-_LIMITS = {
-    "max_audio_s": _MOST_SECONDS,
-    "max_download_bytes": 1 << 40,
-    "request_timeout_s": _MOST_SECONDS,
-}
 # The contract's rule names null, which no variable can hold.
 _RULES = {"language": "must be a language code or English name"}
 _NULLABLE = {"language", "beam_size"}

@@ -7,8 +7,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray
 import requests
+import torch
+from ray import serve
 
+from deployments.app import build_app
+from deployments.config import AppArgs, ModelArgs
+from deployments.router.start_failure import start_failure
 from tests.support.app import (
     ENDLESS,
     App,
@@ -184,18 +190,70 @@ def test_own_weights_with_large_v3s_input_and_vocabulary_come_and_go(
     assert app.transcribe(**request)["segments"] == answer["segments"]
 
 
+@ray.remote(num_cpus=0, num_gpus=0.6)
+class Occupant:
+    """Holds a share of the GPU."""
+
+    def ping(self) -> None:
+        """Answers when it has the share."""
+
+
 def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
     crowded: App, audio_url: Url
 ) -> None:
-    # The first model holds its share, whether it can load (on a GPU machine) or not.
-    first = crowded.post(audio=audio_url("silence.wav"), model="first")
-    assert "no free share" not in first.text
-    second = crowded.post(audio=audio_url("silence.wav"), model="second")
-    assert second.status_code == 503
-    assert second.json()["error"] == (
+    occupant = Occupant.remote()
+    ray.get(occupant.ping.remote())
+    try:
+        response = crowded.post(audio=audio_url("silence.wav"), model="second")
+    finally:
+        ray.kill(occupant)
+    assert response.status_code == 503
+    assert response.json()["error"] == (
         "Model 'second' is not available: no free share of a GPU"
         " (it needs 0.6 of one) within 10 s"
     )
+
+
+WITHOUT_CUDA = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="PyTorch can use a GPU here"
+)
+NO_CUDA = f"this build of PyTorch ({torch.__version__}) has no CUDA"
+
+
+@pytest.mark.slow
+@WITHOUT_CUDA
+def test_a_model_that_could_not_be_loaded_gives_its_share_of_the_gpu_back(
+    crowded: App, audio_url: Url
+) -> None:
+    def answer(model: str) -> str:
+        response = crowded.post(audio=audio_url("silence.wav"), model=model)
+        assert response.status_code == 503
+        return str(response.json()["error"])
+
+    assert answer("first") == f"Model 'first' is not available: {NO_CUDA}"
+    # There is room for one of the two.
+    wait_for(lambda: "no free share" not in answer("second"))
+    assert answer("second") == f"Model 'second' is not available: {NO_CUDA}"
+    wait_for(lambda: ray.available_resources().get("GPU") == 1)
+
+
+@pytest.mark.slow
+@WITHOUT_CUDA
+def test_a_preloaded_model_that_could_not_be_loaded_tells_its_reason(
+    app: App, audio_url: Url
+) -> None:
+    model = ModelArgs(name="base", gpu_share=0.1)
+    args = AppArgs(models=[model], device="cuda", gpu_memory_gb=24)
+    with pytest.raises(RuntimeError):
+        serve.run(build_app(args), name="broken", route_prefix="/broken")
+    broken = App(f"{app.url}/broken", app.checkpoints)
+    response = broken.post(audio=audio_url("silence.wav"))
+    assert response.json() == {
+        "error": f"Model 'base' is not available: {NO_CUDA}",
+        "type": "model_unavailable",
+    }
+    assert start_failure(model, 0.1, "broken") == NO_CUDA
+    serve.delete("broken")
 
 
 def test_a_request_that_takes_too_long_is_answered_with_the_limit(
