@@ -43,7 +43,7 @@ def card_memory_gb() -> float | None:
     except Exception as error:  # noqa: BLE001 - whatever else went wrong, a whole card is the safe answer
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, DeviceError):
-            raise nvidia.refusal(str(cause)) from None
+            raise cause from None
         logger.warning("event=card_memory_unknown error=%s", type(error).__name__)
         return None
 

@@ -157,7 +157,7 @@ def test_an_application_is_not_built_for_a_gpu_that_pytorch_cannot_use(
         shares(device="cuda")
     assert str(caught.value) == (
         "the NVIDIA driver 570.86.15 (CUDA 12.8) is too old for this build of PyTorch, which"
-        " needs CUDA 13.0, so driver 580 or newer. To compute on the CPU, set `device: cpu`"
+        " needs CUDA 13.0, so driver 580 or newer"
     )
     # A cluster's configuration states the memory, and each replica looks at its own machine.
     assert shares(device="cuda", gpu_memory_gb=24)["base"] > 0

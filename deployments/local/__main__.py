@@ -49,10 +49,11 @@ def main() -> int:
     except (
         commands.CommandError,
         CheckpointError,
-        DeviceError,
         ModelUnavailableError,
     ) as error:
         return _fail(str(error))
+    except DeviceError as error:
+        return _fail(f"{error}; `device: cpu` in {CONFIG.name} computes without a GPU")
     except ValidationError as error:
         return _fail(f"{CONFIG.name}: {error}")
     except requests.RequestException:

@@ -80,10 +80,7 @@ def check_this_machine(device: str) -> None:
     if device == "auto" and "CUDA_VISIBLE_DEVICES" in os.environ:
         # Ray takes only the GPUs that the variable leaves, which may be none.
         return
-    try:
-        found = driver()
-    except DeviceError as error:
-        raise refusal(str(error)) from None
+    found = driver()
     if found is not None and found.cards:
         reason = problem()
     elif device == "cuda":
@@ -91,12 +88,7 @@ def check_this_machine(device: str) -> None:
     else:
         reason = None
     if reason is not None:
-        raise refusal(reason)
-
-
-def refusal(reason: str) -> DeviceError:
-    """The error of a start, with the way out."""
-    return DeviceError(f"{reason}. To compute on the CPU, set `device: cpu`")
+        raise DeviceError(reason)
 
 
 def torch_build() -> TorchBuild:

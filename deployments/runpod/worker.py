@@ -64,7 +64,7 @@ def main() -> int:
         settings = read_settings(os.environ)
         health = _health_port(settings)
         args = settings.applied_to(launch.read_args())
-        nvidia.check_this_machine(args.device)
+        _check_gpu(args)
         router = _start(settings, args, stages)
         # Imported by now; at the head of this file it would come before the environment is set.
         from deployments.runpod import serving, watch
@@ -74,7 +74,6 @@ def main() -> int:
         StartError,
         SettingsError,
         CheckpointError,
-        DeviceError,
         ModelUnavailableError,
     ) as error:
         logger.error("error: %s", error)
@@ -105,6 +104,15 @@ def import_serving() -> None:
 
 def _exit(*_: object) -> None:
     sys.exit(0)
+
+
+def _check_gpu(args: AppArgs) -> None:
+    try:
+        nvidia.check_this_machine(args.device)
+    except DeviceError as error:
+        raise StartError(
+            f"{error}; docs/runpod.md, CUDA versions, says what to change"
+        ) from None
 
 
 def _health_port(settings: Settings) -> HealthPort | None:
@@ -148,6 +156,8 @@ def _start_app(
             http_port=settings.http_port,
             stages=stages,
         )
+    except DeviceError as error:
+        raise StartError(str(error)) from None
     except RuntimeError:
         raise StartError(
             f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"

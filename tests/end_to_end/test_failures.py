@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import ray
@@ -190,7 +191,6 @@ def test_own_weights_with_large_v3s_input_and_vocabulary_come_and_go(
     assert app.transcribe(**request)["segments"] == answer["segments"]
 
 
-@ray.remote(num_cpus=0, num_gpus=0.6)
 class Occupant:
     """Holds a share of the GPU."""
 
@@ -201,7 +201,8 @@ class Occupant:
 def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
     crowded: App, audio_url: Url
 ) -> None:
-    occupant = Occupant.remote()
+    occupant: Any = ray.remote(num_cpus=0, num_gpus=0.6)(Occupant)
+    occupant = occupant.remote()
     ray.get(occupant.ping.remote())
     try:
         response = crowded.post(audio=audio_url("silence.wav"), model="second")
@@ -230,10 +231,10 @@ def test_a_model_that_could_not_be_loaded_gives_its_share_of_the_gpu_back(
         assert response.status_code == 503
         return str(response.json()["error"])
 
-    assert answer("first") == f"Model 'first' is not available: {NO_CUDA}"
     # There is room for one of the two.
-    wait_for(lambda: "no free share" not in answer("second"))
-    assert answer("second") == f"Model 'second' is not available: {NO_CUDA}"
+    for model in ("first", "second"):
+        told = f"Model '{model}' is not available: {NO_CUDA}"
+        wait_for(lambda model=model, told=told: answer(model) == told)
     wait_for(lambda: ray.available_resources().get("GPU") == 1)
 
 

@@ -122,7 +122,7 @@ def test_a_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) 
     install_torch(monkeypatch, "13.0")
     assert "does not answer" in (nvidia.problem() or "")
     for device in ("auto", "cuda"):
-        with pytest.raises(DeviceError, match="does not answer.*set `device: cpu`"):
+        with pytest.raises(DeviceError, match="does not answer"):
             nvidia.check_this_machine(device)
     nvidia.check_this_machine("cpu")
 
@@ -142,7 +142,7 @@ def test_a_gpu_that_cannot_be_used_is_not_replaced_by_the_cpu_without_a_word(
 ) -> None:
     install_driver(monkeypatch, "NVIDIA L4", cuda=12080)
     install_torch(monkeypatch, "13.0")
-    with pytest.raises(DeviceError, match="too old .* set `device: cpu`"):
+    with pytest.raises(DeviceError, match="is too old"):
         nvidia.check_this_machine("auto")
     nvidia.check_this_machine("cpu")
 
