@@ -64,6 +64,7 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
             ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
+            # Serve starts a model anew if its replica stops within this time after a request.
             "look_back_period_s": 15,
             "downscale_to_zero_delay_s": 0,
             "policy": {"policy_function": _SCALING_POLICY},

@@ -171,10 +171,10 @@ def _wait_for(answer: Any) -> None:
 def _raise_reason(models: list[ModelArgs]) -> None:
     """Raises ModelUnavailableError for the first model that could not start for a known reason."""
     from deployments.config import APPLICATION
-    from deployments.router.start_failure import start_failure
+    from deployments.router.start_failure import load_failure
 
     for model in models:
-        if reason := start_failure(model, gpu_share=0, application=APPLICATION):
+        if reason := load_failure(model, APPLICATION):
             raise ModelUnavailableError(model.name, reason) from None
 
 

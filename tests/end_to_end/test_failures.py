@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.app import build_app
 from deployments.config import AppArgs, ModelArgs
-from deployments.router.start_failure import start_failure
+from deployments.router.start_failure import load_failure
 from tests.support.app import (
     ENDLESS,
     App,
@@ -253,7 +253,7 @@ def test_a_preloaded_model_that_could_not_be_loaded_tells_its_reason(
         "error": f"Model 'base' is not available: {NO_CUDA}",
         "type": "model_unavailable",
     }
-    assert start_failure(model, 0.1, "broken") == NO_CUDA
+    assert load_failure(model, "broken") == NO_CUDA
     serve.delete("broken")
 
 

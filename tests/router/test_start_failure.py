@@ -12,7 +12,7 @@ from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.contract.options import TranscriptionOptions
 from deployments.router.model_client import ModelClient
-from deployments.router.start_failure import start_failure
+from deployments.router.start_failure import load_failure, start_failure
 from tests.support.handles import FOREVER, Handle, Response
 
 MODEL = ModelArgs(name="base")
@@ -87,6 +87,24 @@ async def test_a_share_that_is_not_free_is_told_as_that(
     serve_says(monkeypatch, "UPSCALING")
     text = await told(without_a_place(), placement_timeout_s=0.02)
     assert "no free share of a GPU (it needs 0.25 of one) within 0.02 s" in text
+
+
+async def test_an_earlier_failure_of_a_healthy_model_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve_says(monkeypatch, "HEALTHY", TRACEBACK)
+    full = Handle(ping=[Response(DeploymentUnavailableError(cast(Any, None)))])
+    assert await told(full) == (
+        "Model 'base' is not available: its deployment takes no requests now"
+    )
+
+
+def test_the_one_who_starts_the_application_is_told_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve_says(monkeypatch, "DEPLOY_FAILED", TRACEBACK)
+    assert load_failure(MODEL, "any name") == "out of memory"
+    assert load_failure(MODEL, "another name") is None
 
 
 def test_without_serve_nothing_is_known() -> None:
