@@ -12,6 +12,7 @@ from ray.serve import Application
 from deployments import api
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
+from deployments.replica import scaling
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.router import Router
 
@@ -19,6 +20,8 @@ from deployments.router.router import Router
 _NO_LIMIT = 100_000
 # At an update Serve stops an old replica when the new one runs, so that there is always one.
 _SURGE_PERCENT = 100
+# By name, because Serve makes a copy of the function for its controller.
+_SCALING_POLICY = f"{scaling.__name__}:{scaling.replicas_wanted.__name__}"
 
 
 class _Ingress(Router):
@@ -69,6 +72,10 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
             ),
             "upscale_delay_s": 0,
             "downscale_delay_s": model.idle_s,
+            # Serve starts a model anew if its replica stops within this time after a request.
+            "look_back_period_s": 15,
+            "downscale_to_zero_delay_s": 0,
+            "policy": {"policy_function": _SCALING_POLICY},
         },
         # After a replica's death the next request waits up to this long.
         "health_check_period_s": 1,

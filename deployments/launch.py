@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deployments.config import AppArgs
+from deployments.config import AppArgs, ModelArgs
+from deployments.contract.errors import ModelUnavailableError
 from deployments.logs import Stages
+from deployments.replica import nvidia
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -94,7 +96,8 @@ def start_app(
     http_port: the port to listen on; None: there is no HTTP
     stages: notes when Serve runs and when the preloaded models do
 
-    Raises RuntimeError if Serve or a preloaded model cannot start.
+    Raises DeviceError if the GPU cannot be used, ModelUnavailableError if a preloaded model cannot
+    start for a known reason, and RuntimeError if Serve or a model cannot start for another one.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -124,12 +127,18 @@ def start_app(
         logging_config=config.logging_config,
     )
     [router] = serve.run_many([target], wait_for_applications_running=False)
-    preloaded = [m.deployment for m in args.models if args.min_replicas(m) > 0]
-    models = [serve.get_deployment_handle(name, APPLICATION) for name in preloaded]
+    preloaded = [model for model in args.models if args.min_replicas(model) > 0]
     # All are asked before the first answer is awaited, so that the models load side by side.
-    answers = [model.ready.remote() for model in models] + [router.health.remote()]
-    for answer in answers:
-        _wait_for(answer)
+    answers = [
+        serve.get_deployment_handle(model.deployment, APPLICATION).ready.remote()
+        for model in preloaded
+    ]
+    try:
+        for answer in (*answers, router.health.remote()):
+            _wait_for(answer)
+    except RuntimeError:
+        _raise_reason(preloaded)
+        raise
     stages.done("models")
     return router
 
@@ -159,14 +168,25 @@ def _wait_for(answer: Any) -> None:
             raise RuntimeError("the application could not be deployed") from None
 
 
+def _raise_reason(models: list[ModelArgs]) -> None:
+    """Raises ModelUnavailableError for the first model that could not start for a known reason."""
+    from deployments.config import APPLICATION
+    from deployments.router.start_failure import load_failure
+
+    for model in models:
+        if reason := load_failure(model, APPLICATION):
+            raise ModelUnavailableError(model.name, reason) from None
+
+
 @contextlib.contextmanager
 def running_app(
     config: "ServeDeploySchema", args: AppArgs, port: int, *, show_logs: bool = False
 ) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
-    Raises RuntimeError if a preloaded model cannot start.
+    Raises DeviceError, ModelUnavailableError and RuntimeError as `start_app` does.
     """
+    nvidia.check_this_machine(args.device)
     start_ray(show_logs=show_logs)
     try:
         start_app(config, args, http_port=port)

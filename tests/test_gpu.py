@@ -1,13 +1,14 @@
-from types import SimpleNamespace
 from typing import Any
 
-import pynvml
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from deployments import catalog, gpu
 from deployments.config import AppArgs
+from deployments.contract.errors import DeviceError
 from deployments.replica import loading
+from tests.support.nvml import install_driver, install_torch
 
 OFFICIAL = list(catalog.MODELS)
 
@@ -120,31 +121,46 @@ def test_the_card_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert shares(device="cuda", models=[{"name": "base"}]) == {"base": 0.1}
 
 
-def driver(monkeypatch: pytest.MonkeyPatch, cards: int) -> None:
-    memory = SimpleNamespace(total=24_000_000_000)
-    for name, answer in {
-        "nvmlInit": None,
-        "nvmlDeviceGetCount": cards,
-        "nvmlDeviceGetHandleByIndex": object(),
-        "nvmlDeviceGetMemoryInfo": memory,
-    }.items():
-        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
-
-
 def test_the_driver_is_asked_before_pytorch_is_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    driver(monkeypatch, cards=1)
+    install_driver(monkeypatch, "NVIDIA L4", memory_bytes=24_000_000_000)
+    install_torch(monkeypatch, "13.0")
     assert gpu.card_memory() == 24_000_000_000
 
 
-@pytest.mark.parametrize("cards", [0, 2])
+@pytest.mark.parametrize("cards", [(), ("NVIDIA L4", "NVIDIA A40")])
 def test_pytorch_is_asked_where_the_driver_cannot_know_which_card_is_meant(
-    monkeypatch: pytest.MonkeyPatch, cards: int
+    monkeypatch: pytest.MonkeyPatch, cards: tuple[str, ...]
 ) -> None:
-    driver(monkeypatch, cards)
+    install_driver(monkeypatch, *cards)
+    install_torch(monkeypatch, "13.0")
     monkeypatch.setattr(loading, "card_memory", lambda: 8_000_000_000)
     assert gpu.card_memory() == 8_000_000_000
+
+
+def test_an_application_is_not_built_for_a_gpu_that_pytorch_cannot_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_driver(monkeypatch, "NVIDIA L4", version="570.86.15", cuda=12080)
+    install_torch(monkeypatch, "13.0")
+
+    def ask(*_: Any, **__: Any) -> None:
+        try:
+            gpu.card_memory()
+        except DeviceError as error:
+            raise RayTaskError("card_memory", "a traceback", error) from None
+
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
+    monkeypatch.setattr(ray, "get", ask)
+    with pytest.raises(DeviceError) as caught:
+        shares(device="cuda")
+    assert str(caught.value) == (
+        "the NVIDIA driver 570.86.15 (CUDA 12.8) is too old for this build of PyTorch, which"
+        " needs CUDA 13.0, so driver 580 or newer"
+    )
+    # A cluster's configuration states the memory, and each replica looks at its own machine.
+    assert shares(device="cuda", gpu_memory_gb=24)["base"] > 0
 
 
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError(), OSError("driver")])

@@ -1,10 +1,13 @@
 from pathlib import Path
 
 import pytest
+import ray
 from pydantic import ValidationError
 
 from deployments.config import APPLICATION, AppArgs
-from deployments.launch import CONFIG, read_args, read_config
+from deployments.contract.errors import DeviceError
+from deployments.launch import CONFIG, read_args, read_config, running_app
+from tests.support.nvml import without_driver
 
 
 def test_the_configuration_and_its_arguments_are_read() -> None:
@@ -28,3 +31,19 @@ def test_a_misspelt_argument_is_refused_by_name(tmp_path: Path) -> None:
     for read in (read_args, read_config):
         with pytest.raises(ValidationError, match="max_audio\n"):
             read(path)
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**_: object) -> None:
+        raise AssertionError("this would start Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    without_driver(monkeypatch)
+    config, _ = read_config()
+    with (
+        pytest.raises(DeviceError, match="this machine has no NVIDIA GPU"),
+        running_app(config, AppArgs(device="cuda"), port=1),
+    ):
+        pass

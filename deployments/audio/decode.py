@@ -206,7 +206,7 @@ class _Decoding:
                 limit = timedelta(seconds=self._max_seconds)
                 raise InvalidAudioError(
                     f"the recording is longer than the limit of {limit}"
-                    f" ({self._max_seconds:g} s)"
+                    f" (max_audio_s: {self._max_seconds:g})"
                 )
             yield frame
 

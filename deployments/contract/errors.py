@@ -16,7 +16,8 @@ Each error knows its HTTP status, its machine-readable type and its short text. 
 written for the caller: it says what to change and holds no traceback, host name or URL query
 string. All errors pickle, because Ray carries them between processes.
 
-CheckpointError is not in the tree: a replica turns it into a ModelUnavailableError.
+CheckpointError and DeviceError are not in the tree: a replica turns them into a
+ModelUnavailableError.
 """
 
 
@@ -115,4 +116,12 @@ class CheckpointError(Exception):
 
     The text becomes the reason of a ModelUnavailableError: what is wrong and what to do, without
     host name, URL or folder.
+    """
+
+
+class DeviceError(Exception):
+    """No usable GPU where one is to be used.
+
+    The text becomes the reason of a ModelUnavailableError, or tells why the application does not
+    start: what is wrong with card, driver or build.
     """

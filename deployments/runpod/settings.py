@@ -15,6 +15,14 @@ from deployments.contract.request import parse_options
 
 # RunPod's limit for a result of /run; /runsync allows twice as much.
 _JOB_API_LIMIT_BYTES = 10_000_000
+# Longer than RunPod lets any job live.
+_MOST_SECONDS = 7 * 24 * 3600
+# The limits of the configuration that a variable can set, and how far. `variable_of` names it.
+LIMITS = {
+    "max_audio_s": _MOST_SECONDS,
+    "max_download_bytes": 1 << 40,
+    "request_timeout_s": _MOST_SECONDS,
+}
 
 
 class SettingsError(Exception):
@@ -27,6 +35,7 @@ class Settings:
 
     model: preloaded, and used by a job that names none; None: as configured
     job_defaults: fields of the contract for what a job leaves out
+    limits: options of the configuration that are set here, by name
     max_concurrency: jobs in work at the same time; None: what the engine's slots hold
     max_result_bytes: of a result as it is sent
     http_port: where the HTTP door opens as well; None: it does not
@@ -35,6 +44,7 @@ class Settings:
 
     model: str | None
     job_defaults: dict[str, Any]
+    limits: dict[str, int]
     max_concurrency: int | None
     max_result_bytes: int
     http_port: int | None
@@ -57,7 +67,8 @@ class Settings:
         return defaults | given
 
     def applied_to(self, args: AppArgs) -> AppArgs:
-        """The application's arguments, with the worker's model as the default one, preloaded.
+        """The application's arguments, with the worker's limits, and its model as the default one,
+        preloaded.
 
         Raises SettingsError if there is no such model, or if it does not know the default language.
         """
@@ -71,7 +82,8 @@ class Settings:
             model.model_copy(update=preloaded) if model.name == default.name else model
             for model in args.models
         ]
-        return args.model_copy(update={"default_model": default.name, "models": models})
+        update = {"default_model": default.name, "models": models} | self.limits
+        return args.model_copy(update=update)
 
     def _check_language(self, model: ModelArgs, args: AppArgs) -> None:
         if _knows_english_only(model.name, args):
@@ -97,6 +109,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             for field, (variable, read) in _JOB_DEFAULTS.items()
             if variable in values
         },
+        limits={
+            option: limit
+            for option, most in LIMITS.items()
+            if (limit := _whole_number(values, variable_of(option), 1, most))
+        },
         max_concurrency=_whole_number(values, "RUNPOD_MAX_CONCURRENCY", 1, 1000),
         max_result_bytes=_whole_number(
             values, "WHISPER_MAX_RESULT_BYTES", 1000, 1 << 30
@@ -105,6 +122,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         http_port=_whole_number(values, "WHISPER_HTTP_PORT", 1, 65535),
         health_port=_whole_number(values, "PORT_HEALTH", 1, 65535),
     )
+
+
+def variable_of(option: str) -> str:
+    """The variable that sets a limit of the configuration, whose name the errors tell."""
+    return f"WHISPER_{option.upper()}"
 
 
 def _knows_english_only(model: Any, args: AppArgs) -> bool:

@@ -2,7 +2,8 @@
 
 The order of the start is for speed:
 
-1.  Read the settings. The health port opens first: it needs nothing.
+1.  Log the GPU, its driver and the CUDA version. Read the settings. The health port opens first: it
+    needs nothing. A GPU that PyTorch cannot use ends the worker here.
 2.  Find the weights of the default model, or download them: an error is clearest before the start.
 3.  Tell Ray and RunPod's SDK what they read from the environment when they are imported.
 4.  Start Ray, whose processes take seconds to come up. Meanwhile one thread imports the application
@@ -28,8 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 from deployments import checkpoints, launch
 from deployments.config import AppArgs
-from deployments.contract.errors import CheckpointError, ModelUnavailableError
+from deployments.contract.errors import (
+    CheckpointError,
+    DeviceError,
+    ModelUnavailableError,
+)
 from deployments.logs import Stages
+from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
 from deployments.runpod.health import HealthPort
 from deployments.runpod.settings import Settings, SettingsError, read_settings
@@ -53,16 +59,23 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("deployments").setLevel(logging.INFO)
     stages = Stages()
+    logger.info("event=gpu %s", nvidia.summary())
     try:
         settings = read_settings(os.environ)
         health = _health_port(settings)
         args = settings.applied_to(launch.read_args())
+        _check_gpu(args)
         router = _start(settings, args, stages)
         # Imported by now; at the head of this file it would come before the environment is set.
         from deployments.runpod import serving, watch
 
         max_concurrency = serving.max_concurrency(settings, args)
-    except (StartError, SettingsError, CheckpointError, ModelUnavailableError) as error:
+    except (
+        StartError,
+        SettingsError,
+        CheckpointError,
+        ModelUnavailableError,
+    ) as error:
         logger.error("error: %s", error)
         return 1
     stages.done("first_answer")
@@ -91,6 +104,15 @@ def import_serving() -> None:
 
 def _exit(*_: object) -> None:
     sys.exit(0)
+
+
+def _check_gpu(args: AppArgs) -> None:
+    try:
+        nvidia.check_this_machine(args.device)
+    except DeviceError as error:
+        raise StartError(
+            f"{error}; docs/runpod.md, CUDA versions, says what to change"
+        ) from None
 
 
 def _health_port(settings: Settings) -> HealthPort | None:
@@ -134,6 +156,8 @@ def _start_app(
             http_port=settings.http_port,
             stages=stages,
         )
+    except DeviceError as error:
+        raise StartError(str(error)) from None
     except RuntimeError:
         raise StartError(
             f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"

@@ -292,7 +292,7 @@ def test_a_recording_exactly_as_long_as_the_limit_is_accepted() -> None:
 
 def test_a_recording_longer_than_the_limit_is_refused() -> None:
     text = refusal(recording("jfk.flac"), max_seconds=10)
-    assert text.endswith("the recording is longer than the limit of 0:00:10 (10 s)")
+    assert text.endswith("longer than the limit of 0:00:10 (max_audio_s: 10)")
 
 
 def test_a_recording_longer_than_the_limit_is_not_decoded_to_its_end() -> None:

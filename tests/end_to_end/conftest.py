@@ -90,6 +90,8 @@ def crowded(app: App, tmp_path_factory: pytest.TempPathFactory) -> App:
             ModelArgs(name="second", checkpoint=own, gpu_share=0.6, idle_s=2),
         ],
         device="cuda",
+        # Without it, no application is built for a GPU that PyTorch cannot use.
+        gpu_memory_gb=24,
     )
     serve.run(build_app(args), name="crowded", route_prefix="/crowded")
     return App(f"{app.url}/crowded", app.checkpoints)

@@ -6,10 +6,17 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+import ray
 import requests
+import torch
+from ray import serve
 
+from deployments.app import build_app
+from deployments.config import AppArgs, ModelArgs
+from deployments.router.start_failure import load_failure
 from tests.support.app import (
     ENDLESS,
     App,
@@ -186,18 +193,70 @@ def test_own_weights_with_large_v3s_input_and_vocabulary_come_and_go(
     assert app.transcribe(**request)["segments"] == answer["segments"]
 
 
+class Occupant:
+    """Holds a share of the GPU."""
+
+    def ping(self) -> None:
+        """Answers when it has the share."""
+
+
 def test_a_model_without_a_free_share_of_a_gpu_says_so_soon(
     crowded: App, audio_url: Url
 ) -> None:
-    # The first model holds its share, whether it can load (on a GPU machine) or not.
-    first = crowded.post(audio=audio_url("silence.wav"), model="first")
-    assert "no free share" not in first.text
-    second = crowded.post(audio=audio_url("silence.wav"), model="second")
-    assert second.status_code == 503
-    assert second.json()["error"] == (
+    occupant: Any = ray.remote(num_cpus=0, num_gpus=0.6)(Occupant)
+    occupant = occupant.remote()
+    ray.get(occupant.ping.remote())
+    try:
+        response = crowded.post(audio=audio_url("silence.wav"), model="second")
+    finally:
+        ray.kill(occupant)
+    assert response.status_code == 503
+    assert response.json()["error"] == (
         "Model 'second' is not available: no free share of a GPU"
         " (it needs 0.6 of one) within 10 s"
     )
+
+
+WITHOUT_CUDA = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="PyTorch can use a GPU here"
+)
+NO_CUDA = f"this build of PyTorch ({torch.__version__}) has no CUDA"
+
+
+@pytest.mark.slow
+@WITHOUT_CUDA
+def test_a_model_that_could_not_be_loaded_gives_its_share_of_the_gpu_back(
+    crowded: App, audio_url: Url
+) -> None:
+    def tells_its_reason(model: str) -> bool:
+        response = crowded.post(audio=audio_url("silence.wav"), model=model)
+        assert response.status_code == 503
+        error = str(response.json()["error"])
+        return error == f"Model '{model}' is not available: {NO_CUDA}"
+
+    # There is room for one of the two.
+    wait_for(lambda: tells_its_reason("first"))
+    wait_for(lambda: tells_its_reason("second"))
+    wait_for(lambda: ray.available_resources().get("GPU") == 1)
+
+
+@pytest.mark.slow
+@WITHOUT_CUDA
+def test_a_preloaded_model_that_could_not_be_loaded_tells_its_reason(
+    app: App, audio_url: Url
+) -> None:
+    model = ModelArgs(name="base", gpu_share=0.1)
+    args = AppArgs(models=[model], device="cuda", gpu_memory_gb=24)
+    with pytest.raises(RuntimeError):
+        serve.run(build_app(args), name="broken", route_prefix="/broken")
+    broken = App(f"{app.url}/broken", app.checkpoints)
+    response = broken.post(audio=audio_url("silence.wav"))
+    assert response.json() == {
+        "error": f"Model 'base' is not available: {NO_CUDA}",
+        "type": "model_unavailable",
+    }
+    assert load_failure(model, "broken") == NO_CUDA
+    serve.delete("broken")
 
 
 def test_a_request_that_takes_too_long_is_answered_with_the_limit(
@@ -205,7 +264,9 @@ def test_a_request_that_takes_too_long_is_answered_with_the_limit(
 ) -> None:
     response = impatient.post(audio=audio_url("gettysburg.wav"), **ENDLESS)
     assert response.status_code == 504
-    assert response.json()["error"] == "The request took longer than 1 s"
+    assert response.json()["error"] == (
+        "The request took longer than the limit of 1 s (request_timeout_s)"
+    )
 
 
 def test_too_many_waiting_requests_are_refused_at_once(
@@ -233,10 +294,11 @@ def test_too_many_waiting_requests_are_refused_at_once(
 def test_limits_of_size_and_duration(impatient: App, audio_url: Url) -> None:
     large = impatient.post(audio=audio_url("jfk.flac"))
     assert large.status_code == 422
-    assert "larger than" in large.json()["error"]
+    assert "larger than the limit" in large.json()["error"]
+    assert "max_download_bytes" in large.json()["error"]
     long = impatient.post(audio=audio_url("declaracao.ogg"))
     assert long.status_code == 422
-    assert "longer than" in long.json()["error"]
+    assert "longer than the limit of 0:00:15 (max_audio_s: 15)" in long.json()["error"]
 
 
 def test_a_killed_replica_costs_its_callers_no_answer(app: App, audio_url: Url) -> None:

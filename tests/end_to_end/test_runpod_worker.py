@@ -59,6 +59,7 @@ def worker(
     for private in ("secret-key-of-the-test", "fellow Americans", "127.0.0.1:"):
         assert private not in worker.log
     assert "Traceback" not in worker.log
+    assert worker.log.startswith("event=gpu cards=")
 
 
 def ping(port: int) -> int:

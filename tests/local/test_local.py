@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from deployments.local import loopback
 from tests.support.app import wait_for
@@ -73,6 +74,29 @@ def test_a_wrong_call_fails_in_one_line() -> None:
     assert done.stderr == (
         "error: Invalid beam_size: must be an integer between 1 and 10\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch can use a GPU here")
+def test_a_gpu_that_pytorch_cannot_use_ends_the_command_with_the_reason(
+    offline: None, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray is told that there is a GPU.
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+    done = subprocess.run(
+        [*LOCAL, "transcribe", "tests/audio/jfk.flac"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: this build of PyTorch ({torch.__version__}) has no CUDA;"
+        " `device: cpu` in serve_config.yaml computes without a GPU"
+    )
+    _assert_all_end(mark)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,17 @@ from whisper import timing
 from whisper.model import ModelDimensions, Whisper
 
 from deployments.catalog import MODELS
-from deployments.contract.errors import CheckpointError
+from deployments.contract.errors import CheckpointError, DeviceError
 from deployments.engine import Engine
 from deployments.engine.upstream.timing import compile_dtw, dtw
-from deployments.replica.loading import load_model, warm_up
+from deployments.replica.loading import (
+    card_memory,
+    has_code_for,
+    load_model,
+    warm_up,
+)
 from tests.support.engine.tiny_whisper import recording, tiny_whisper
+from tests.support.nvml import install_driver, install_torch
 
 # Narrow, but with the decoder layers and heads of "tiny", which is what its alignment heads fit.
 DIMENSIONS = ModelDimensions(
@@ -212,3 +219,123 @@ def test_weights_are_not_drawn_at_random_before_they_are_read(
     monkeypatch.setattr(torch.Tensor, "uniform_", drawn)
     monkeypatch.setattr(torch.Tensor, "normal_", drawn)
     load_model(tmp_path / "mine.pt", None)
+
+
+# What PyTorch raises at its first CUDA call (c10/cuda/CUDAFunctions.cpp, torch/cuda/__init__.py).
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 12080). Please update your GPU"
+    " driver by downloading and installing a new version from the URL:"
+    " http://www.nvidia.com/Download/index.aspx Alternatively, go to: https://pytorch.org to"
+    " install a PyTorch version that has been compiled with your version of the CUDA driver."
+)
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and"
+    " installed a driver from http://www.nvidia.com/Download/index.aspx"
+)
+NOT_READY = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling"
+    " NumCudaDevices() that might have already set an error? Error 802: system not yet initialized"
+)
+BUSY = (
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            RuntimeError(TOO_OLD),
+            "The NVIDIA driver on your system is too old (found version 12080)",
+        ),
+        (RuntimeError(NO_DRIVER), "Found no NVIDIA driver on your system"),
+        (RuntimeError(NOT_READY), NOT_READY),
+        (RuntimeError("No CUDA GPUs are available"), "No CUDA GPUs are available"),
+        (torch.AcceleratorError(BUSY), BUSY.partition("\n")[0]),
+    ],
+)
+def test_what_cuda_says_at_its_first_call_is_told(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, told: str
+) -> None:
+    def fail(_: int) -> None:
+        raise raised
+
+    install_driver(monkeypatch, "NVIDIA L4")
+    install_torch(monkeypatch, "13.0")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    with pytest.raises(DeviceError) as caught:
+        card_memory()
+    assert str(caught.value) == (
+        f"PyTorch {torch.__version__}, built for CUDA 13.0, cannot use the GPU: {told}"
+    )
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch has CUDA here")
+def test_a_pytorch_without_cuda_is_told_before_and_by_cudas_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(
+        DeviceError, match=r"^this build of PyTorch \(.*\) has no CUDA$"
+    ):
+        card_memory()
+    install_torch(monkeypatch, "13.0")
+    with pytest.raises(DeviceError, match="Torch not compiled with CUDA enabled$"):
+        card_memory()
+
+
+def test_memory_that_is_short_at_the_first_call_is_no_unusable_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: int) -> None:
+        raise torch.OutOfMemoryError
+
+    install_driver(monkeypatch, "NVIDIA L4")
+    install_torch(monkeypatch, "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        card_memory()
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((8, 9), CUDA_13, True),
+        ((7, 0), CUDA_13, False),
+        ((7, 0), CUDA_12_6, True),
+        ((12, 0), CUDA_13, True),
+        ((12, 1), CUDA_13, True),
+        ((13, 0), CUDA_13, True),
+        ((12, 0), CUDA_12_6, False),
+        ((9, 0), ["sm_90a"], False),
+        ((9, 0), [], True),
+    ],
+)
+def test_a_card_runs_code_of_its_own_major_version_and_intermediate_code(
+    capability: tuple[int, int], architectures: list[str], runs: bool
+) -> None:
+    assert has_code_for(capability, architectures) is runs
+
+
+def test_a_card_for_which_the_build_has_no_code_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = SimpleNamespace(
+        major=12, minor=0, name="NVIDIA GeForce RTX 5090", total_memory=1
+    )
+    install_driver(monkeypatch, "NVIDIA GeForce RTX 5090")
+    install_torch(monkeypatch, "12.6")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CUDA_12_6)
+    with pytest.raises(DeviceError) as caught:
+        card_memory()
+    assert str(caught.value) == (
+        f"this build of PyTorch ({torch.__version__}) has no code for the card"
+        " NVIDIA GeForce RTX 5090 (compute capability 12.0; it has"
+        " sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90)"
+    )

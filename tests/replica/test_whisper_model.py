@@ -36,6 +36,7 @@ from deployments.engine import (
 from deployments.replica import loading, owners
 from deployments.replica.loading import load_model
 from deployments.replica.metrics import EngineMetrics
+from deployments.replica.scaling import LOAD_FAILED
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import Reply, SlotUse, Transcript
 from deployments.replica.whisper_model import WhisperModel
@@ -43,6 +44,7 @@ from tests.support.app import random_checkpoint
 from tests.support.engine.calls import assert_same, official, until
 from tests.support.engine.lively_whisper import lively_whisper
 from tests.support.engine.tiny_whisper import sounds
+from tests.support.nvml import install_driver, install_torch
 from tests.support.shared_audio import Owner, shared
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
@@ -99,6 +101,33 @@ async def test_a_failed_load_is_told_and_the_next_caller_finds_a_new_attempt(
     random_checkpoint(checkpoint)
     await replica.ready()
     await replica.check_health()
+
+
+async def test_a_gpu_that_cannot_be_used_is_told_before_weights_are_looked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_driver(monkeypatch, "NVIDIA L4", version="570.86.15", cuda=12080)
+    install_torch(monkeypatch, "13.0")
+    model = ModelArgs(name="own", checkpoint=str(checkpoint))
+    replica = WhisperModel(model, preload=False, gpu_share=0.5)
+    with pytest.raises(ModelUnavailableError) as caught:
+        await replica.ready()
+    assert str(caught.value) == (
+        "Model 'own' is not available: the NVIDIA driver 570.86.15 (CUDA 12.8) is too old for"
+        " this build of PyTorch, which needs CUDA 13.0, so driver 580 or newer"
+    )
+
+
+async def test_a_replica_reports_a_failed_load_to_the_policy_that_scales_it(
+    checkpoint: Path,
+) -> None:
+    replica = _replica(checkpoint)
+    with pytest.raises(ModelUnavailableError):
+        await replica.ready()
+    assert await replica.record_autoscaling_stats() == {LOAD_FAILED: 1.0}
+    random_checkpoint(checkpoint)
+    await replica.ready()
+    assert await replica.record_autoscaling_stats() == {LOAD_FAILED: 0.0}
 
 
 async def test_an_import_that_fails_is_told_as_a_failed_load(
@@ -188,6 +217,8 @@ async def test_a_replica_takes_its_share_of_the_gpus_memory(
         given.update(options)
         return Engine(model)
 
+    install_driver(monkeypatch, "NVIDIA L4")
+    install_torch(monkeypatch, "13.0")
     monkeypatch.setattr(loading, "card_memory", lambda: 24_000_000_000)
     monkeypatch.setattr(loading, "Engine", make_engine)
     random_checkpoint(checkpoint)

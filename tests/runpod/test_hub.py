@@ -11,7 +11,12 @@ import pytest
 from deployments import catalog
 from deployments.contract.request import parse_request
 from deployments.launch import read_config
-from deployments.runpod.settings import read_settings
+from deployments.runpod.settings import (
+    LIMITS,
+    SettingsError,
+    read_settings,
+    variable_of,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
@@ -67,6 +72,20 @@ def test_every_variable_changes_what_the_worker_does() -> None:
     for key, item in ENV.items():
         value = {"WHISPER_LANGUAGE": "pt"}.get(key, examples[item["type"]])
         assert read_settings({key: value}) != untouched, key
+
+
+def test_a_limit_has_the_configurations_default_and_the_workers_bounds() -> None:
+    _, args = read_config()
+    for option in LIMITS:
+        item = ENV[variable_of(option)]
+        assert item["default"] == getattr(args, option)
+        # The console may write any number in this form.
+        for bound in (item["min"], item["max"], item["default"]):
+            settings = read_settings({variable_of(option): f"{bound:.12e}"})
+            assert settings.limits == {option: bound}
+        for beyond in (item["min"] - 1, item["max"] + 1):
+            with pytest.raises(SettingsError, match=variable_of(option)):
+                read_settings({variable_of(option): str(beyond)})
 
 
 def test_every_official_model_can_be_chosen() -> None:

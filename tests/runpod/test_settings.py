@@ -1,13 +1,23 @@
 import pytest
 
 from deployments.config import AppArgs, ModelArgs
-from deployments.runpod.settings import Settings, SettingsError, read_settings
+from deployments.contract.errors import InvalidAudioError
+from deployments.runpod.settings import (
+    LIMITS,
+    Settings,
+    SettingsError,
+    read_settings,
+    variable_of,
+)
+from tests.support.handles import Handle
+from tests.support.routers import RECORDING, router
 
 
 def test_an_empty_environment_leaves_everything_to_the_contract() -> None:
     assert read_settings({}) == Settings(
         model=None,
         job_defaults={},
+        limits={},
         max_concurrency=None,
         max_result_bytes=10_000_000,
         http_port=None,
@@ -19,6 +29,7 @@ def test_empty_values_count_as_unset() -> None:
     names = ("MODEL", "LANGUAGE", "TEMPERATURE", "BEAM_SIZE", "WORD_TIMESTAMPS")
     unset = {f"WHISPER_{name}": "" for name in names}
     unset |= {"RUNPOD_MAX_CONCURRENCY": " ", "WHISPER_HTTP_PORT": ""}
+    unset |= {variable_of(option): "" for option in LIMITS}
     assert read_settings(unset) == read_settings({})
 
 
@@ -30,6 +41,9 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
             "WHISPER_TEMPERATURE": "2e-01",
             "WHISPER_BEAM_SIZE": "1e+01",
             "WHISPER_WORD_TIMESTAMPS": "True",
+            "WHISPER_MAX_AUDIO_S": "2.88e+04",
+            "WHISPER_MAX_DOWNLOAD_BYTES": "4.294967296e+09",
+            "WHISPER_REQUEST_TIMEOUT_S": "7200.0",
             "RUNPOD_MAX_CONCURRENCY": "1.2e+01",
             "WHISPER_MAX_RESULT_BYTES": "2e+07",
             "WHISPER_HTTP_PORT": "8000.0",
@@ -42,6 +56,11 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
         "temperature": 0.2,
         "beam_size": 10,
         "word_timestamps": True,
+    }
+    assert settings.limits == {
+        "max_audio_s": 28_800,
+        "max_download_bytes": 1 << 32,
+        "request_timeout_s": 7200,
     }
     assert settings.max_concurrency == 12
     assert settings.max_result_bytes == 20_000_000
@@ -59,6 +78,12 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
         ("WHISPER_BEAM_SIZE", "11", " must be an integer between 1 and 10"),
         ("WHISPER_BEAM_SIZE", "2.5", " must be an integer between 1 and 10"),
         ("WHISPER_WORD_TIMESTAMPS", "maybe", " must be true or false"),
+        ("WHISPER_MAX_AUDIO_S", "4h", " must be a number"),
+        ("WHISPER_MAX_AUDIO_S", "0", " must be a whole number from 1 to 604800"),
+        ("WHISPER_MAX_AUDIO_S", "inf", " must be a number"),
+        ("WHISPER_MAX_DOWNLOAD_BYTES", "1.5", " must be a whole number from 1 to"),
+        ("WHISPER_MAX_DOWNLOAD_BYTES", "1e+13", " must be a whole number from 1 to"),
+        ("WHISPER_REQUEST_TIMEOUT_S", "-1", " must be a whole number from 1 to 604800"),
         ("RUNPOD_MAX_CONCURRENCY", "0", " must be a whole number from 1 to 1000"),
         ("WHISPER_MAX_RESULT_BYTES", "5", " must be a whole number from 1000 to"),
         ("WHISPER_HTTP_PORT", "99999", " must be a whole number from 1 to 65535"),
@@ -147,3 +172,25 @@ def test_a_model_that_is_not_served_is_refused() -> None:
     settings = read_settings({"WHISPER_MODEL": "giant"})
     with pytest.raises(SettingsError, match="WHISPER_MODEL: Invalid model: 'giant'. V"):
         settings.applied_to(AppArgs())
+
+
+def test_the_environments_limits_replace_the_configurations() -> None:
+    configured = AppArgs(max_audio_s=60, request_timeout_s=70)
+    assert read_settings({}).applied_to(configured).max_audio_s == 60
+    args = read_settings({"WHISPER_MAX_AUDIO_S": "90"}).applied_to(configured)
+    assert (args.max_audio_s, args.request_timeout_s) == (90, 70)
+
+
+@pytest.mark.parametrize("option", LIMITS)
+def test_a_limit_that_can_be_set_is_one_of_the_configuration(option: str) -> None:
+    for value in (1, LIMITS[option]):
+        args = read_settings({variable_of(option): str(value)}).applied_to(AppArgs())
+        # Nothing that the configuration's own rules would refuse.
+        assert getattr(AppArgs.model_validate(args.model_dump()), option) == value
+
+
+async def test_an_error_names_the_limit_that_a_variable_sets() -> None:
+    args = read_settings({"WHISPER_MAX_AUDIO_S": "10"}).applied_to(AppArgs())
+    with pytest.raises(InvalidAudioError, match=r"0:00:10 \(max_audio_s: 10\)$"):
+        await router(Handle(), max_audio_s=args.max_audio_s).answer(RECORDING)
+    assert variable_of("max_audio_s") == "WHISPER_MAX_AUDIO_S"

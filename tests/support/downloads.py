@@ -20,6 +20,7 @@ LIMITS = FetchLimits(
     total_timeout_s=120.0,
     back_offs_s=(0.01, 0.02),
 )
+TOO_LARGE = "file is larger than the limit of 1 MiB (max_download_bytes)"
 ONE_TRY = replace(LIMITS, back_offs_s=())
 # What a test waits for ends in less than this, and would take much longer if it failed.
 PATIENCE_S = 30.0

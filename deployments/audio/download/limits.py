@@ -27,7 +27,9 @@ class FetchLimits:
     def check_size(self, n_bytes: int) -> None:
         """Raise AudioUrlError if the file is too large."""
         if n_bytes > self.max_bytes:
-            raise AudioUrlError(f"file is larger than {_size(self.max_bytes)}")
+            raise AudioUrlError(
+                f"file is larger than the limit of {_size(self.max_bytes)} (max_download_bytes)"
+            )
 
 
 def _size(n_bytes: int) -> str:

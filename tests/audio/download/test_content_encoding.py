@@ -9,6 +9,7 @@ from tests.support.downloads import (
     LIMITS,
     OK_CHUNKED,
     SOUND,
+    TOO_LARGE,
     download,
     host_error,
     url_error,
@@ -105,4 +106,4 @@ def test_a_gzip_bomb_stops_at_the_cap(server: MisbehavingServer, layers: int) ->
     coding = ", ".join(["gzip"] * layers)
     server.answer(answer_with(body=bomb, headers=(encoded(coding),)))
     assert len(bomb) < LIMITS.max_bytes
-    assert url_error(server.url()) == "file is larger than 1 MiB"
+    assert url_error(server.url()) == TOO_LARGE

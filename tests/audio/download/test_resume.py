@@ -9,6 +9,7 @@ import pytest
 from tests.support.downloads import (
     LIMITS,
     SOUND,
+    TOO_LARGE,
     download,
     host_error,
     url_error,
@@ -276,7 +277,7 @@ def test_a_download_over_several_tries_keeps_its_limit_of_size(
     head = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "v1"\r\n\r\n'
     first = raw(head, b"%x\r\n" % CHUNK, large[:CHUNK])
     server.answer(first, hosted(large))
-    assert url_error(server.url()) == "file is larger than 1 MiB"
+    assert url_error(server.url()) == TOO_LARGE
     assert server.n_connections == 2
 
 

@@ -1,0 +1,64 @@
+"""The worker's first lines, and the GPUs with which it does not start. No Ray."""
+
+import logging
+import signal
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from deployments.runpod import worker
+from tests.support.nvml import install_driver, install_torch, without_driver
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(**_: object) -> None:
+        raise AssertionError("this would start Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    # No model has this name, which ends the worker as soon as it has written its first line.
+    monkeypatch.setenv("WHISPER_MODEL", "giant")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What a worker writes that cannot start."""
+    with caplog.at_level(logging.INFO, "deployments"):
+        assert worker.main() == 1
+    return caplog.messages
+
+
+def test_the_first_line_names_card_driver_and_cuda(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_driver(monkeypatch, "NVIDIA L4", memory_bytes=24_152_899_584)
+    install_torch(monkeypatch, "13.0")
+    assert lines(caplog)[0] == (
+        'event=gpu cards=1 card="NVIDIA L4" memory_gb=24.2 driver=580.95.05 cuda=13.0'
+        " torch=2.13.0 torch_cuda=13.0"
+    )
+
+
+def test_the_first_line_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_driver(monkeypatch)
+    install_torch(monkeypatch, None, "2.13.0+cpu")
+    assert lines(caplog)[0] == "event=gpu cards=0 torch=2.13.0+cpu torch_cuda=none"
+
+
+def test_a_driver_that_is_too_old_ends_the_worker_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WHISPER_MODEL")
+    install_driver(monkeypatch, "NVIDIA L4", version="570.86.15", cuda=12080)
+    install_torch(monkeypatch, "13.0")
+    _, error = lines(caplog)
+    assert error == (
+        "error: the NVIDIA driver 570.86.15 (CUDA 12.8) is too old for this build of PyTorch,"
+        " which needs CUDA 13.0, so driver 580 or newer; docs/runpod.md, CUDA versions, says"
+        " what to change"
+    )
