@@ -41,12 +41,13 @@ AudioSource = str | BinaryIO
 
 
 def source_of(request: TranscriptionRequest) -> AudioSource:
-    """Raises InvalidRequestError where `audio_base64` holds no file."""
-    if request.audio is not None:
-        return request.audio.strip()
+    """Raises InvalidRequestError where the request has a text in which there is no file."""
+    pieces = request.inline_audio()
+    if pieces is None:
+        return (request.audio or "").strip()
     # On disk, because many such requests may wait.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader, or when it is collected
-    file.write(request.audio_bytes())
+    file.writelines(pieces)
     file.seek(0)
     return file
 
