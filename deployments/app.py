@@ -87,4 +87,6 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
 
 def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
     deployment = serve.deployment(**model_options(args, model, gpu_share))(WhisperModel)
-    return deployment.bind(model, args.min_replicas(model) > 0, gpu_share)
+    return deployment.bind(
+        model, args.min_replicas(model) > 0, gpu_share, args.max_decode_rate(model)
+    )

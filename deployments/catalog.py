@@ -147,6 +147,11 @@ def find(name: str) -> OfficialModel | None:
     return MODELS.get(ALIASES.get(name, name))
 
 
+def plain_name(name: str) -> str:
+    """A model's name without what is written around it: `openai/whisper-large-v3-turbo`, `Base`."""
+    return name.strip().lower().removeprefix("openai/").removeprefix("whisper-")
+
+
 # In the order of the language tokens in the vocabulary.
 LANGUAGES: dict[str, str] = {
     "en": "english",

@@ -27,9 +27,16 @@ from deployments.contract.request import short
 # The name of the Serve application.
 APPLICATION = "whisper"
 
+_SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 # What the deployments are made from. The rest are limits, which a running Router can change.
-_NEEDS_RESTART = ("default_model", "models", "device", "gpu_memory_gb")
+_NEEDS_RESTART = (
+    "default_model",
+    "models",
+    "device",
+    "gpu_memory_gb",
+    "max_decode_s_per_audio_s",
+)
 
 
 class _Args(BaseModel):
@@ -105,6 +112,12 @@ class AppArgs(_Args):
     )
 
     request_timeout_s: float = Field(3600, gt=0, description="from dispatch to result")
+    max_decode_s_per_audio_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds of the model's time for a second of audio; unset: by its size,"
+        " 20 for base and 200 for large",
+    )
     model_start_timeout_s: float = Field(600, gt=0)
     placement_timeout_s: float = Field(
         10, gt=0, description="for a free share of a GPU"
@@ -130,11 +143,12 @@ class AppArgs(_Args):
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError("a model is listed twice (aliases count as the same)")
-        self.default_model = catalog.ALIASES.get(self.default_model, self.default_model)
-        if self.default_model not in names:
+        default = self._find(self.default_model)
+        if default is None:
             raise ValueError(
                 f"default_model '{self.default_model}' is not among the models"
             )
+        self.default_model = default.name
         return self
 
     @property
@@ -166,17 +180,25 @@ class AppArgs(_Args):
             raise ValueError("; ".join(wrong)) from None
 
     def model(self, name: str) -> ModelArgs:
-        """The served model of this name or alias.
+        """The served model of this name or alias, in any case and with OpenAI's prefixes.
 
         Raises InvalidRequestError with the names that are served.
         """
+        model = self._find(name)
+        if model is None:
+            raise InvalidRequestError(
+                f"Invalid model: '{short(name)}'. Valid models: {', '.join(self.valid_names())}"
+            )
+        return model
+
+    def _find(self, name: str) -> ModelArgs | None:
+        """The served model that is named exactly so, or else the only one whose name is alike."""
         canonical = catalog.ALIASES.get(name, name)
-        for model in self.models:
-            if model.name == canonical:
-                return model
-        raise InvalidRequestError(
-            f"Invalid model: '{short(name)}'. Valid models: {', '.join(self.valid_names())}"
-        )
+        found = [model for model in self.models if model.name == canonical]
+        for plain in (name.strip().lower(), catalog.plain_name(name)):
+            canonical = catalog.ALIASES.get(plain, plain)
+            found = found or [m for m in self.models if m.name.lower() == canonical]
+        return found[0] if len(found) == 1 else None
 
     def aliases(self, model: ModelArgs) -> list[str]:
         """Other names that a request may use for a served model."""
@@ -213,6 +235,19 @@ class AppArgs(_Args):
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
         return requests_per_replica(max_batch_windows(on_gpu)) * model.max_replicas
+
+    def max_decode_rate(self, model: ModelArgs) -> float:
+        """How many seconds of a model's time a request may take for each second of its audio.
+
+        By default some twenty times what noise takes on two cores whose decoding fails at every
+        temperature (benchmarks/results/decode_limit.md), so that no honest request meets the limit.
+        """
+        if self.max_decode_s_per_audio_s is not None:
+            return self.max_decode_s_per_audio_s
+        if model.official is None:
+            return _LARGEST_DECODE_RATE
+        size = model.official.parameters_m / catalog.MODELS["large-v3"].parameters_m
+        return max(_LARGEST_DECODE_RATE * size, _SMALLEST_DECODE_RATE)
 
     def min_replicas(self, model: ModelArgs) -> int:
         """The default model is preloaded; the others start at their first request."""

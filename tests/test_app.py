@@ -81,8 +81,9 @@ def test_each_model_gets_its_own_arguments_and_only_the_default_one_is_preloaded
     }
     preloaded = {}
     for name, deployment in model_deployments(**args).items():
-        model, preload, _ = init_args(deployment)
+        model, preload, _, max_decode_rate = init_args(deployment)
         assert model.name == name
+        assert max_decode_rate == AppArgs.model_validate(args).max_decode_rate(model)
         preloaded[name] = preload
     assert preloaded == {"tiny": True, "base": False, "mine": True}
 
@@ -97,7 +98,7 @@ def test_router_and_replicas_know_the_share_that_ray_is_asked_for() -> None:
     _, _, told_to_the_router = init_args(router(**args))
     assert told_to_the_router == expected
     for name, deployment in model_deployments(**args).items():
-        _, _, told_to_the_replica = init_args(deployment)
+        _, _, told_to_the_replica, _ = init_args(deployment)
         assert told_to_the_replica == expected[name]
         assert (deployment.ray_actor_options or {})["num_gpus"] == expected[name]
 

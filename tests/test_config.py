@@ -101,6 +101,53 @@ def test_an_unknown_name_is_refused_with_the_valid_ones() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Base", "base"),
+        (" base\n", "base"),
+        ("TINY.EN", "tiny.en"),
+        ("whisper-base", "base"),
+        ("Whisper-Large-V3", "large-v3"),
+        ("openai/whisper-base", "base"),
+        ("openai/whisper-large-v3-turbo", "turbo"),
+        ("openai/whisper-large", "large-v3"),
+        ("Large", "large-v3"),
+    ],
+)
+def test_a_model_is_found_by_the_names_that_others_give_it(
+    written: str, name: str
+) -> None:
+    args = app_args()
+    assert args.model(written).name == name
+    assert app_args(default_model=written).default_model == name
+
+
+def test_a_name_of_ones_own_wins() -> None:
+    def own(name: str) -> dict[str, Any]:
+        return {"name": name, "checkpoint": "/mine.pt"}
+
+    args = app_args(
+        models=[*models("base"), own("whisper-base"), own("Mine"), own("MINE")]
+    )
+    assert args.model("whisper-base").name == "whisper-base"
+    assert args.model("Whisper-Base").name == "whisper-base"
+    assert args.model("openai/whisper-base").name == "base"
+    assert args.model("Mine").name == "Mine"
+    with pytest.raises(InvalidRequestError):
+        args.model("mine")
+
+
+def test_a_decode_may_take_longer_the_larger_the_model_is() -> None:
+    args = app_args(
+        models=[*models("base", "small", "large"), {"name": "x", "checkpoint": "/x"}]
+    )
+    rates = [args.max_decode_rate(model) for model in args.models]
+    assert rates == pytest.approx([20, 31.5, 200, 200], abs=0.1)
+    told = args.model_copy(update={"max_decode_s_per_audio_s": 3.0})
+    assert {told.max_decode_rate(model) for model in told.models} == {3.0}
+
+
 def test_a_long_or_ill_formed_name_is_quoted_in_part() -> None:
     for name, quoted in (("x" * 100, "x" * 57 + "..."), ("\ud800", "?")):
         with pytest.raises(InvalidRequestError) as caught:
@@ -213,6 +260,7 @@ def test_what_decodes_together_is_what_the_engine_takes_at_most() -> None:
         ("read_timeout_s", 0),
         ("download_timeout_s", 0),
         ("max_audio_s", 0),
+        ("max_decode_s_per_audio_s", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused(field: str, value: Any) -> None:

@@ -17,14 +17,12 @@ from deployments.contract.errors import (
     RequestTooLargeError,
     WhisperServeError,
 )
-from deployments.contract.request import (
-    MAX_BASE64_AUDIO_BYTES,
-    TranscriptionRequest,
-)
+from deployments.contract.inline_audio import MAX_INLINE_AUDIO_BYTES
+from deployments.contract.request import TranscriptionRequest
 from deployments.router.router import Router
 
 # Base64 takes four bytes for three; the rest of a request is small.
-MAX_BODY_BYTES = MAX_BASE64_AUDIO_BYTES // 3 * 4 + (4 << 20)
+MAX_BODY_BYTES = MAX_INLINE_AUDIO_BYTES // 3 * 4 + (4 << 20)
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}

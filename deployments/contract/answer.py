@@ -23,8 +23,20 @@ class _Answered(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class SegmentWord(_Answered):
+    """One word as `whisper.transcribe` gives it, with its blank in front; times in seconds."""
+
+    word: str
+    start: float
+    end: float
+    probability: Number
+
+
 class Segment(_Answered):
-    """One segment as `whisper.transcribe` gives it; times in seconds."""
+    """One segment as `whisper.transcribe` gives it; times in seconds.
+
+    words: present exactly when the request asked for word_timestamps; joined, they are the text
+    """
 
     id: int
     seek: int
@@ -36,6 +48,9 @@ class Segment(_Answered):
     avg_logprob: Number
     compression_ratio: Number
     no_speech_prob: Number
+    words: list[SegmentWord] | None = Field(
+        None, exclude_if=lambda words: words is None
+    )
 
 
 class Word(_Answered):
@@ -67,7 +82,8 @@ class Timings(_Answered):
 class Answer(_Answered):
     """The result of a transcription.
 
-    word_timestamps: present exactly when the request asked for them
+    word_timestamps: the words of all segments, stripped; present exactly when the request asked
+        for them
     language_probability: of the detected language; null where the request named the language
     duration: seconds of audio
     audio_start: seconds by which the audio starts later than the file's other streams; add it to
@@ -154,15 +170,24 @@ class Health(_Answered):
     default_model: str
 
 
-def segments_of(segments: list[dict[str, Any]]) -> list[Segment]:
-    """Segments of `whisper.transcribe` as plain numbers and text."""
-    return [Segment.model_validate(segment) for segment in segments]
+def segments_of(segments: list[dict[str, Any]], words: bool) -> list[Segment]:
+    """Segments of `whisper.transcribe` as plain numbers and text.
 
-
-def words_of(segments: list[dict[str, Any]]) -> list[Word]:
-    """The words of segments of `whisper.transcribe`, in order."""
+    words: whether the request asked for them; Whisper also gives an empty list for a segment that
+        it cleared
+    """
     return [
-        Word.model_validate(word)
+        Segment.model_validate(
+            segment | {"words": segment.get("words", []) if words else None}
+        )
         for segment in segments
-        for word in segment.get("words", [])
+    ]
+
+
+def words_of(segments: list[Segment]) -> list[Word]:
+    """The words of all segments, in order."""
+    return [
+        Word(**word.model_dump())
+        for segment in segments
+        for word in segment.words or []
     ]

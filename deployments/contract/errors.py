@@ -9,6 +9,7 @@
     ├── ModelUnavailableError      503  model_unavailable
     ├── OverloadedError            503  overloaded
     ├── RequestTimeoutError        504  request_timeout
+    ├── DecodingLimitError         422  decoding_limit
     ├── RequestCancelledError      499  request_cancelled
     └── TranscriptionError         500  transcription_failed
 
@@ -95,6 +96,16 @@ class RequestTimeoutError(WhisperServeError):
 
     status = 504
     type = "request_timeout"
+
+
+class DecodingLimitError(WhisperServeError):
+    """The request asks for more decoding than `max_decode_s_per_audio_s` allows for its audio.
+
+    It is the request's fault and not a lack of time: sent again, it would end in the same way.
+    """
+
+    status = 422
+    type = "decoding_limit"
 
 
 class RequestCancelledError(WhisperServeError):

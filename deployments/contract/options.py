@@ -4,7 +4,6 @@ The description of each field states its rule. The same words tell a caller who 
 a description begins with "must be".
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,46 +18,81 @@ from pydantic import (
     Field,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticUseDefault
 
 from deployments import catalog
+from deployments.contract import languages, values
 from deployments.contract.errors import InvalidRequestError
 
 _MAX_TEMPERATURES = 100
+# Ten times what the widest beam search looks for. A search for more would go on to the last of a
+# window's 224 steps nearly always, and find nothing that ranks higher.
+_MAX_FINISHED_BEAMS = 100
+# As many as the largest vocabulary has, and a hundred more.
+_MAX_TOKENS = 52_000
+# From 0.00 to 30.00 s in steps of 0.02 s.
+_TIMESTAMPS = 1501
+# A window begins with a timestamp up to 1.00 s (`max_initial_timestamp`).
+_FIRST_TIMESTAMPS = 51
+# 5,000 clips; each of them takes a window, however short it is.
+_MAX_CLIP_TIMESTAMPS = 10_000
 # The tokenizer raises on text that looks like these.
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9.]+\|>")
 # Options of the contract that are no arguments of `whisper.transcribe`.
 _NOT_WHISPERS_OWN = {"temperature_increment_on_fallback"}
 
 
-def _whole_float_to_int(value: Any) -> Any:
-    # JSON has one kind of number, and some clients write 5 as 5.0.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _absent_in_words(value: Any) -> Any:
+    # A field of a form that was left empty, or null as text where Whisper knows no None.
+    if values.is_blank(value) or values.is_null(value):
+        raise PydanticUseDefault
+    return value
 
 
-def _split_numbers(value: Any) -> Any:
-    # Whisper's command line writes lists as "1,2,3"; "" is the empty list.
-    if not isinstance(value, str):
-        return value
-    return [float(part) for part in value.split(",")] if value.strip() else []
+def _null_in_words(value: Any) -> Any:
+    if values.is_blank(value):
+        raise PydanticUseDefault
+    return None if values.is_null(value) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def blank_to_null(value: Any) -> Any:
+    return None if values.is_blank(value) else value
+
+
+def _detect_to_null(value: Any) -> Any:
+    asks = isinstance(value, str) and languages.asks_to_detect(value)
+    return None if asks else value
 
 
 def _well_formed(value: str) -> str:
-    value.encode()  # Raises on a lone surrogate, which neither tokenizers nor JSON take.
+    if not value.isascii():
+        # Raises on a lone surrogate, which neither tokenizers nor JSON take.
+        value.encode()
     return value
 
 
 UnicodeText = Annotated[str, AfterValidator(_well_formed)]
-WholeNumber = Annotated[int, BeforeValidator(_whole_float_to_int)]
+# BeforeValidators run from the last to the first.
+Absent = BeforeValidator(_absent_in_words)
+Null = BeforeValidator(_null_in_words)
+Number = Annotated[float, BeforeValidator(values.number)]
+WholeNumber = Annotated[int, BeforeValidator(values.whole_number)]
+Boolean = Annotated[bool, BeforeValidator(values.boolean), Absent]
 GroupSize = Annotated[WholeNumber, Field(ge=1, le=10)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 Tokens = Annotated[
     list[Annotated[WholeNumber, Field(ge=-1)]],
-    BeforeValidator(_split_numbers, json_schema_input_type=str | list[int]),
+    Field(max_length=_MAX_TOKENS),
+    BeforeValidator(values.items, json_schema_input_type=str | list[int]),
 ]
 Seconds = Annotated[
-    list[Annotated[float, Field(ge=0)]],
-    BeforeValidator(_split_numbers, json_schema_input_type=str | list[float]),
+    list[Annotated[Number, Field(ge=0)]],
+    Field(max_length=_MAX_CLIP_TIMESTAMPS),
+    BeforeValidator(values.items, json_schema_input_type=str | list[float]),
 ]
 
 
@@ -69,27 +103,30 @@ class TranscriptionOptions(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True
     )
 
-    language: UnicodeText | None = Field(
-        None, description="must be a language code or English name, or null to detect"
+    language: Annotated[UnicodeText | None, BeforeValidator(_detect_to_null)] = Field(
+        None,
+        description="must be a language code, tag or name, or null to detect",
     )
-    temperature: Fraction = Field(0.0, description="must be between 0 and 1")
-    beam_size: GroupSize | None = Field(
+    temperature: Annotated[Fraction, Absent] = Field(
+        0.0, description="must be between 0 and 1"
+    )
+    beam_size: Annotated[GroupSize | None, Null] = Field(
         5, description="must be an integer between 1 and 10"
     )
-    word_timestamps: bool = Field(False, description="must be true or false")
-    task: Literal["transcribe", "translate"] = Field(
-        "transcribe", description="must be 'transcribe' or 'translate'"
-    )
-    temperature_increment_on_fallback: Fraction | None = Field(
+    word_timestamps: Boolean = Field(False, description="must be true or false")
+    task: Annotated[
+        Literal["transcribe", "translate"], BeforeValidator(_lower), Absent
+    ] = Field("transcribe", description="must be 'transcribe' or 'translate'")
+    temperature_increment_on_fallback: Annotated[Fraction | None, Null] = Field(
         0.2, description="must be between 0 and 1, or null for no fallback"
     )
-    best_of: GroupSize | None = Field(
+    best_of: Annotated[GroupSize | None, Null] = Field(
         5, description="must be an integer between 1 and 10, or null"
     )
-    patience: Annotated[float, Field(gt=0)] | None = Field(
+    patience: Annotated[Annotated[Number, Field(gt=0)] | None, Null] = Field(
         None, description="must be greater than 0, or null"
     )
-    length_penalty: Fraction | None = Field(
+    length_penalty: Annotated[Fraction | None, Null] = Field(
         None, description="must be between 0 and 1, or null"
     )
     suppress_tokens: Tokens = Field(
@@ -97,29 +134,35 @@ class TranscriptionOptions(BaseModel):
         description="must be token ids, as a list or a comma-separated string;"
         " -1 stands for the usual non-speech symbols",
     )
-    initial_prompt: Annotated[UnicodeText, Field(max_length=100_000)] | None = Field(
+    initial_prompt: Annotated[
+        Annotated[UnicodeText, Field(max_length=100_000)] | None,
+        BeforeValidator(blank_to_null),
+    ] = Field(
         None,
         description="must be a string of at most 100,000 characters, without special"
         " tokens (<|en|>), or null",
     )
-    carry_initial_prompt: bool = Field(False, description="must be true or false")
-    condition_on_previous_text: bool = Field(True, description="must be true or false")
-    compression_ratio_threshold: float | None = Field(
+    carry_initial_prompt: Boolean = Field(False, description="must be true or false")
+    condition_on_previous_text: Boolean = Field(
+        True, description="must be true or false"
+    )
+    compression_ratio_threshold: Annotated[Number | None, Null] = Field(
         2.4, description="must be a number, or null to switch the rule off"
     )
-    logprob_threshold: float | None = Field(
+    logprob_threshold: Annotated[Number | None, Null] = Field(
         -1.0, description="must be a number, or null to switch the rule off"
     )
-    no_speech_threshold: float | None = Field(
+    no_speech_threshold: Annotated[Number | None, Null] = Field(
         0.6, description="must be a number, or null to switch the rule off"
     )
-    hallucination_silence_threshold: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="must be greater than 0, or null; needs word_timestamps"
-    )
+    # Whisper skips silence in steps of 0.01 s: with less it would begin the same window again.
+    hallucination_silence_threshold: Annotated[
+        Annotated[Number, Field(ge=0.01)] | None, Null
+    ] = Field(None, description="must be at least 0.01, or null; needs word_timestamps")
     clip_timestamps: Seconds = Field(
         [0.0],
         description="must be seconds (start,end,start,...), as a list or a"
-        " comma-separated string",
+        " comma-separated string of at most 10,000",
     )
     prepend_punctuations: UnicodeText = Field(
         "\"'“¿([{-", description="must be a string of punctuation marks"
@@ -159,8 +202,15 @@ class TranscriptionOptions(BaseModel):
 
     def _broken_rules(self) -> Iterator[str]:
         """The text of each rule beyond a single field's type that the values break."""
-        if self.language is not None and not catalog.language_code(self.language):
-            yield f"Invalid language: {self.rule('language')}"
+        if self.language is not None:
+            try:
+                languages.find(self.language)
+            except languages.UnknownLanguageError as error:
+                yield "; ".join(
+                    filter(
+                        None, [f"Invalid language: {self.rule('language')}", str(error)]
+                    )
+                )
         if _SPECIAL_TOKEN.search(self.initial_prompt or ""):
             yield f"Invalid initial_prompt: {self.rule('initial_prompt')}"
         increment = self.temperature_increment_on_fallback
@@ -172,8 +222,11 @@ class TranscriptionOptions(BaseModel):
             else:
                 # Beam search ends at this many finished beams; Whisper asserts at least 1.
                 finished_beams = self.beam_size * self.patience
-                if math.isinf(finished_beams):
-                    yield "Invalid patience: too large for this beam_size"
+                if finished_beams > _MAX_FINISHED_BEAMS:
+                    yield (
+                        "Invalid patience: too large for this beam_size;"
+                        f" their product may be {_MAX_FINISHED_BEAMS} at most"
+                    )
                 elif round(finished_beams) < 1:
                     yield "Invalid patience: too small for this beam_size"
         if self.hallucination_silence_threshold and not self.word_timestamps:
@@ -181,7 +234,12 @@ class TranscriptionOptions(BaseModel):
 
     @property
     def language_code(self) -> str | None:
-        return catalog.language_code(self.language) if self.language else None
+        return languages.find(self.language).code if self.language else None
+
+    @property
+    def language_note(self) -> str | None:
+        """What the caller should know of how the language was read."""
+        return languages.find(self.language).note if self.language else None
 
     def whisper_options(self) -> dict[str, Any]:
         """The keyword arguments of `whisper.transcribe` that these options stand for.
@@ -209,7 +267,7 @@ class ModelLimits:
     """What bounds the options that a model can follow.
 
     num_languages: how many of `catalog.LANGUAGES`, from its beginning, the vocabulary has
-    n_vocab: size of the vocabulary
+    n_vocab: size of the vocabulary, whose last 1,501 tokens are the timestamps
     translates: whether the model was trained to translate
     """
 
@@ -226,6 +284,16 @@ class ModelLimits:
             n_vocab=official.n_vocab,
             translates=official.translates,
         )
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that ends a window's text. The text tokens of its vocabulary come before it."""
+        return 50257 if self.multilingual else 50256
+
+    @property
+    def first_timestamp(self) -> int:
+        """The token of 0.00 s."""
+        return self.n_vocab - _TIMESTAMPS
 
 
 def check_fits_model(
@@ -265,7 +333,19 @@ def check_fits_model(
             f"Invalid task: model '{model}' was not trained to translate."
             f" Models that translate: {names}"
         )
-    if any(token >= limits.n_vocab for token in options.suppress_tokens):
+    suppressed = set(options.suppress_tokens)
+    if limits.end_of_text in suppressed:
+        raise InvalidRequestError(
+            f"Invalid suppress_tokens: {limits.end_of_text} is the end of text of model '{model}',"
+            " without which no window ends"
+        )
+    first = limits.first_timestamp
+    if suppressed.issuperset(range(first, first + _FIRST_TIMESTAMPS)):
+        raise InvalidRequestError(
+            f"Invalid suppress_tokens: model '{model}' begins each window with one of the"
+            f" timestamps {first} to {first + _FIRST_TIMESTAMPS - 1}; leave one of them"
+        )
+    if any(token >= limits.n_vocab for token in suppressed):
         raise InvalidRequestError(
             f"Invalid suppress_tokens: model '{model}' has token ids up to {limits.n_vocab - 1}"
         )

@@ -1,7 +1,5 @@
 """A request as it comes through a door: the audio, the model, and the options."""
 
-import base64
-import binascii
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
@@ -13,15 +11,16 @@ from pydantic import (
     ValidationError,
 )
 
-from deployments.contract import audio_headers
+from deployments.contract import audio_headers, inline_audio
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import (
+    Null,
     TranscriptionOptions,
     UnicodeText,
     WholeNumber,
+    blank_to_null,
 )
 
-MAX_BASE64_AUDIO_BYTES = 32 << 20
 # The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
@@ -64,10 +63,12 @@ class TranscriptionRequest(TranscriptionOptions):
     model_config = ConfigDict(json_schema_extra=_own_fields_first)
 
     audio: UnicodeText | None = Field(
-        None, description="URL of an audio or video file (this or audio_base64)"
+        None,
+        description="URL or data: URI of an audio or video file (this or audio_base64)",
     )
     audio_base64: str | None = Field(
-        None, description="must be a base64 string of at most 32 MiB decoded"
+        None,
+        description="must be a base64 string or a data: URI of at most 32 MiB decoded",
     )
     audio_headers: dict[str, _HeaderValue] | None = Field(
         None,
@@ -81,11 +82,11 @@ class TranscriptionRequest(TranscriptionOptions):
         description="must be the number of an audio track, from 0, or a language code such as"
         " 'pt'; null: the track that FFmpeg takes",
     )
-    audio_channel: _Number | None = Field(
+    audio_channel: Annotated[_Number | None, Null] = Field(
         None,
         description="must be the number of a channel, from 0; null: the mix of all",
     )
-    model: UnicodeText | None = Field(
+    model: Annotated[UnicodeText | None, BeforeValidator(blank_to_null)] = Field(
         None, description="must be the name of a served model; null: the default one"
     )
 
@@ -96,11 +97,18 @@ class TranscriptionRequest(TranscriptionOptions):
             yield "Missing required parameter: 'audio' (URL to audio file)"
         if self.audio is not None and not self.audio.strip():
             yield _INVALID_AUDIO
-        if self.audio_headers and self.audio is None:
-            yield "Invalid audio_headers: only a download has headers, and audio_base64 has none"
+        if self.audio_headers and not self._is_downloaded:
+            yield (
+                "Invalid audio_headers: only a download has headers,"
+                " and this request holds its file"
+            )
         if broken := audio_headers.broken_rule(self.audio_headers or {}):
             yield f"Invalid audio_headers: {broken}"
         yield from super()._broken_rules()
+
+    @property
+    def _is_downloaded(self) -> bool:
+        return self.audio is not None and not inline_audio.is_data_uri(self.audio)
 
     @property
     def options(self) -> TranscriptionOptions:
@@ -110,21 +118,23 @@ class TranscriptionRequest(TranscriptionOptions):
         values = {name: getattr(self, name) for name in names}
         return TranscriptionOptions.model_construct(**values)
 
-    def audio_bytes(self) -> bytes:
-        """The file inside `audio_base64`.
+    def inline_audio(self) -> Iterator[bytes] | None:
+        """The file inside the request, in pieces; None where `audio` is a URL.
 
-        Raises InvalidRequestError if the text is no base64 or holds more than 32 MiB.
+        Raises InvalidRequestError, at any piece, with a text that says what is wrong.
         """
-        text = self.audio_base64 or ""
-        if len(text) <= MAX_BASE64_AUDIO_BYTES * 3 // 2:
-            try:
-                # Line breaks are usual in base64; any other foreign character is an error.
-                data = base64.b64decode("".join(text.split()), validate=True)
-            except (binascii.Error, ValueError):
-                data = b""
-            if 0 < len(data) <= MAX_BASE64_AUDIO_BYTES:
-                return data
-        raise InvalidRequestError(f"Invalid audio_base64: {self.rule('audio_base64')}")
+        if self.audio_base64 is not None:
+            return _decoded("audio_base64", self.audio_base64)
+        if self.audio is not None and inline_audio.is_data_uri(self.audio):
+            return _decoded("audio", self.audio)
+        return None
+
+
+def _decoded(field: str, text: str) -> Iterator[bytes]:
+    try:
+        yield from inline_audio.decoded(text)
+    except inline_audio.InlineAudioError as error:
+        raise InvalidRequestError(f"Invalid {field}: the text {error}") from None
 
 
 _Options = TypeVar("_Options", bound=TranscriptionOptions)

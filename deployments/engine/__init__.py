@@ -17,12 +17,14 @@ list imports only from the lines above it.
 
 from deployments.engine.engine import Engine, EngineStats, own_process
 from deployments.engine.tasks import (
+    DecodingLimitExceeded,
     EngineClosedError,
     TranscriptionCancelled,
     Usage,
 )
 
 __all__ = [
+    "DecodingLimitExceeded",
     "Engine",
     "EngineClosedError",
     "EngineStats",

@@ -1,5 +1,6 @@
 """The engine's face: many recordings at once, each as `whisper.transcribe` would do it alone."""
 
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -149,6 +150,7 @@ class Engine:
         on_segments: OnSegments | None = None,
         cancelled: Cancelled | None = None,
         on_usage: Callable[[Usage], None] | None = None,
+        max_busy_s: float = math.inf,
         **options: Any,
     ) -> dict[str, Any]:
         """`whisper.transcribe(model, audio, **options)`. Blocks until the result is there.
@@ -161,14 +163,17 @@ class Engine:
         cancelled(): called several times a second on the engine's thread, so it must be quick. If
             it returns true, the work ends within one step, or the encoding of one window.
         on_usage(usage): called once, before the result is returned
+        max_busy_s: the most seconds that the engine's thread may work on this call; see
+            `Usage.busy_s`
 
         An exception in a callback fails this call and no other. `fp16` is not an option here, since
         the engine has its own precision.
 
-        Raises TranscriptionCancelled if `cancelled()` returned true, EngineClosedError if the
-        engine is or gets closed, and whatever `whisper.transcribe` raises.
+        Raises TranscriptionCancelled if `cancelled()` returned true, DecodingLimitExceeded after
+        `max_busy_s`, EngineClosedError if the engine is or gets closed, and whatever
+        `whisper.transcribe` raises.
         """
-        session = Session(self.scheduler, cancelled or _never)
+        session = Session(self.scheduler, cancelled or _never, max_busy_s)
         try:
             result = transcribe(
                 session,

@@ -7,7 +7,8 @@ model. In each turn the thread begins what is ready, then decodes one token of e
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,6 @@ from deployments.engine.tasks import (
     DetectTask,
     MelTask,
     Task,
-    TranscriptionCancelled,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,10 @@ class Scheduler:
         self._encoder_windows = encoder_windows
         self._cancel_poll_s = cancel_poll_s
         self._polled = 0.0
+        # On a CPU, other processes must not use up a transcription's time. A GPU works while the
+        # thread waits.
+        on_cpu = runner.facts.device.type == "cpu"
+        self._clock = time.thread_time if on_cpu else time.monotonic
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -73,9 +77,10 @@ class Scheduler:
     def run_task(self, task: Task) -> Any:
         """Have the engine's thread do a task, and wait for its result. Called by other threads.
 
-        Raises TranscriptionCancelled, EngineClosedError, and whatever doing the task raises.
+        Raises TranscriptionCancelled, DecodingLimitExceeded, EngineClosedError, and whatever doing
+        the task raises.
         """
-        _raise_if_cancelled(task)
+        task.transcription.raise_if_ended()
         self.queues.submit(task)
         try:
             return task.wait()
@@ -106,7 +111,7 @@ class Scheduler:
 
     def _take_turn(self) -> None:
         """Begin what can begin, then decode one token of every window."""
-        self._drop_cancelled()
+        self._drop_ended()
         self.queues.hand_out_slots()
         ready = self.queues.take_ready()
         self._run_in_chunks(_of(DetectTask, ready), self._detect)
@@ -118,13 +123,14 @@ class Scheduler:
         if decoding:
             self._step(decoding)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
+        """Fail what was cancelled or has used up its time."""
         now = time.monotonic()
         if now - self._polled < self._cancel_poll_s:
             return
         self._polled = now
         for task in self.queues.pending:
-            self._alone(task, _raise_if_cancelled)
+            self._alone(task, lambda task: task.transcription.raise_if_ended())
 
     def _run_in_chunks(self, tasks: Sequence[Any], work: Callable[[Any], None]) -> None:
         """Do tasks several at a time. If they fail together, each is tried again alone."""
@@ -132,13 +138,14 @@ class Scheduler:
             if self.queues.closed:
                 return
             # Some may have been cancelled during the work on the others, which can take seconds.
-            self._drop_cancelled()
+            self._drop_ended()
             chunk = self.queues.still_pending(
                 tasks[start : start + self._encoder_windows]
             )
             if len(chunk) > 1:
                 try:
-                    work(chunk)
+                    with self._counted(chunk):
+                        work(chunk)
                     continue
                 except Exception as error:  # noqa: BLE001 - any of them may be the cause
                     _log_failure(error, len(chunk), retry=1)
@@ -148,9 +155,21 @@ class Scheduler:
 
     def _alone(self, task: Any, work: Callable[[Any], None]) -> None:
         try:
-            work(task)
+            with self._counted([task]):
+                work(task)
         except Exception as error:  # noqa: BLE001 - the error belongs to this caller alone
             self.queues.fail(task, error)
+
+    @contextmanager
+    def _counted(self, tasks: Sequence[Task]) -> Iterator[None]:
+        """Share the time of the work inside among the transcriptions of these tasks."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            share = (self._clock() - started) / len(tasks)
+            for task in tasks:
+                task.transcription.count_work(share)
 
     def _compute_piece(self, task: MelTask) -> None:
         """Compute one piece in each turn, so that a recording of hours does not stop the others."""
@@ -202,7 +221,7 @@ class Scheduler:
         left = [*decoding]
         while left:
             slots = left[: self.batch_limit.windows]
-            progress = self._try_step(slots)
+            progress = self._try_step([decoding[slot] for slot in slots], slots)
             # A failed step is repeated here, outside the except block, where the memory that its
             # traceback held is free again.
             if progress is not None:
@@ -212,10 +231,11 @@ class Scheduler:
                 left = left[len(slots) :]
         self.batch_limit.turn_ended()
 
-    def _try_step(self, slots: Sequence[int]) -> Progress | None:
+    def _try_step(self, tasks: Sequence[Task], slots: Sequence[int]) -> Progress | None:
         """None if several windows failed together, and fewer should be tried."""
         try:
-            return self.runner.batch.step(slots)
+            with self._counted(tasks):
+                return self.runner.batch.step(slots)
         except Exception as error:  # noqa: BLE001 - any window may be the cause, or their number
             self.batch_limit.failed(len(slots))
             if len(slots) > 1:
@@ -251,11 +271,6 @@ def _log_failure(error: Exception, windows: int, retry: int) -> None:
         type(error).__name__,
         retry,
     )
-
-
-def _raise_if_cancelled(task: Task) -> None:
-    if task.transcription.cancelled():
-        raise TranscriptionCancelled
 
 
 def _slot(task: Task) -> int:

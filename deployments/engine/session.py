@@ -1,5 +1,6 @@
 """A transcription's side of the scheduler: what OpenAI's code asks of a model becomes tasks."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,13 +26,16 @@ from deployments.engine.upstream.timing import AttendedFrames, Passage
 class Session:
     """The model as one transcription sees it; `upstream.transcribe.Model` says what is needed.
 
-    One thread uses it. Its methods block, and raise TranscriptionCancelled and EngineClosedError.
+    One thread uses it. Its methods block, and raise TranscriptionCancelled, DecodingLimitExceeded
+    and EngineClosedError.
     """
 
-    def __init__(self, scheduler: Scheduler, cancelled: Cancelled) -> None:
+    def __init__(
+        self, scheduler: Scheduler, cancelled: Cancelled, max_busy_s: float = math.inf
+    ) -> None:
         self._scheduler = scheduler
         self._runner = scheduler.runner
-        self._transcription = Transcription(cancelled)
+        self._transcription = Transcription(cancelled, max_busy_s)
         self._language_probability: float | None = None
         self._decodings = 0
         self.facts = self._runner.facts

@@ -1,6 +1,7 @@
 """What a transcription asks of the engine's thread, and what it holds there."""
 
 import enum
+import math
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -20,6 +21,10 @@ class TranscriptionCancelled(Exception):
     """`cancelled()` returned true; nothing more of this recording is decoded."""
 
 
+class DecodingLimitExceeded(Exception):
+    """The transcription has used up `max_busy_s`; nothing more of this recording is decoded."""
+
+
 class EngineClosedError(RuntimeError):
     """The engine was closed or its thread has died; the recording was not transcribed."""
 
@@ -34,12 +39,15 @@ class Usage:
         alone, 0 if it took no step
     language_probability: probability of the detected language; None if no language was detected,
         because the caller named one or the model knows only English
+    busy_s: seconds that the engine's thread worked on it, on a CPU without the time in which other
+        processes had the processor; of work on several windows together, each has its share
     """
 
     queue_s: float
     windows: int
     occupancy: float
     language_probability: float | None = None
+    busy_s: float = 0.0
 
 
 class Transcription:
@@ -48,13 +56,17 @@ class Transcription:
     slot: the slot that it has, None while it has none
     window: the window whose cross-attention keys and values are in the slot
     detected: the window in which the language was detected, and its features
+    cancelled: asked now and then whether the work is to end
+    max_busy_s: how much of the engine's time the work may take
 
     `TaskQueues` grants the slot and takes it back, under its lock. The engine's thread changes the
     rest, while the caller's thread waits for a task.
     """
 
-    def __init__(self, cancelled: Cancelled) -> None:
+    def __init__(self, cancelled: Cancelled, max_busy_s: float = math.inf) -> None:
         self.cancelled = cancelled
+        self._max_busy_s = max_busy_s
+        self._busy_s = 0.0
         self.slot: int | None = None
         self.window: Mel | None = None
         self.detected: tuple[Mel, Tensor] | None = None
@@ -93,6 +105,17 @@ class Transcription:
         self._steps += 1
         self._windows_in_steps += windows
 
+    def count_work(self, seconds: float) -> None:
+        """The engine's thread has worked for the transcription."""
+        self._busy_s += seconds
+
+    def raise_if_ended(self) -> None:
+        """Raises TranscriptionCancelled or DecodingLimitExceeded."""
+        if self.cancelled():
+            raise TranscriptionCancelled
+        if self._busy_s > self._max_busy_s:
+            raise DecodingLimitExceeded
+
     def features_of(self, mel: Mel) -> Tensor | None:
         """The features of this window if it was encoded for the detection of its language.
 
@@ -105,7 +128,9 @@ class Transcription:
 
     def usage(self, language_probability: float | None = None) -> Usage:
         occupancy = self._windows_in_steps / self._steps if self._steps else 0.0
-        return Usage(self._queue_s, self._windows, occupancy, language_probability)
+        return Usage(
+            self._queue_s, self._windows, occupancy, language_probability, self._busy_s
+        )
 
 
 class TaskState(enum.Enum):

@@ -1,5 +1,6 @@
 """What was cut or is doubtful in a result, in the words that the caller reads."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ def warnings_of(
     audio: waveform at 16 kHz, shape (samples,)
     """
     found = []
+    if options.language_note is not None:
+        found.append(options.language_note)
     if options.initial_prompt is not None:
         tokens = engine.count_prompt_tokens(options.initial_prompt)
         most = engine.max_prompt_tokens
@@ -41,6 +44,32 @@ def warnings_of(
     if max(options.clip_timestamps, default=0.0) > seconds:
         found.append(
             f"clip_timestamps go past the end of the recording, which is {seconds:.2f} s long"
+        )
+    return found + _odd_clips(options.clip_timestamps, seconds)
+
+
+def _odd_clips(timestamps: list[float], seconds: float) -> list[str]:
+    """What Whisper does with clips that are empty or not in order, where it differs from the sense.
+
+    timestamps: start, end, start, ...; the last end may be left out
+    """
+    # Whisper counts in frames of 0.01 s.
+    frames = [round(min(time, seconds) * 100) for time in timestamps]
+    if len(frames) % 2:
+        frames.append(round(seconds * 100))
+    clips = list(zip(frames[::2], frames[1::2], strict=True))
+    found = []
+    empty = sum(end <= start for start, end in clips)
+    if empty:
+        found.append(
+            f"clip_timestamps: {empty} of {len(clips)} clips end where they start or before;"
+            " Whisper left them out"
+        )
+    real = [clip for clip in clips if clip[0] < clip[1]]
+    if any(after[0] < before[1] for before, after in itertools.pairwise(real)):
+        found.append(
+            "clip_timestamps overlap or go back; Whisper transcribed the clips as they are given,"
+            " so text may come twice or out of order"
         )
     return found
 

@@ -7,15 +7,19 @@ the model, so that a replica can tell that it has found its place long before it
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from deployments import checkpoints
+from deployments.audio import SAMPLE_RATE
 from deployments.config import ModelArgs, max_batch_windows, requests_per_replica
 from deployments.contract.answer import (
     Progress,
@@ -25,6 +29,7 @@ from deployments.contract.answer import (
 )
 from deployments.contract.errors import (
     CheckpointError,
+    DecodingLimitError,
     DeviceError,
     ModelUnavailableError,
     RequestCancelledError,
@@ -38,6 +43,7 @@ from deployments.contract.options import (
 )
 from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica import nvidia
+from deployments.replica.load_attempt import LoadAttempt
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.owners import OwnerWatch
 from deployments.replica.scaling import LOAD_FAILED
@@ -54,6 +60,8 @@ logger = logging.getLogger(__name__)
 # More threads than requests that are ever in work: the thread of a caller who has left stays in
 # use until the engine has noticed.
 _MAX_THREADS = 1000
+# What Whisper decodes at once. A shorter recording takes as long as one of this length.
+_WINDOW_S = 30.0
 
 
 class WhisperModel:
@@ -65,12 +73,20 @@ class WhisperModel:
         and the next caller after them finds a new attempt under way.
     gpu_share: the share of one GPU that this replica has, and may take of its memory; 0: it runs
         on the CPU
+    max_decode_rate: seconds of the engine's time that a request may take for a second of its audio
     """
 
-    def __init__(self, model: ModelArgs, preload: bool, gpu_share: float) -> None:
+    def __init__(
+        self,
+        model: ModelArgs,
+        preload: bool,
+        gpu_share: float,
+        max_decode_rate: float = math.inf,
+    ) -> None:
         log_through_serve()
         self._model = model
         self._gpu_share = gpu_share
+        self._max_decode_rate = max_decode_rate
         # By the share, because Ray does not hide GPUs from an actor that asked for none.
         self._device: Literal["cuda", "cpu"] = "cuda" if gpu_share else "cpu"
         self._gpu_broken = False
@@ -80,7 +96,7 @@ class WhisperModel:
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         self._owners = OwnerWatch()
         self._accepted = 0
-        self._attempt = _LoadAttempt(self._load)
+        self._attempt = LoadAttempt(self._load)
         if preload:
             self._attempt.future.result()
 
@@ -140,7 +156,7 @@ class WhisperModel:
         """The engine, once the model is loaded. Raises ModelUnavailableError if it cannot be."""
         if self._attempt.failed:
             # What made the last attempt fail may be gone.
-            self._attempt = _LoadAttempt(self._load)
+            self._attempt = LoadAttempt(self._load)
         return await self._attempt.wait()
 
     def _max_accepted(self) -> int:
@@ -167,7 +183,7 @@ class WhisperModel:
             emit(Progress(done=done, total=total))
 
         def on_segments(final: list[dict[str, Any]]) -> None:
-            for segment in segments_of(final):
+            for segment in segments_of(final, options.word_timestamps):
                 emit(SegmentEvent(segment=segment))
 
         work = asyncio.ensure_future(
@@ -285,14 +301,15 @@ class WhisperModel:
                 on_segments=on_segments,
                 cancelled=cancelled.is_set,
                 on_usage=used.append,
+                max_busy_s=self._max_busy_s(audio),
                 **options.whisper_options(),
             )
             seconds = time.monotonic() - started
             [usage] = used
             self._metrics.observe(usage)
-            segments = result["segments"]
+            segments = segments_of(result["segments"], options.word_timestamps)
             return Transcript(
-                segments=segments_of(segments),
+                segments=segments,
                 words=words_of(segments) if options.word_timestamps else None,
                 text=result["text"],
                 language=result["language"],
@@ -303,7 +320,10 @@ class WhisperModel:
                 batch_windows=usage.occupancy,
                 warnings=warnings_of(options, engine, audio)
                 + language_warnings(
-                    options, result["language"], usage.language_probability, segments
+                    options,
+                    result["language"],
+                    usage.language_probability,
+                    result["segments"],
                 ),
             )
 
@@ -313,7 +333,7 @@ class WhisperModel:
         except WhisperServeError:
             raise
         except Exception as error:  # noqa: BLE001 - the error's text is not for the caller
-            raise self._as_answer(error) from None
+            raise self._as_answer(error, audio) from None
         finally:
             cancelled.set()
 
@@ -324,12 +344,27 @@ class WhisperModel:
         )
         check_fits_model(options, self._model.name, limits)
 
-    def _as_answer(self, error: Exception) -> WhisperServeError:
-        from deployments.engine import EngineClosedError, TranscriptionCancelled
+    def _max_busy_s(self, audio: np.ndarray) -> float:
+        return self._max_decode_rate * max(len(audio) / SAMPLE_RATE, _WINDOW_S)
+
+    def _as_answer(self, error: Exception, audio: np.ndarray) -> WhisperServeError:
+        from deployments.engine import (
+            DecodingLimitExceeded,
+            EngineClosedError,
+            TranscriptionCancelled,
+        )
         from deployments.replica.loading import empty_gpu_cache, is_out_of_memory
 
         if isinstance(error, TranscriptionCancelled):
             return RequestCancelledError("The request was cancelled")
+        if isinstance(error, DecodingLimitExceeded):
+            limit, seconds = self._max_busy_s(audio), len(audio) / SAMPLE_RATE
+            return DecodingLimitError(
+                f"Decoding took more than {limit:.0f} s, the limit for {seconds:.1f} s of audio"
+                " (max_decode_s_per_audio_s): ask for fewer or longer clips, for a larger"
+                " temperature_increment_on_fallback, for a lower best_of, beam_size or patience,"
+                " or for fewer suppress_tokens"
+            )
         if isinstance(error, EngineClosedError):
             return ModelUnavailableError(self._model.name, "its engine has stopped")
         if is_out_of_memory(error):
@@ -344,31 +379,3 @@ class WhisperModel:
             error_location(error),
         )
         return TranscriptionError(f"Transcription failed: {type(error).__name__}")
-
-
-class _LoadAttempt:
-    """One attempt at loading the model, in its own thread, awaited by any number of callers."""
-
-    def __init__(self, load: Callable[[], "Engine"]) -> None:
-        self.future: Future[Engine] = Future()
-        threading.Thread(target=self._run, args=(load,), daemon=True).start()
-
-    @property
-    def failed(self) -> bool:
-        return self.future.done() and self.future.exception() is not None
-
-    @property
-    def engine(self) -> "Engine | None":
-        """None while the attempt goes on, and where it has failed."""
-        done = self.future.done() and not self.failed
-        return self.future.result() if done else None
-
-    async def wait(self) -> "Engine":
-        # Shielded, because a caller who leaves must not cancel the attempt for the others.
-        return await asyncio.shield(asyncio.wrap_future(self.future))
-
-    def _run(self, load: Callable[[], "Engine"]) -> None:
-        try:
-            self.future.set_result(load())
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            self.future.set_exception(error)

@@ -57,12 +57,13 @@ AudioSource = RemoteAudio | BinaryIO
 
 
 def source_of(request: TranscriptionRequest) -> AudioSource:
-    """Raises InvalidRequestError where `audio_base64` holds no file."""
-    if request.audio is not None:
-        return RemoteAudio(request.audio.strip(), request.audio_headers or {})
+    """Raises InvalidRequestError where the request has a text in which there is no file."""
+    pieces = request.inline_audio()
+    if pieces is None:
+        return RemoteAudio((request.audio or "").strip(), request.audio_headers or {})
     # On disk, because many such requests may wait.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader, or when it is collected
-    file.write(request.audio_bytes())
+    file.writelines(pieces)
     file.seek(0)
     return file
 

@@ -17,6 +17,7 @@ from deployments.config import AppArgs
 from deployments.contract.answer import Answer, Event, Result
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import unwrapped
+from deployments.contract.values import boolean
 from deployments.logs import error_location
 from deployments.router.retry import (
     ReplicaLostError,
@@ -105,7 +106,7 @@ class JobHandler:
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.with_defaults(job_input, self._args)
-        streamed = request.pop("stream", None)
+        streamed = boolean(request.pop("stream", None))
         if streamed is None:
             return request, False
         if not isinstance(streamed, bool):

@@ -6,24 +6,32 @@ from deployments.contract.answer import Answer
 from deployments.contract.errors import InvalidRequestError
 from deployments.runpod.job import to_json
 
-_WITHOUT_TOKENS = (
-    "The segments' tokens are left out:"
+# What a result can spare, and the warning that says so. The words come first, because
+# `word_timestamps` holds the same ones.
+_SPARED = {
+    field: f"The segments' {field} are left out:"
     " with them the result is larger than the job API takes"
-)
+    for field in ("words", "tokens")
+}
 
 
 def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
-    """The answer as plain JSON; without its tokens where it would take more than `limit` bytes.
+    """The answer as plain JSON of at most `limit` bytes.
+
+    Where that does not suffice for all of it, its segments lose their words, which stand in
+    `word_timestamps` as well, and then their tokens.
 
     Raises InvalidRequestError if that is not enough, and ValueError if the answer is no JSON.
     """
     output = answer.model_dump()
-    if _size(output) <= limit:
-        return output
-    for segment in output["segments"]:
-        del segment["tokens"]
-    output["warnings"] = [*output["warnings"], _WITHOUT_TOKENS]
     size = _size(output)
+    for field, warning in _SPARED.items():
+        if size <= limit:
+            return output
+        spared = [segment.pop(field, None) for segment in output["segments"]]
+        if any(value is not None for value in spared):
+            output["warnings"] = [*output["warnings"], warning]
+            size = _size(output)
     if size <= limit:
         return output
     words = " without word_timestamps, or" if "word_timestamps" in output else ""

@@ -3,15 +3,14 @@
 RunPod's console hands values on as text: unset ones as `""`, and numbers also as `1e+01`.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
-from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_options
+from deployments.contract.values import is_blank, is_null, whole_number
 
 # RunPod's limit for a result of /run; /runsync allows twice as much.
 _JOB_API_LIMIT_BYTES = 10_000_000
@@ -56,13 +55,15 @@ class Settings:
         The default language does not apply to a model that knows English only.
         """
         defaults = dict(self.job_defaults)
-        if _knows_english_only(job_input.get("model") or args.default_model, args):
+        model = job_input.get("model")
+        if model is None or is_blank(model):
+            model = args.default_model
+        if _knows_english_only(model, args):
             defaults.pop("language", None)
         given = {
             key: value
             for key, value in job_input.items()
-            # Where Whisper gives null no meaning, the contract takes it for absent.
-            if value is not None or key not in defaults or key in _NULLABLE
+            if key not in defaults or not _is_absent(key, value)
         }
         return defaults | given
 
@@ -105,8 +106,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(
         model=values.get("WHISPER_MODEL"),
         job_defaults={
-            field: _checked(field, variable, read(variable, values[variable]))
-            for field, (variable, read) in _JOB_DEFAULTS.items()
+            field: _checked(field, variable, values[variable])
+            for field, variable in _JOB_DEFAULTS.items()
             if variable in values
         },
         limits={
@@ -129,6 +130,16 @@ def variable_of(option: str) -> str:
     return f"WHISPER_{option.upper()}"
 
 
+def _is_absent(field: str, value: Any) -> bool:
+    """Whether the contract takes this value of a field for absent."""
+    if field == "language":
+        return False
+    if is_blank(value):
+        return True
+    # Null is a value where Whisper gives it a meaning.
+    return field != "beam_size" and (value is None or is_null(value))
+
+
 def _knows_english_only(model: Any, args: AppArgs) -> bool:
     try:
         official = args.model(str(model)).official
@@ -143,49 +154,24 @@ def _whole_number(
 ) -> int | None:
     if variable not in values:
         return None
-    value = _number(variable, values[variable])
+    value = whole_number(values[variable])
     if isinstance(value, int) and least <= value <= most:
         return value
     raise SettingsError(f"{variable} must be a whole number from {least} to {most}")
 
 
-def _checked(field: str, variable: str, value: Any) -> Any:
-    """The value, if the contract's own rules take it."""
+def _checked(field: str, variable: str, text: str) -> Any:
+    """The value as the contract reads it from text."""
     try:
-        parse_options({field: value})
-    except InvalidRequestError:
-        rule = _RULES.get(field) or TranscriptionOptions.rule(field)
+        return getattr(parse_options({field: text}), field)
+    except InvalidRequestError as error:
+        rule = str(error).removeprefix(f"Invalid {field}: ")
         raise SettingsError(f"{variable} {rule}") from None
-    return value
 
 
-def _text(_: str, text: str) -> str:
-    return text
-
-
-def _number(variable: str, text: str) -> float | int:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise SettingsError(f"{variable} must be a number")
-    return int(value) if value.is_integer() else value
-
-
-def _boolean(variable: str, text: str) -> bool:
-    try:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    except KeyError:
-        raise SettingsError(f"{variable} must be true or false") from None
-
-
-# The contract's rule names null, which no variable can hold.
-_RULES = {"language": "must be a language code or English name"}
-_NULLABLE = {"language", "beam_size"}
-_JOB_DEFAULTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "language": ("WHISPER_LANGUAGE", _text),
-    "temperature": ("WHISPER_TEMPERATURE", _number),
-    "beam_size": ("WHISPER_BEAM_SIZE", _number),
-    "word_timestamps": ("WHISPER_WORD_TIMESTAMPS", _boolean),
+_JOB_DEFAULTS = {
+    "language": "WHISPER_LANGUAGE",
+    "temperature": "WHISPER_TEMPERATURE",
+    "beam_size": "WHISPER_BEAM_SIZE",
+    "word_timestamps": "WHISPER_WORD_TIMESTAMPS",
 }

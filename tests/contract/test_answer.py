@@ -36,6 +36,7 @@ def test_the_fields_of_a_response_are_those_of_the_documentation() -> None:
         "avg_logprob",
         "compression_ratio",
         "no_speech_prob",
+        "words",
     ]
     assert list(Word.model_fields) == ["word", "start", "end", "probability"]
     assert list(Timings.model_fields) == [
@@ -123,8 +124,8 @@ def test_any_result_of_whisper_becomes_plain_json(
     segments: list[dict[str, Any]],
 ) -> None:
     response = Answer(
-        segments=segments_of(segments),
-        word_timestamps=words_of(segments),
+        segments=segments_of(segments, words=True),
+        word_timestamps=words_of(segments_of(segments, words=True)),
         detected_language="en",
         transcription=" ".join(segment["text"] for segment in segments),
         device="cpu",
@@ -148,6 +149,13 @@ def test_any_result_of_whisper_becomes_plain_json(
     assert [word["start"] for word in response["word_timestamps"]] == [
         word["start"] for word in words
     ]
+
+    for segment, answered in zip(segments, response["segments"], strict=True):
+        assert [word["word"] for word in answered["words"]] == [
+            word["word"] for word in segment.get("words", [])
+        ]
+    without = [segment.model_dump() for segment in segments_of(segments, words=False)]
+    assert not any("words" in segment for segment in without)
 
 
 def test_numbers_that_whisper_could_not_tell_are_null() -> None:

@@ -73,7 +73,7 @@ def test_headers_that_the_download_needs_for_itself_are_refused(name: str) -> No
 def test_headers_without_a_download_are_refused() -> None:
     assert (
         refusal({"audio_base64": "AAAA", "audio_headers": TOKEN})
-        == "Invalid audio_headers: only a download has headers, and audio_base64 has none"
+        == "Invalid audio_headers: only a download has headers, and this request holds its file"
     )
 
 

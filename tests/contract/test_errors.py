@@ -49,6 +49,7 @@ def test_the_statuses_and_types_are_those_callers_rely_on() -> None:
         "model_unavailable": 503,
         "overloaded": 503,
         "request_timeout": 504,
+        "decoding_limit": 422,
         "request_cancelled": 499,
         "transcription_failed": 500,
     }

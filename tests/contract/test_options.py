@@ -180,7 +180,10 @@ def test_every_option_of_whispers_command_line_for_decoding_is_a_field(
         ),
         (
             {"patience": 1e308, "beam_size": 5},
-            "Invalid patience: too large for this beam_size",
+            (
+                "Invalid patience: too large for this beam_size;"
+                " their product may be 100 at most"
+            ),
         ),
         (
             {"hallucination_silence_threshold": 2.0},
@@ -200,6 +203,7 @@ def test_a_rule_between_fields_is_told_in_its_own_words(
 
 def test_fields_that_keep_the_rules_between_them_are_accepted() -> None:
     assert parse(patience=0.2, beam_size=3).patience == 0.2
+    assert parse(patience=10, beam_size=10).patience == 10.0
     request = parse(hallucination_silence_threshold=2.0, word_timestamps=True)
     assert request.hallucination_silence_threshold == 2.0
 
@@ -230,6 +234,84 @@ def test_json_has_one_kind_of_number(field: str, given: Any, read: Any) -> None:
     value = getattr(parse(**{field: given}), field)
     assert value == read
     assert type(value) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "read"),
+    [
+        ("beam_size", "5", 5),
+        ("beam_size", " 1e+01 ", 10),
+        ("beam_size", "3.0", 3),
+        ("beam_size", "null", None),
+        ("beam_size", "None", None),
+        ("temperature", "0.2", 0.2),
+        ("temperature", "+.5", 0.5),
+        ("logprob_threshold", "-1", -1.0),
+        ("logprob_threshold", "none", None),
+        ("word_timestamps", "true", True),
+        ("word_timestamps", "False", False),
+        ("word_timestamps", "1", True),
+        ("word_timestamps", 0, False),
+        ("word_timestamps", 1.0, True),
+        ("condition_on_previous_text", "off", False),
+        ("task", " Translate ", "translate"),
+        ("clip_timestamps", "[0, 10.5]", [0.0, 10.5]),
+        ("clip_timestamps", ["0", "10.5"], [0.0, 10.5]),
+        ("clip_timestamps", 5, [5.0]),
+        ("suppress_tokens", "[-1, 220]", [-1, 220]),
+        ("suppress_tokens", ["-1", 220.0], [-1, 220]),
+        ("suppress_tokens", -1, [-1]),
+    ],
+)
+def test_text_is_read_as_the_value_that_it_can_only_mean(
+    field: str, given: Any, read: Any
+) -> None:
+    value = getattr(parse(**{field: given}), field)
+    assert value == read
+    assert type(value) is type(read)
+
+
+TEXTS = {
+    "language",
+    "initial_prompt",
+    "prepend_punctuations",
+    "append_punctuations",
+    "suppress_tokens",
+    "clip_timestamps",
+    "audio",
+    "audio_base64",
+    "model",
+}
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - TEXTS))
+def test_a_number_or_choice_that_was_left_blank_is_absent(field: str) -> None:
+    assert parse(**{field: ""}) == parse(**{field: " "}) == parse()
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - TEXTS - NULLABLE))
+def test_null_in_words_counts_as_absent_where_null_does(field: str) -> None:
+    assert parse(**{field: "null"}) == parse()
+
+
+def test_a_text_stays_what_it_is() -> None:
+    request = parse(initial_prompt="5", append_punctuations="", model="1")
+    assert request.initial_prompt == "5"
+    assert request.append_punctuations == ""
+    assert parse(model=" ").model is None
+    assert parse(initial_prompt="null").initial_prompt == "null"
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_a_blank_prompt_is_none(prompt: str) -> None:
+    assert parse(initial_prompt=prompt).whisper_options()["initial_prompt"] is None
+
+
+def test_lists_have_a_longest_length() -> None:
+    assert len(parse(clip_timestamps=[1.0] * 10_000).clip_timestamps) == 10_000
+    for clips in ([1.0] * 10_001, ",".join("1" * 10_001), "1," * 1_000_000):
+        assert refusal_of(clip_timestamps=clips).startswith("Invalid clip_timestamps")
+    assert refusal_of(suppress_tokens=[1] * 52_001).startswith("Invalid suppress_tok")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +433,30 @@ def fits(name: str, **fields: Any) -> None:
             {"suppress_tokens": "51864"},
             "Invalid suppress_tokens: model 'base.en' has token ids up to 51863",
         ),
+        (
+            "base",
+            {"suppress_tokens": [-1, 50257]},
+            (
+                "Invalid suppress_tokens: 50257 is the end of text of model 'base',"
+                " without which no window ends"
+            ),
+        ),
+        (
+            "base.en",
+            {"suppress_tokens": "50256"},
+            (
+                "Invalid suppress_tokens: 50256 is the end of text of model 'base.en',"
+                " without which no window ends"
+            ),
+        ),
+        (
+            "large-v3",
+            {"suppress_tokens": list(range(50365, 51866))},
+            (
+                "Invalid suppress_tokens: model 'large-v3' begins each window with one of"
+                " the timestamps 50365 to 50415; leave one of them"
+            ),
+        ),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(
@@ -366,7 +472,8 @@ def test_what_a_model_cannot_do_is_refused(
     [
         ("base.en", {}),
         ("base.en", {"language": "English"}),
-        ("base.en", {"suppress_tokens": [51863]}),
+        ("base.en", {"suppress_tokens": [51863, 50257]}),
+        ("base", {"suppress_tokens": [50256, *range(50365, 51865)]}),
         ("base", {"language": "pt", "task": "translate"}),
         ("base", {"language": "su"}),
         ("base", {"suppress_tokens": [51864]}),
@@ -376,6 +483,14 @@ def test_what_a_model_cannot_do_is_refused(
 )
 def test_what_a_model_can_do_is_accepted(model: str, fields: dict[str, Any]) -> None:
     fits(model, **fields)
+
+
+def test_the_tokens_that_no_window_can_do_without_are_whispers() -> None:
+    for model in catalog.MODELS.values():
+        tokenizer = get_tokenizer(model.multilingual, num_languages=model.num_languages)
+        limits = ModelLimits.of(model)
+        assert limits.end_of_text == tokenizer.eot
+        assert limits.first_timestamp == tokenizer.timestamp_begin
 
 
 def nullable(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -413,7 +528,7 @@ def valid_fields(draw: st.DrawFn) -> dict[str, Any]:
                     st.just(0) | st.floats(0.01, 1)
                 ),
                 "best_of": nullable(GROUP | GROUP.map(float)),
-                "patience": nullable(st.floats(0.6, 1e300)),
+                "patience": nullable(st.floats(0.6, 10)),
                 "length_penalty": nullable(st.floats(0, 1)),
                 "suppress_tokens": TOKEN_IDS | TOKEN_IDS.map(joined),
                 "initial_prompt": nullable(PLAIN_TEXT),
@@ -422,9 +537,7 @@ def valid_fields(draw: st.DrawFn) -> dict[str, Any]:
                 "compression_ratio_threshold": nullable(FINITE),
                 "logprob_threshold": nullable(FINITE),
                 "no_speech_threshold": nullable(FINITE),
-                "hallucination_silence_threshold": nullable(
-                    st.floats(0, 1e9, exclude_min=True)
-                ),
+                "hallucination_silence_threshold": nullable(st.floats(0.01, 1e9)),
                 "clip_timestamps": SECONDS | SECONDS.map(joined),
                 "prepend_punctuations": PLAIN_TEXT,
                 "append_punctuations": PLAIN_TEXT,
@@ -446,6 +559,8 @@ TOKENIZER = get_tokenizer(multilingual=True)
 def test_whisper_takes_the_options_of_any_valid_request(fields: dict[str, Any]) -> None:
     options = parse_request(fields).whisper_options()
     rewritten = {"language", "temperature", "suppress_tokens", "clip_timestamps"}
+    if not (fields.get("initial_prompt") or "").strip():
+        rewritten.add("initial_prompt")
     for name in fields.keys() & options.keys() - rewritten:
         assert options[name] == fields[name]
     of_transcribe = inspect.signature(whisper.transcribe).parameters

@@ -127,6 +127,21 @@ def test_audio_inside_the_request(app: App) -> None:
     assert_official(answer, "tiny.en", "jfk.mp3")
 
 
+def test_a_request_as_browsers_and_forms_write_it(app: App) -> None:
+    data = base64.urlsafe_b64encode((AUDIO / "jfk.flac").read_bytes()).decode()
+    answer = app.transcribe(
+        audio="data:audio/flac;codecs=flac;base64," + data.rstrip("="),
+        model="openai/whisper-Tiny.en",
+        language="en_US",
+        word_timestamps="true",
+        initial_prompt="",
+    )
+    assert answer["model"] == "tiny.en"
+    assert_official(answer, "tiny.en", "jfk.flac", word_timestamps=True)
+    texts = ["".join(w["word"] for w in s["words"]) for s in answer["segments"]]
+    assert "".join(texts).strip() == answer["transcription"]
+
+
 def test_a_request_may_stand_inside_input(app: App, audio_url: Url) -> None:
     inner = {"audio": audio_url("jfk.flac"), "model": "tiny.en", "beam_size": None}
     answer = app.transcribe(input=inner)

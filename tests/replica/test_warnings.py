@@ -87,3 +87,30 @@ def test_a_language_that_was_heard_or_named_is_not_doubted() -> None:
     assert language(segment(0, 0.05), segment(3000, 0.9)) == []
     assert language(segment(0, 0.9), probability=None) == []
     assert language(segment(4000, 0.9), clip_timestamps=[40.0]) == []
+
+
+def test_a_language_that_is_not_quite_the_one_asked_for_is_told(engine: Engine) -> None:
+    assert warnings(engine, language="pt-BR") == []
+    assert warnings(engine, language="nb") == [
+        "language 'nb' (Norwegian Bokmål) was taken as 'no' (Norwegian)"
+    ]
+
+
+@pytest.mark.parametrize("clips", [[], [0], [3], [0, 5, 5, 10], [1, 2, 3]])
+def test_clips_in_order_need_no_warning(engine: Engine, clips: list[float]) -> None:
+    assert warnings(engine, clip_timestamps=clips) == []
+
+
+def test_clips_that_hold_nothing_are_told(engine: Engine) -> None:
+    [warning] = warnings(engine, clip_timestamps=[0, 2, 5, 5, 7.001, 7.004, 9, 8])
+    assert warning == (
+        "clip_timestamps: 3 of 4 clips end where they start or before; Whisper left them out"
+    )
+
+
+@pytest.mark.parametrize("clips", [[5, 8, 0, 3], [0, 5, 4, 6], [0, 5, 0, 5], [5, 8, 7]])
+def test_clips_that_overlap_or_go_back_are_told(
+    engine: Engine, clips: list[float]
+) -> None:
+    [warning] = warnings(engine, clip_timestamps=clips)
+    assert warning.startswith("clip_timestamps overlap or go back")

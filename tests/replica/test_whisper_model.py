@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import re
 import sys
 import threading
@@ -19,8 +20,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from whisper.model import Whisper
 
 from deployments.config import ModelArgs
-from deployments.contract.answer import Progress
+from deployments.contract.answer import Progress, SegmentEvent, words_of
 from deployments.contract.errors import (
+    DecodingLimitError,
     InvalidRequestError,
     ModelUnavailableError,
     RequestCancelledError,
@@ -28,6 +30,7 @@ from deployments.contract.errors import (
 )
 from deployments.contract.options import TranscriptionOptions
 from deployments.engine import (
+    DecodingLimitExceeded,
     Engine,
     EngineClosedError,
     TranscriptionCancelled,
@@ -61,9 +64,11 @@ def replica(checkpoint: Path) -> Iterator[WhisperModel]:
     yield _replica(checkpoint, preload=True)
 
 
-def _replica(checkpoint: Path, preload: bool = False) -> WhisperModel:
+def _replica(
+    checkpoint: Path, preload: bool = False, max_decode_rate: float = math.inf
+) -> WhisperModel:
     model = ModelArgs(name="own", checkpoint=str(checkpoint))
-    return WhisperModel(model, preload, gpu_share=0.0)
+    return WhisperModel(model, preload, 0.0, max_decode_rate)
 
 
 def _options(**fields: Any) -> TranscriptionOptions:
@@ -294,10 +299,43 @@ async def test_health_fails_when_the_engines_thread_is_gone(
         await _transcript(replica, NOISE, _options())
 
 
+async def test_a_request_that_takes_too_long_for_its_audio_is_told_what_to_change(
+    checkpoint: Path,
+) -> None:
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True, max_decode_rate=1e-9)
+    with pytest.raises(DecodingLimitError) as caught:
+        await _transcript(replica, NOISE, _options())
+    assert str(caught.value).startswith(
+        "Decoding took more than 0 s, the limit for 1.0 s of audio"
+        " (max_decode_s_per_audio_s): ask for"
+    )
+
+
+async def test_the_limit_grows_with_the_audio_and_counts_a_whole_window_at_least(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
+        limits.append(options["max_busy_s"])
+        raise DecodingLimitExceeded
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True, max_decode_rate=2.0)
+    for seconds in (1, 90):
+        with pytest.raises(DecodingLimitError):
+            await _transcript(replica, np.zeros(seconds * 16_000, np.int16), _options())
+    assert limits == [60.0, 180.0]
+
+
 async def test_own_weights_are_asked_what_they_can_do(replica: WhisperModel) -> None:
     request = _options(suppress_tokens=[51_866])
     with pytest.raises(InvalidRequestError, match="token ids up to 51865"):
         await _transcript(replica, NOISE, request)
+    with pytest.raises(InvalidRequestError, match="50257 is the end of text"):
+        await _transcript(replica, NOISE, _options(suppress_tokens=[50257]))
 
 
 @pytest.mark.parametrize(
@@ -356,8 +394,30 @@ async def test_word_timestamps_are_present_exactly_when_asked_for(
 ) -> None:
     without = await _transcript(replica, NOISE, _options())
     assert without.words is None
+    assert all(segment.words is None for segment in without.segments)
     with_words = await _transcript(replica, NOISE, _options(word_timestamps=True))
     assert isinstance(with_words.words, list)
+    assert all(segment.words is not None for segment in with_words.segments)
+
+
+async def test_the_words_of_a_segment_are_its_text_when_they_are_joined(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        loading, "load_model", lambda *_: lively_whisper(n_audio_ctx=1500)
+    )
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True)
+    options = _options(word_timestamps=True, logprob_threshold=None)
+    events = [event async for event in replica.stream(shared(sounds(40)), options)]
+    *_, transcript = events
+    assert isinstance(transcript, Transcript)
+    told = [event.segment for event in events if isinstance(event, SegmentEvent)]
+    assert told == transcript.segments
+    joined = ["".join(word.word for word in s.words or []) for s in told]
+    assert [text.strip() for text in joined] == [segment.text for segment in told]
+    assert any(text.startswith(" ") for text in joined)
+    assert transcript.words == words_of(told)
 
 
 async def test_events_are_told_only_if_they_are_wanted(

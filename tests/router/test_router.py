@@ -200,7 +200,14 @@ async def test_a_request_goes_to_the_model_it_names_or_to_the_default_one() -> N
         ),
         (
             {"audio_base64": "?"},
-            "Invalid audio_base64: must be a base64 string of at most 32 MiB decoded",
+            "Invalid audio_base64: the text is no base64: it holds '?' at character 1",
+        ),
+        (
+            {"audio": "data:audio/wav;base64", "audio_base64": None},
+            (
+                "Invalid audio: the text is a data URI without a comma, and so without"
+                " data"
+            ),
         ),
     ],
 )

@@ -141,7 +141,7 @@ async def test_whatever_goes_wrong_becomes_a_short_text(
     ("job_input", "text"),
     [
         ("jfk.flac", "The job's input must be a JSON object"),
-        ({"audio": "x", "stream": 1}, "Invalid stream: must be true or false"),
+        ({"audio": "x", "stream": "maybe"}, "Invalid stream: must be true or false"),
     ],
 )
 async def test_an_input_that_is_none_is_refused(job_input: Any, text: str) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from deployments.contract.answer import Answer, Word
+from deployments.contract.answer import Answer, SegmentWord, Word
 from deployments.contract.errors import InvalidRequestError
 from deployments.runpod.result_size import fit_to_limit
 from tests.runpod.examples import answer_with
@@ -28,6 +28,26 @@ def test_a_result_over_the_limit_loses_its_tokens_and_says_so() -> None:
     assert output["transcription"] == "short"
     assert answer.segments[0].tokens
     assert len(answer.warnings) == 1
+
+
+def test_the_segments_words_go_before_their_tokens() -> None:
+    answer = answer_with(10)
+    word = {"start": 0.0, "end": 1.0, "probability": 1.0}
+    segments = [
+        segment.model_copy(update={"words": [SegmentWord(word=" x", **word)]})
+        for segment in answer.segments
+    ]
+    flat = [Word(word="x", **word)] * 10
+    answer = answer.model_copy(update={"segments": segments, "word_timestamps": flat})
+    output = fit_to_limit(answer, sent(answer) - 1)
+    assert not any("words" in segment for segment in output["segments"])
+    assert all("tokens" in segment for segment in output["segments"])
+    assert len(output["word_timestamps"]) == 10
+    [warning] = output["warnings"]
+    assert warning.startswith("The segments' words are left out")
+    output = fit_to_limit(answer, sent(answer) - 3000)
+    assert not any("tokens" in segment for segment in output["segments"])
+    assert [warning.split()[2] for warning in output["warnings"]] == ["words", "tokens"]
 
 
 def test_a_result_that_is_too_large_without_tokens_is_an_error_that_says_what_to_do() -> (

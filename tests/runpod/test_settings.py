@@ -2,6 +2,7 @@ import pytest
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidAudioError
+from deployments.contract.request import parse_options
 from deployments.runpod.settings import (
     LIMITS,
     Settings,
@@ -71,10 +72,10 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("WHISPER_LANGUAGE", "Elvish", " must be a language code or English name"),
+        ("WHISPER_LANGUAGE", "Elvish", " must be a language code, tag or name"),
         ("WHISPER_TEMPERATURE", "1.5", " must be between 0 and 1"),
-        ("WHISPER_TEMPERATURE", "warm", " must be a number"),
-        ("WHISPER_TEMPERATURE", "nan", " must be a number"),
+        ("WHISPER_TEMPERATURE", "warm", " must be between 0 and 1"),
+        ("WHISPER_TEMPERATURE", "nan", " must be between 0 and 1"),
         ("WHISPER_BEAM_SIZE", "11", " must be an integer between 1 and 10"),
         ("WHISPER_BEAM_SIZE", "2.5", " must be an integer between 1 and 10"),
         ("WHISPER_WORD_TIMESTAMPS", "maybe", " must be true or false"),
@@ -87,7 +88,7 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
         ("RUNPOD_MAX_CONCURRENCY", "0", " must be a whole number from 1 to 1000"),
         ("WHISPER_MAX_RESULT_BYTES", "5", " must be a whole number from 1000 to"),
         ("WHISPER_HTTP_PORT", "99999", " must be a whole number from 1 to 65535"),
-        ("PORT_HEALTH", "high", " must be a number"),
+        ("PORT_HEALTH", "high", " must be a whole number from 1 to 65535"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(
@@ -98,12 +99,33 @@ def test_what_cannot_be_used_is_refused_by_name(
     assert str(caught.value).startswith(variable + message)
 
 
-def test_the_rule_of_a_variable_speaks_of_nothing_that_no_variable_can_hold() -> None:
+def test_a_variable_that_is_nearly_right_is_refused_with_a_hint() -> None:
     with pytest.raises(SettingsError) as caught:
-        read_settings({"WHISPER_LANGUAGE": "Elvish"})
-    assert str(caught.value) == (
-        "WHISPER_LANGUAGE must be a language code or English name"
-    )
+        read_settings({"WHISPER_LANGUAGE": "portugese"})
+    assert str(caught.value).startswith("WHISPER_LANGUAGE must be a language code")
+    assert str(caught.value).endswith("; did you mean 'portuguese'?")
+
+
+@pytest.mark.parametrize(
+    ("written", "code"), [("pt_BR", "pt"), ("Português", "pt"), ("por", "pt")]
+)
+def test_the_language_is_read_as_in_a_request(written: str, code: str) -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": written})
+    job = settings.with_defaults({}, AppArgs())
+    assert parse_options(job).language_code == code
+
+
+@pytest.mark.parametrize("written", ["auto", "null"])
+def test_variables_can_ask_for_null(written: str) -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": written, "WHISPER_BEAM_SIZE": "null"})
+    assert settings.job_defaults == {"language": None, "beam_size": None}
+
+
+def test_a_job_can_ask_for_detection_where_a_language_is_the_default() -> None:
+    settings = read_settings({"WHISPER_LANGUAGE": "pt"})
+    for asked in (None, "", "auto"):
+        job = settings.with_defaults({"language": asked}, AppArgs())
+        assert parse_options(job).language_code is None
 
 
 def test_a_job_gets_the_defaults_for_what_it_leaves_out() -> None:
@@ -125,6 +147,17 @@ def test_a_job_gets_the_defaults_for_what_it_leaves_out() -> None:
         "word_timestamps": True,
         "temperature": 0.2,
     }
+
+
+def test_what_the_contract_takes_for_absent_gets_the_default_too() -> None:
+    settings = read_settings(
+        {"WHISPER_BEAM_SIZE": "3", "WHISPER_WORD_TIMESTAMPS": "true"}
+    )
+    job = {"beam_size": " ", "word_timestamps": "null"}
+    request = parse_options(settings.with_defaults(job, AppArgs()))
+    assert (request.beam_size, request.word_timestamps) == (3, True)
+    request = parse_options(settings.with_defaults({"beam_size": "null"}, AppArgs()))
+    assert request.beam_size is None
 
 
 @pytest.mark.parametrize("default", ["base", "tiny.en"])
@@ -154,7 +187,8 @@ def test_a_default_language_that_the_default_model_does_not_know_is_refused() ->
 
 def test_the_environments_model_is_the_default_one_and_preloaded() -> None:
     configured = AppArgs(models=[ModelArgs(name="base"), ModelArgs(name="turbo")])
-    args = read_settings({"WHISPER_MODEL": "large-v3-turbo"}).applied_to(configured)
+    settings = read_settings({"WHISPER_MODEL": "openai/whisper-large-v3-turbo"})
+    args = settings.applied_to(configured)
     assert args.default_model == "turbo"
     replicas = {model.name: args.min_replicas(model) for model in args.models}
     assert replicas == {"base": 0, "turbo": 1}
