@@ -220,7 +220,7 @@ class Hesitant:
 def test_a_demuxer_that_asks_to_be_called_again_is_called_but_not_for_ever(
     times: int, packets: int
 ) -> None:
-    with av.open(io.BytesIO(wav(tone(440)))) as container:
+    with av.open(io.BytesIO(wav(tone(440))), "r") as container:
         hesitant: Any = Hesitant(container, times)
         reader = PacketReader(hesitant, container.streams.audio[0], lambda: False)
         assert abs(len(list(reader)) - packets) <= 4
