@@ -16,9 +16,6 @@ from deployments.contract.options import (
 )
 from deployments.contract.request import short
 
-# The name of the Serve application.
-APPLICATION = "whisper"
-
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 
 

@@ -15,12 +15,12 @@ import signal
 import sys
 
 import requests
-from pydantic import ValidationError
 
 from deployments.contract.errors import CheckpointError
-from deployments.launch import CONFIG, RAY_LOGS, read_config
+from deployments.launch import RAY_LOGS
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.serve_config import ConfigError, read_config, require_http
 
 
 def main() -> int:
@@ -35,6 +35,7 @@ def main() -> int:
         # Ray prints to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             config, args = read_config()
+            require_http(config)
             if arguments.command == "serve":
                 commands.serve(config, args, arguments.port)
             else:
@@ -42,10 +43,8 @@ def main() -> int:
                     config, args, arguments.audio, arguments.args, result
                 )
         return 0
-    except (commands.CommandError, CheckpointError) as error:
+    except (commands.CommandError, ConfigError, CheckpointError) as error:
         return _fail(str(error))
-    except ValidationError as error:
-        return _fail(f"{CONFIG.name}: {error}")
     except requests.RequestException:
         return _fail(f"the application did not answer: see {RAY_LOGS}")
     except RuntimeError:

@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
-from deployments.config import APPLICATION, AppArgs, ModelArgs
+from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
     Event,
@@ -50,6 +50,7 @@ class Router:
     handles: by model name, what Serve made of the bound model deployments
     gpu_shares: by model name, the share of one GPU that a replica asks for; 0 where there is none
     running_replicas: tells how many replicas run, by deployment name
+    application: the Serve application's name, for GET /health
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Router:
         handles: Mapping[str, DeploymentHandle[Any]],
         gpu_shares: Mapping[str, float],
         running_replicas: Callable[[], Mapping[str, int]] | None = None,
+        application: str = "whisper",
     ) -> None:
         log_through_serve()
         self._args = args
+        self._application = application
         self._running_replicas = running_replicas or _running_replicas
         self._clients = {
             model.name: ModelClient(
@@ -151,7 +154,8 @@ class Router:
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
         default = self._args.default_model
-        return Health(application=APPLICATION, default_model=default).model_dump()
+        health = Health(application=self._application, default_model=default)
+        return health.model_dump()
 
     def _parse(self, payload: Mapping[str, Any], entry: RequestLog) -> "_Job":
         """Refuse, before anything is downloaded, all that can be refused by then."""

@@ -11,7 +11,7 @@ import ray
 import requests
 from ray import serve
 
-from deployments import catalog, launch
+from deployments import catalog, serve_config
 from deployments.local import commands
 from tests.support.app import AUDIO, App, Url
 from tools.official import assert_official
@@ -125,7 +125,7 @@ def test_every_answer_has_a_request_id(app: App) -> None:
 
 def test_the_local_command_uses_an_application_that_runs(app: App) -> None:
     host, port = app.url.removeprefix("http://").split(":")
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     config.http_options.host, config.http_options.port = host, int(port)
     out = io.StringIO()
     fields = json.dumps({"model": "tiny.en", "beam_size": None})
@@ -137,7 +137,7 @@ def test_what_the_application_refuses_is_the_error_of_the_local_command(
     app: App,
 ) -> None:
     host, port = app.url.removeprefix("http://").split(":")
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     config.http_options.host, config.http_options.port = host, int(port)
     with pytest.raises(commands.CommandError, match="^Audio decoding failed: "):
         commands.transcribe(config, args, str(AUDIO / "README.md"), "{}", io.StringIO())
