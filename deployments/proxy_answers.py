@@ -17,6 +17,7 @@ What applications send passes unchanged and piece by piece.
 """
 
 import logging
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -63,12 +64,13 @@ class ContractAnswers:
         # One id for answer, body and log, also where the caller's own fits into no log line.
         headers = MutableHeaders(scope=scope)
         headers[_ID_HEADER] = valid_request_id(headers.get(_ID_HEADER))
-        exchange = _Exchange(receive, send)
+        exchange, started = _Exchange(receive, send), time.monotonic()
         answer = await self._answer_in_place_of(exchange, scope)
         if answer is not None:
             request_id = headers[_ID_HEADER]
             answer.headers[_ID_HEADER] = request_id
-            log_refusal(request_id, answer.status_code, exchange.reason)
+            seconds = time.monotonic() - started
+            log_refusal(request_id, answer.status_code, exchange.reason, seconds)
             await answer(scope, receive, send)
 
     async def _answer_in_place_of(

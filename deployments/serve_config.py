@@ -88,7 +88,8 @@ def base_url(config: "ServeDeploySchema", port: int) -> str:
     """Where the application's routes begin, without a slash at the end."""
     http, [application] = config.http_options, config.applications
     scheme = "https" if http.ssl_certfile else "http"
-    return f"{scheme}://{http.host}:{port}{application.route_prefix or ''}".rstrip("/")
+    host = f"[{http.host}]" if ":" in http.host else http.host
+    return f"{scheme}://{host}:{port}{application.route_prefix or ''}".rstrip("/")
 
 
 def deployment_options(config: "ServeDeploySchema") -> dict[str, dict[str, Any]]:

@@ -63,6 +63,8 @@ def test_the_applications_name_and_prefix_are_its_own(
 def test_a_url_at_the_root_ends_without_a_slash() -> None:
     config, _ = read_config()
     assert base_url(config, 8000) == "http://127.0.0.1:8000"
+    config.http_options.host = "::1"
+    assert base_url(config, 8000) == "http://[::1]:8000"
 
 
 def test_options_of_deployments_are_read(write: Callable[[Change], Path]) -> None:

@@ -39,10 +39,12 @@ def valid_request_id(request_id: str | None) -> str:
     return own or uuid.uuid4().hex
 
 
-def log_refusal(request_id: str | None, status: int, reason: str) -> None:
+def log_refusal(
+    request_id: str | None, status: int, reason: str, seconds: float = 0.0
+) -> None:
     """Log a request that a door has answered with an error, without the Router."""
     level = logging.WARNING if status >= 500 else logging.INFO
-    _write(RequestLog(valid_request_id(request_id)), level, status, reason, 0)
+    _write(RequestLog(valid_request_id(request_id)), level, status, reason, seconds)
 
 
 @contextmanager
