@@ -52,7 +52,9 @@ async def read_json(request: Request) -> Any:
     try:
         return await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError) as error:
-        raise _refusal(body, media_type, error) from None
+        place = _place(error)
+    # Outside the except block, because its error holds the whole text.
+    raise _refusal(body, media_type, place)
 
 
 def _media_type(request: Request) -> str:
@@ -77,16 +79,14 @@ async def _read(request: Request) -> bytearray:
     return body
 
 
-def _refusal(body: bytearray, media_type: str, error: Exception) -> WhisperServeError:
+def _refusal(body: bytearray, media_type: str, place: str) -> WhisperServeError:
     """What is said of a body that is no JSON: where it breaks off being JSON, or what it is."""
     start = bytes(body[:100]).lstrip()
     if not start and len(body) < 100:
         return InvalidRequestError(f"The request body is empty: {_WHAT_TO_SEND}")
     is_json = not media_type or media_type.endswith(("/json", "+json"))
     if is_json or start.startswith((b"{", b"[")):
-        return InvalidRequestError(
-            f"The request body is not valid JSON: {_place(error)}"
-        )
+        return InvalidRequestError(f"The request body is not valid JSON: {place}")
     return UnsupportedMediaTypeError(
         f"The request body is {short(media_type)} and not JSON: {_WHAT_TO_SEND}"
     )
