@@ -65,7 +65,7 @@ def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
         told = yaml.safe_load(user.serve("status", "--address", user.dashboard))
         return str(told["applications"]["speech"]["status"])
 
-    wait_for(lambda: status() == "RUNNING")
+    wait_for(lambda: status() == "RUNNING", 300)
     answer = requests.post(
         f"{root}/to/text/transcribe",
         data=(ROOT / "test_input.json").read_bytes(),
@@ -92,4 +92,4 @@ def test_serve_run_starts_the_application_and_ends_it(
     url = f"http://127.0.0.1:{port}"
     with user.running("run", "--address", user.address, file):
         wait_for(lambda: health(url) == "another", 300)
-    wait_for(lambda: health(url) == "")
+    wait_for(lambda: health(url) == "", 300)
