@@ -19,7 +19,7 @@ from pathlib import Path
 
 import requests
 
-from deployments import launch
+from deployments import launch, serve_config
 from deployments.local import loopback
 from tools.weights import weights, weights_environment
 
@@ -29,7 +29,7 @@ STAGES = ("download", "decode", "model_start", "queue")
 
 def measure(count: int) -> list[dict[str, float]]:
     """The overhead of each request in milliseconds: `total`, by stage, and `rest` (HTTP, Ray)."""
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     weights(args.default_model)
     os.environ.update(weights_environment())
     rows = []

@@ -3,11 +3,13 @@
 It imports no torch, because Serve also runs the builder in a helper process of its controller.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from deployments import api
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
@@ -25,16 +27,36 @@ _SCALING_POLICY = f"{scaling.__name__}:{scaling.replicas_wanted.__name__}"
 
 
 class _Ingress(Router):
+    def __init__(
+        self,
+        args: AppArgs,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        gpu_shares: Mapping[str, float],
+    ) -> None:
+        application = serve.get_replica_context().app_name
+        super().__init__(args, handles, gpu_shares, application=application)
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
         return api.build(self)
 
 
 def build_app(args: AppArgs) -> Application:
-    """The router and one deployment for each model."""
+    """The router and one deployment for each model. Serve calls this with the YAML's `args`."""
+    return build_graph(args, {})
+
+
+def build_graph(
+    args: AppArgs, replaced: Mapping[str, Mapping[str, Any]]
+) -> Application:
+    """The same, where the YAML's section `deployments` is to be applied as well.
+
+    replaced: by deployment, options in place of the code's; Serve itself applies the section after
+        it has called `build_app`
+    """
     shares = gpu_shares(args)
     handles = {
-        model.name: _model_deployment(args, model, shares[model.name])
+        model.name: _model_deployment(args, model, shares[model.name], replaced)
         for model in args.models
     }
     router = serve.deployment(
@@ -48,6 +70,7 @@ def build_app(args: AppArgs) -> Application:
         graceful_shutdown_timeout_s=args.longest_request_s,
         max_surge_percent=_SURGE_PERCENT,
     )(serve.ingress()(_Ingress))
+    router = router.options(**replaced.get("Router", {}))
     return router.bind(args, handles, shares)
 
 
@@ -85,8 +108,14 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
     }
 
 
-def _model_deployment(args: AppArgs, model: ModelArgs, gpu_share: float) -> Application:
+def _model_deployment(
+    args: AppArgs,
+    model: ModelArgs,
+    gpu_share: float,
+    replaced: Mapping[str, Mapping[str, Any]],
+) -> Application:
     deployment = serve.deployment(**model_options(args, model, gpu_share))(WhisperModel)
+    deployment = deployment.options(**replaced.get(model.deployment, {}))
     return deployment.bind(
         model, args.min_replicas(model) > 0, gpu_share, args.max_decode_rate(model)
     )

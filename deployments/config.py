@@ -24,9 +24,6 @@ from deployments.contract.options import (
 )
 from deployments.contract.request import short
 
-# The name of the Serve application.
-APPLICATION = "whisper"
-
 _SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 # What the deployments are made from. The rest are limits, which a running Router can change.

@@ -9,11 +9,9 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from deployments import proxy_answers, serve_config
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.logs import Stages
@@ -23,30 +21,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
 
-CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
 RAY_LOGS = "/tmp/ray/session_latest/logs"
 _OBJECT_STORE_BYTES = 1 << 30
 _STATUS_INTERVAL_S = 5.0
-
-
-def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
-    """The Serve configuration, validated by Ray, and the typed arguments of its one application.
-
-    Raises pydantic.ValidationError.
-    """
-    from ray.serve.schema import ServeDeploySchema
-
-    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-    return config, AppArgs.model_validate(config.applications[0].args)
-
-
-def read_args(path: Path = CONFIG) -> AppArgs:
-    """The application's typed arguments alone, read without importing Serve.
-
-    Raises pydantic.ValidationError.
-    """
-    [application] = yaml.safe_load(path.read_text())["applications"]
-    return AppArgs.model_validate(application.get("args") or {})
 
 
 def start_ray(*, show_logs: bool) -> None:
@@ -67,6 +44,7 @@ def start_ray(*, show_logs: bool) -> None:
     # Serve's default (5 s) gives up on the proxy when its imports are slow, for example from a cold
     # disk.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault(proxy_answers.VARIABLE, proxy_answers.CALLBACK)
     for variable in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
@@ -96,18 +74,21 @@ def start_app(
     http_port: the port to listen on; None: there is no HTTP
     stages: notes when Serve runs and when the preloaded models do
 
-    Raises DeviceError if the GPU cannot be used, ModelUnavailableError if a preloaded model cannot
-    start for a known reason, and RuntimeError if Serve or a model cannot start for another one.
+    Raises ConfigError if there is to be HTTP and the configuration opens none, DeviceError if the
+    GPU cannot be used, ModelUnavailableError if a preloaded model cannot start for a known reason,
+    and RuntimeError if Serve or a model cannot start for another one.
     """
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve import RunTarget
     from ray.serve.config import HTTPOptions
 
-    from deployments.app import build_app
-    from deployments.config import APPLICATION
+    from deployments.app import build_graph
 
+    if http_port is not None:
+        serve_config.require_http(config)
     stages = stages or Stages()
+    [application] = config.applications
     http = config.http_options.model_dump() | {"port": http_port or 0}
     if http_host is not None:
         http["host"] = http_host
@@ -116,34 +97,36 @@ def start_app(
             proxy_location="Disabled" if http_port is None else config.proxy_location,
             http_options=HTTPOptions(**http),
             logging_config=config.logging_config,
+            tracing_config=config.tracing_config,
+            controller_options=config.controller_options,
         )
     except RayError:
         raise RuntimeError("Serve did not start") from None
     stages.done("serve")
     target = RunTarget(
-        build_app(args),
-        name=APPLICATION,
-        route_prefix=config.applications[0].route_prefix,
-        logging_config=config.logging_config,
+        build_graph(args, serve_config.deployment_options(config)),
+        name=application.name,
+        route_prefix=application.route_prefix,
+        logging_config=application.logging_config or config.logging_config,
     )
     [router] = serve.run_many([target], wait_for_applications_running=False)
     preloaded = [model for model in args.models if args.min_replicas(model) > 0]
     # All are asked before the first answer is awaited, so that the models load side by side.
     answers = [
-        serve.get_deployment_handle(model.deployment, APPLICATION).ready.remote()
+        serve.get_deployment_handle(model.deployment, application.name).ready.remote()
         for model in preloaded
     ]
     try:
         for answer in (*answers, router.health.remote()):
-            _wait_for(answer)
+            _wait_for(answer, application.name)
     except RuntimeError:
-        _raise_reason(preloaded)
+        _raise_reason(preloaded, application.name)
         raise
     stages.done("models")
     return router
 
 
-def _wait_for(answer: Any) -> None:
+def _wait_for(answer: Any, application: str) -> None:
     """Wait for a replica's first answer. Raises RuntimeError if the application cannot start.
 
     Serve's own wait asks for the application's status every second. Each question costs a third of
@@ -153,14 +136,12 @@ def _wait_for(answer: Any) -> None:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    from deployments.config import APPLICATION
-
     while True:
         try:
             answer.result(timeout_s=_STATUS_INTERVAL_S)
             return
         except TimeoutError:
-            status = serve.status().applications[APPLICATION].status
+            status = serve.status().applications[application].status
             failed = status == "DEPLOY_FAILED"
         except (RayError, RayServeException):
             failed = True
@@ -168,13 +149,12 @@ def _wait_for(answer: Any) -> None:
             raise RuntimeError("the application could not be deployed") from None
 
 
-def _raise_reason(models: list[ModelArgs]) -> None:
+def _raise_reason(models: list[ModelArgs], application: str) -> None:
     """Raises ModelUnavailableError for the first model that could not start for a known reason."""
-    from deployments.config import APPLICATION
     from deployments.router.start_failure import load_failure
 
     for model in models:
-        if reason := load_failure(model, APPLICATION):
+        if reason := load_failure(model, application):
             raise ModelUnavailableError(model.name, reason) from None
 
 
@@ -184,13 +164,13 @@ def running_app(
 ) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
-    Raises DeviceError, ModelUnavailableError and RuntimeError as `start_app` does.
+    Raises ConfigError, DeviceError, ModelUnavailableError and RuntimeError as `start_app` does.
     """
     nvidia.check_this_machine(args.device)
     start_ray(show_logs=show_logs)
     try:
         start_app(config, args, http_port=port)
-        yield f"http://{config.http_options.host}:{port}"
+        yield serve_config.base_url(config, port)
     finally:
         import ray
         from ray import serve

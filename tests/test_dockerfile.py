@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deployments import proxy_answers
+
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -37,6 +39,11 @@ def test_everything_that_is_copied_is_there_and_let_through() -> None:
         assert any(
             source == name or source.startswith(f"{name}/") for name in let_through
         )
+
+
+def test_ray_finds_the_application_and_the_proxys_middleware() -> None:
+    assert "PYTHONPATH=/app " in DOCKERFILE and "\nWORKDIR /app\n" in DOCKERFILE
+    assert f"{proxy_answers.VARIABLE}={proxy_answers.CALLBACK} " in DOCKERFILE
 
 
 def test_no_port_is_exposed_and_the_user_is_not_root() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from deployments import launch
+from deployments import launch, serve_config
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _compare(folder: Path, model: str) -> dict[str, str]:
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     weights(model)
     os.environ.update(weights_environment())
     files = files_in(folder)

@@ -3,10 +3,12 @@
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api import native
-from deployments.api.errors import error_response
 from deployments.contract.errors import WhisperServeError
+from deployments.http_errors import contract_response, error_response
+from deployments.router.request_log import log_refusal
 from deployments.router.router import Router
 
 
@@ -20,16 +22,48 @@ def build(router: Router) -> FastAPI:
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
     )
     app.include_router(native.routes(router))
+    app.add_middleware(_HeadAsGet)
 
     @app.exception_handler(HTTPException)
-    async def answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind = error.detail.lower().replace(" ", "_")
-        return error_response(error.status_code, error.detail, kind)
+        headers = dict(error.headers or {})
+        text = error.detail
+        if error.status_code == 404:
+            docs = request.scope.get("root_path", "") + str(app.docs_url)
+            text = f"Not found: GET {docs} lists the routes"
+        elif error.status_code == 405:
+            methods = {method.strip() for method in headers["Allow"].split(",")}
+            if "GET" in methods:
+                methods.add("HEAD")
+            headers["Allow"] = ", ".join(sorted(methods))
+            text = f"Method not allowed: this route takes {headers['Allow']}"
+        log_refusal(request.headers.get("x-request-id"), error.status_code, kind)
+        return error_response(error.status_code, text, kind, headers)
 
     @app.exception_handler(Exception)
-    async def answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return error_response(
-            500, "Internal error; the log names it", WhisperServeError.type
-        )
+    async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
+        error = WhisperServeError("Internal error; the log names it")
+        log_refusal(request.headers.get("x-request-id"), error.status, error.type)
+        return contract_response(error)
 
     return app
+
+
+class _HeadAsGet:
+    """ASGI middleware that answers HEAD as GET is answered, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)

@@ -3,19 +3,22 @@
     WhisperServeError              500  internal_error
     ├── InvalidRequestError        422  invalid_request
     ├── RequestTooLargeError       413  request_too_large
+    ├── UnsupportedMediaTypeError  415  unsupported_media_type
     ├── AudioUrlError              422  audio_url_error
     │   └── AudioHostError         502  audio_host_error
     ├── InvalidAudioError          422  invalid_audio
     ├── ModelUnavailableError      503  model_unavailable
     ├── OverloadedError            503  overloaded
+    ├── ServiceUnavailableError    503  service_unavailable
     ├── RequestTimeoutError        504  request_timeout
     ├── DecodingLimitError         422  decoding_limit
     ├── RequestCancelledError      499  request_cancelled
     └── TranscriptionError         500  transcription_failed
 
-Each error knows its HTTP status, its machine-readable type and its short text. The text is
-written for the caller: it says what to change and holds no traceback, host name or URL query
-string. All errors pickle, because Ray carries them between processes.
+Each error knows its HTTP status, its machine-readable type and its short text, and an error that
+passes knows after how many seconds a caller may try again. The text is written for the caller: it
+says what to change and holds no traceback, host name or URL query string. All errors pickle,
+because Ray carries them between processes.
 
 CheckpointError and DeviceError are not in the tree: a replica turns them into a
 ModelUnavailableError.
@@ -28,6 +31,7 @@ class WhisperServeError(Exception):
     status = 500
     type = "internal_error"
     prefix = ""
+    retry_after_s: int | None = None
 
     def __str__(self) -> str:
         return self.prefix + super().__str__()
@@ -45,6 +49,13 @@ class RequestTooLargeError(WhisperServeError):
 
     status = 413
     type = "request_too_large"
+
+
+class UnsupportedMediaTypeError(WhisperServeError):
+    """The HTTP body is no JSON, and says so itself: form data, an audio file, compressed bytes."""
+
+    status = 415
+    type = "unsupported_media_type"
 
 
 class AudioUrlError(WhisperServeError):
@@ -75,6 +86,7 @@ class ModelUnavailableError(WhisperServeError):
 
     status = 503
     type = "model_unavailable"
+    retry_after_s = 30
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(model, reason)
@@ -89,6 +101,15 @@ class OverloadedError(WhisperServeError):
 
     status = 503
     type = "overloaded"
+    retry_after_s = 10
+
+
+class ServiceUnavailableError(WhisperServeError):
+    """The Router has died with the request, or does not run yet. Serve starts a new one."""
+
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 5
 
 
 class RequestTimeoutError(WhisperServeError):

@@ -15,16 +15,16 @@ import signal
 import sys
 
 import requests
-from pydantic import ValidationError
 
 from deployments.contract.errors import (
     CheckpointError,
     DeviceError,
     ModelUnavailableError,
 )
-from deployments.launch import CONFIG, RAY_LOGS, read_config
+from deployments.launch import RAY_LOGS
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.serve_config import CONFIG, ConfigError, read_config, require_http
 
 
 def main() -> int:
@@ -39,6 +39,7 @@ def main() -> int:
         # Ray prints to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             config, args = read_config()
+            require_http(config)
             if arguments.command == "serve":
                 commands.serve(config, args, arguments.port)
             else:
@@ -48,14 +49,13 @@ def main() -> int:
         return 0
     except (
         commands.CommandError,
+        ConfigError,
         CheckpointError,
         ModelUnavailableError,
     ) as error:
         return _fail(str(error))
     except DeviceError as error:
         return _fail(f"{error}; `device: cpu` in {CONFIG.name} computes without a GPU")
-    except ValidationError as error:
-        return _fail(f"{CONFIG.name}: {error}")
     except requests.RequestException:
         return _fail(f"the application did not answer: see {RAY_LOGS}")
     except RuntimeError:

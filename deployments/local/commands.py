@@ -11,12 +11,13 @@ import ray
 import requests
 
 from deployments import checkpoints
-from deployments.config import APPLICATION, AppArgs, ModelArgs
+from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
 from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
 from deployments.local.console import progress, say
+from deployments.serve_config import base_url
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -71,8 +72,8 @@ def transcribe(
             if not Path(audio).is_file():
                 raise CommandError(f"no such file: {audio}")
             request["audio"] = stack.enter_context(loopback.served(Path(audio)))
-        host, port = config.http_options.host, config.http_options.port
-        url = _running_url(host, port)
+        host = config.http_options.host
+        url = _running_url(config)
         if url is not None:
             say(f"using the application that runs on {url}")
         else:
@@ -124,14 +125,15 @@ def _fetch_weights(model: ModelArgs) -> None:
     checkpoints.fetch(model.name, model.checkpoint, accept_unofficial=True)
 
 
-def _running_url(host: str, port: int) -> str | None:
-    """The base URL of this application, if that is what runs on the port."""
-    url = f"http://{host}:{port}"
+def _running_url(config: "ServeDeploySchema") -> str | None:
+    """The base URL of this application, if that is what runs on the configured port."""
+    url = base_url(config, config.http_options.port)
     try:
         health: Any = loopback.session().get(f"{url}/health", timeout=2).json()
     except (requests.RequestException, ValueError):
         return None
-    named = isinstance(health, dict) and health.get("application") == APPLICATION
+    name = config.applications[0].name
+    named = isinstance(health, dict) and health.get("application") == name
     return url if named else None
 
 

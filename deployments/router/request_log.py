@@ -33,16 +33,32 @@ class RequestLog:
     batch_windows: float = 0.0
 
 
+def valid_request_id(request_id: str | None) -> str:
+    """The caller's own id; a new one where it is None or does not fit into a log line."""
+    own = request_id if _REQUEST_ID.fullmatch(request_id or "") else None
+    return own or uuid.uuid4().hex
+
+
+def log_refusal(
+    request_id: str | None, status: int, reason: str, seconds: float = 0.0
+) -> None:
+    """Log a request that a door has answered with an error, without the Router."""
+    level = logging.WARNING if status >= 500 else logging.INFO
+    _write(RequestLog(valid_request_id(request_id)), level, status, reason, seconds)
+
+
 @contextmanager
-def logged_request(request_id: str | None) -> Iterator[RequestLog]:
+def logged_request(
+    request_id: str | None, *, successes: bool = True
+) -> Iterator[RequestLog]:
     """Log the request that is answered within, and turn unforeseen errors into an answer.
 
-    request_id: the caller's own; a new one where it is None or does not fit into a log line
+    request_id: the caller's own, see `valid_request_id`
+    successes: whether a success is logged; a door that hands the request on logs its failures only
 
     Raises WhisperServeError in place of an error that is none of the contract's.
     """
-    own = request_id if _REQUEST_ID.fullmatch(request_id or "") else None
-    entry = RequestLog(own or uuid.uuid4().hex)
+    entry = RequestLog(valid_request_id(request_id))
     started = time.monotonic()
     status, level, reason = 200, logging.INFO, "ok"
     try:
@@ -59,16 +75,23 @@ def logged_request(request_id: str | None) -> Iterator[RequestLog]:
         reason = f"{type(error).__name__}@{error_location(error)}"
         raise WhisperServeError("Internal error; the log names it") from None
     finally:
-        logger.log(
-            level,
-            "request_id=%s model=%s status=%d reason=%s duration=%.2f seconds=%.3f"
-            " queue=%.3f batch_windows=%.1f",
-            entry.request_id,
-            entry.model,
-            status,
-            reason,
-            entry.duration_s,
-            time.monotonic() - started,
-            entry.queue_s,
-            entry.batch_windows,
-        )
+        if successes or status != 200:
+            _write(entry, level, status, reason, time.monotonic() - started)
+
+
+def _write(
+    entry: RequestLog, level: int, status: int, reason: str, seconds: float
+) -> None:
+    logger.log(
+        level,
+        "request_id=%s model=%s status=%d reason=%s duration=%.2f seconds=%.3f"
+        " queue=%.3f batch_windows=%.1f",
+        entry.request_id,
+        entry.model,
+        status,
+        reason,
+        entry.duration_s,
+        seconds,
+        entry.queue_s,
+        entry.batch_windows,
+    )

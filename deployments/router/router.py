@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
-from deployments.config import APPLICATION, AppArgs, ModelArgs
+from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
     Event,
@@ -52,6 +52,7 @@ class Router:
     gpu_shares: by model name, the share of one GPU that a replica asks for; 0 where there is none
     running_replicas: tells how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
+    application: the Serve application's name, for GET /health
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Router:
         gpu_shares: Mapping[str, float],
         running_replicas: Callable[[], Mapping[str, int]] | None = None,
         share_audio: ShareAudio = SharedAudio.put,
+        application: str = "whisper",
     ) -> None:
         log_through_serve()
         self._configured = self._args = args
+        self._application = application
         self._running_replicas = running_replicas or _running_replicas
         self._clients = {
             model.name: ModelClient(
@@ -179,7 +182,8 @@ class Router:
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
         default = self._args.default_model
-        return Health(application=APPLICATION, default_model=default).model_dump()
+        health = Health(application=self._application, default_model=default)
+        return health.model_dump()
 
     def _audio_loader(self) -> AudioLoader:
         threads = sum(client.max_concurrency for client in self._clients.values())

@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config import APPLICATION, AppArgs
+from deployments.config import AppArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.runpod import sdk
 from deployments.runpod.handler import JobHandler
@@ -24,12 +24,14 @@ logger = logging.getLogger(__name__)
 _FIRST_ANSWER_S = 60.0
 
 
-def max_concurrency(settings: Settings, args: AppArgs) -> int:
+def max_concurrency(
+    router: DeploymentHandle[Any], settings: Settings, args: AppArgs
+) -> int:
     """Jobs in work at the same time: as set, else what the default model's engine decodes together.
 
     The model is asked in either case. Raises ModelUnavailableError if it does not answer.
     """
-    slots = _slots(args)
+    slots = _slots(router.app_name, args)
     return settings.max_concurrency or slots
 
 
@@ -70,9 +72,9 @@ async def _do_jobs(
     return not service.died
 
 
-def _slots(args: AppArgs) -> int:
+def _slots(application: str, args: AppArgs) -> int:
     model = args.model(args.default_model)
-    replica = serve.get_deployment_handle(model.deployment, APPLICATION)
+    replica = serve.get_deployment_handle(model.deployment, application)
     try:
         answer = replica.slots.remote().result(timeout_s=_FIRST_ANSWER_S)
         return int(answer.slots)

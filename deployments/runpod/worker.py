@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployments import checkpoints, launch
+from deployments import checkpoints, launch, serve_config
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     CheckpointError,
@@ -39,6 +39,7 @@ from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
 from deployments.runpod.health import HealthPort
 from deployments.runpod.settings import Settings, SettingsError, read_settings
+from deployments.serve_config import ConfigError
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -52,6 +53,15 @@ class StartError(Exception):
     """The worker cannot start. Its text says what to change."""
 
 
+_REFUSED = (
+    StartError,
+    SettingsError,
+    ConfigError,
+    CheckpointError,
+    ModelUnavailableError,
+)
+
+
 def main() -> int:
     """Run the worker; gives the exit status."""
     # PID 1 ignores SIGTERM unless a handler is set; the loop of jobs installs its own later.
@@ -63,19 +73,14 @@ def main() -> int:
     try:
         settings = read_settings(os.environ)
         health = _health_port(settings)
-        args = settings.applied_to(launch.read_args())
+        args = settings.applied_to(serve_config.read_args())
         _check_gpu(args)
         router = _start(settings, args, stages)
         # Imported by now; at the head of this file it would come before the environment is set.
         from deployments.runpod import serving, watch
 
-        max_concurrency = serving.max_concurrency(settings, args)
-    except (
-        StartError,
-        SettingsError,
-        CheckpointError,
-        ModelUnavailableError,
-    ) as error:
+        max_concurrency = serving.max_concurrency(router, settings, args)
+    except _REFUSED as error:
         logger.error("error: %s", error)
         return 1
     stages.done("first_answer")
@@ -147,7 +152,7 @@ def _start(
 def _start_app(
     settings: Settings, args: AppArgs, stages: Stages
 ) -> "DeploymentHandle[Any]":
-    config, _ = launch.read_config()
+    config, _ = serve_config.read_config()
     try:
         return launch.start_app(
             config,

@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from starlette.testclient import TestClient
 
 from deployments import api
-from deployments.api import native
+from deployments.api import body
 from deployments.contract import errors
 from deployments.contract.answer import Answer
 from deployments.contract.errors import (
@@ -120,17 +120,17 @@ def test_a_url_and_a_host_at_fault_have_statuses_of_their_own() -> None:
 def test_a_body_larger_than_any_valid_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native, "MAX_BODY_BYTES", 2 << 20)
+    monkeypatch.setattr(body, "MAX_BODY_BYTES", 2 << 20)
     response = answering().post("/transcribe", content=b" " * (2 << 20) + b"{}")
     assert response.status_code == 413
     assert response.json() == {
-        "error": "The request body is larger than 2 MiB",
+        "error": "The request body is larger than 2 MiB: give a large file's URL as 'audio'",
         "type": "request_too_large",
     }
 
 
 def test_the_largest_valid_file_fits_into_a_body() -> None:
-    assert native.MAX_BODY_BYTES > (32 << 20) * 4 / 3
+    assert body.MAX_BODY_BYTES > (32 << 20) * 4 / 3
 
 
 def test_a_deadline_is_answered() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ray import serve
 
-from deployments import catalog, launch
+from deployments import catalog, launch, serve_config
 from deployments.app import build_app
 from deployments.config import AppArgs, ModelArgs
 from deployments.local import loopback
@@ -44,7 +44,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     for name in ("base", "tiny.en"):
         path = weights(name)
         (folder / path.name).symlink_to(path)
-    config, _ = launch.read_config()
+    config, _ = serve_config.read_config()
     port = loopback.free_port(config.http_options.host)
     environment = {
         "WHISPER_CHECKPOINT_DIR": str(folder),

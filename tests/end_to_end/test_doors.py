@@ -11,9 +11,9 @@ import ray
 import requests
 from ray import serve
 
-from deployments import catalog, launch
+from deployments import catalog, serve_config
 from deployments.local import commands
-from tests.support.app import AUDIO, App, Url
+from tests.support.app import AUDIO, App, Url, session_logs
 from tools.official import assert_official
 
 CLIENT = """
@@ -75,10 +75,27 @@ def test_a_stream_of_events_ends_with_the_result(app: App, audio_url: Url) -> No
     assert segments == result["segments"]
 
 
-def test_health_names_the_application(app: App) -> None:
-    response = requests.get(f"{app.url}/health", timeout=10)
-    assert response.status_code == 200
-    assert response.json()["application"] == "whisper"
+def test_health_names_the_application(app: App, impatient: App) -> None:
+    for served, name in [(app, "whisper"), (impatient, "impatient")]:
+        response = requests.get(f"{served.url}/health", timeout=60)
+        assert response.status_code == 200
+        assert response.json()["application"] == name
+
+
+def test_head_is_answered_and_a_wrong_method_is_told_the_right_one(app: App) -> None:
+    head = requests.head(f"{app.url}/health", timeout=10)
+    assert (head.status_code, head.content) == (200, b"")
+    wrong = requests.get(f"{app.url}/transcribe", timeout=10)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_the_docs_of_an_application_below_a_prefix_find_its_schema(
+    impatient: App,
+) -> None:
+    docs = requests.get(f"{impatient.url}/docs", timeout=60).text
+    assert "'/impatient/openapi.json'" in docs
+    schema = requests.get(f"{impatient.url}/openapi.json", timeout=60).json()
+    assert schema["servers"] == [{"url": "/impatient"}]
 
 
 def test_the_list_of_models_shows_weights_and_replicas(app: App) -> None:
@@ -117,15 +134,42 @@ def test_the_request_id_is_the_callers_own_in_header_and_body(
     assert response.json()["request_id"] == "my-own-id"
 
 
-def test_every_answer_has_a_request_id(app: App) -> None:
-    failed = app.post(audio="")
-    assert failed.status_code == 422
-    assert len(failed.headers["x-request-id"]) > 8
+def test_an_id_that_fits_no_line_of_the_log_is_replaced_in_header_and_body_alike(
+    app: App, audio_url: Url
+) -> None:
+    response = requests.post(
+        f"{app.url}/transcribe",
+        json={"audio": audio_url("silence.wav"), "model": "tiny.en"},
+        headers={"x-request-id": "no id of a line"},
+        timeout=60,
+    )
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert " " not in response.headers["x-request-id"]
+
+
+def test_every_answer_has_one_request_id_which_is_the_one_in_the_log(app: App) -> None:
+    answers = [
+        (app.post(audio=""), 422, "invalid_request"),
+        (requests.get(f"{app.url}/nothing", timeout=10), 404, "not_found"),
+        (requests.get(f"{app.url}/transcribe", timeout=10), 405, "method_not_allowed"),
+        (
+            requests.post(f"{app.url}/transcribe", files={"file": b"a"}, timeout=10),
+            415,
+            "unsupported_media_type",
+        ),
+    ]
+    [file] = session_logs().glob("serve/replica_whisper_Router_*.log")
+    log = file.read_text()
+    for response, status, reason in answers:
+        assert response.status_code == status
+        request_id = response.headers["x-request-id"]
+        line = f"request_id={request_id} model=- status={status} reason={reason} "
+        assert log.count(line) == 1
 
 
 def test_the_local_command_uses_an_application_that_runs(app: App) -> None:
     host, port = app.url.removeprefix("http://").split(":")
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     config.http_options.host, config.http_options.port = host, int(port)
     out = io.StringIO()
     fields = json.dumps({"model": "tiny.en", "beam_size": None})
@@ -137,7 +181,7 @@ def test_what_the_application_refuses_is_the_error_of_the_local_command(
     app: App,
 ) -> None:
     host, port = app.url.removeprefix("http://").split(":")
-    config, args = launch.read_config()
+    config, args = serve_config.read_config()
     config.http_options.host, config.http_options.port = host, int(port)
     with pytest.raises(commands.CommandError, match="^Audio decoding failed: "):
         commands.transcribe(config, args, str(AUDIO / "README.md"), "{}", io.StringIO())

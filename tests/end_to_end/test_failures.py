@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support.app import (
     random_checkpoint,
     repeated,
     replica_pids,
+    session_logs,
     wait_for,
 )
 from tests.support.misbehaving_server import Connection, MisbehavingServer
@@ -273,13 +275,8 @@ def test_too_many_waiting_requests_are_refused_at_once(
     impatient: App, audio_url: Url
 ) -> None:
     let_go = threading.Event()
-
-    def held_back(connection: Connection) -> None:
-        connection.request()
-        let_go.wait(60)
-
     with MisbehavingServer() as server, ThreadPoolExecutor(1) as threads:
-        server.answer(held_back)
+        server.answer(held_back(let_go))
         admitted = threads.submit(impatient.post, audio=server.url())
         wait_for(lambda: server.requests)
         refused = [impatient.post(audio=audio_url("silence.wav")) for _ in range(3)]
@@ -289,6 +286,56 @@ def test_too_many_waiting_requests_are_refused_at_once(
     for response in refused:
         assert response.status_code == 503
         assert response.json()["error"].startswith("Too many requests wait")
+
+
+def held_back(let_go: threading.Event) -> Callable[[Connection], None]:
+    """A server's answer that does not come before the event."""
+
+    def answer(connection: Connection) -> None:
+        connection.request()
+        let_go.wait(60)
+
+    return answer
+
+
+def test_the_limit_of_serves_own_proxy_is_one_of_the_contracts_errors(app: App) -> None:
+    let_go = threading.Event()
+    with MisbehavingServer() as server:
+        server.answer(held_back(let_go))
+        response = requests.post(
+            f"{app.url}/transcribe",
+            json={"audio": server.url()},
+            headers={"x-request-timeout-seconds": "0.2", "x-request-id": "too-slow"},
+            timeout=60,
+        )
+        let_go.set()
+    assert (response.status_code, response.json()["type"]) == (504, "request_timeout")
+    assert response.headers["x-request-id"] == "too-slow"
+
+
+def test_a_killed_router_is_told_to_its_callers_and_replaced(
+    impatient: App, audio_url: Url
+) -> None:
+    let_go = threading.Event()
+    [pid] = replica_pids("Router", "impatient")
+    with MisbehavingServer() as server, ThreadPoolExecutor(1) as threads:
+        server.answer(held_back(let_go))
+        lost = threads.submit(impatient.post, audio=server.url())
+        wait_for(lambda: server.requests)
+        os.kill(pid, signal.SIGKILL)
+        response = lost.result()
+        let_go.set()
+    assert response.status_code == 503
+    assert response.json() == {
+        "error": "The service stopped while it worked on this request; send it again",
+        "type": "service_unavailable",
+    }
+    assert int(response.headers["retry-after"]) > 0
+    [log] = session_logs().glob("serve/proxy_*.log")
+    request_id = response.headers["x-request-id"]
+    line = f"request_id={request_id} model=- status=503 reason=service_unavailable"
+    wait_for(lambda: line in log.read_text())
+    assert requests.get(f"{impatient.url}/health", timeout=60).ok
 
 
 def test_limits_of_size_and_duration(impatient: App, audio_url: Url) -> None:

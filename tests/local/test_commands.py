@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments import checkpoints, launch
+from deployments import checkpoints, serve_config
 from deployments.config import AppArgs
 from deployments.local import commands, loopback
 
@@ -35,7 +35,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config() -> "ServeDeploySchema":
     """The shipped configuration, with a port that nothing listens on."""
-    config, _ = launch.read_config()
+    config, _ = serve_config.read_config()
     config.http_options.port = loopback.free_port(config.http_options.host)
     return config
 

@@ -3,13 +3,17 @@
 import contextlib
 import json
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from deployments.local import loopback
 from tests.support.app import wait_for
@@ -74,6 +78,81 @@ def test_a_wrong_call_fails_in_one_line() -> None:
     assert done.stderr == (
         "error: Invalid beam_size: must be an integer between 1 and 10\n"
     )
+
+
+Copy = Callable[..., Path]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    """Copies the project, with changes to its configuration; gives the copy's folder."""
+
+    def copy(port: int = 8000, **application: Any) -> Path:
+        shutil.copytree(ROOT / "deployments", tmp_path / "deployments")
+        content = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        content["http_options"]["port"] = port
+        content["applications"][0] |= application
+        (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path
+
+    return copy
+
+
+@pytest.mark.parametrize("module", ["deployments.local", "deployments.runpod"])
+def test_a_configuration_that_cannot_be_obeyed_is_refused_in_one_line(
+    copy: Copy, module: str
+) -> None:
+    folder = copy(args={"max_audio": 3})
+    command = ["serve"] if module == "deployments.local" else []
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: serve_config.yaml: unknown key args.max_audio; do you mean max_audio_s?\n"
+    )
+
+
+@pytest.mark.slow
+def test_name_prefix_and_options_of_deployments_are_obeyed(
+    offline: None, mark: str, copy: Copy, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    port = loopback.free_port("127.0.0.1")
+    folder = copy(
+        port,
+        name="speech",
+        route_prefix="/to/text",
+        args={"default_model": "tiny.en", "models": [{"name": "tiny.en"}]},
+        deployments=[{"name": "Router", "logging_config": {"logs_dir": str(logs)}}],
+    )
+    url = f"http://127.0.0.1:{port}/to/text"
+    with subprocess.Popen(
+        [*LOCAL, "serve"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        try:
+            assert any(line.startswith(f"serving on {url} ") for line in server.stderr)
+            done = subprocess.run(
+                [*LOCAL, "transcribe", str(ROOT / "tests/audio/jfk-phone.wav")],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
+            assert f"using the application that runs on {url}\n" in done.stderr
+            assert "country" in json.loads(done.stdout)["transcription"]
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=60)
+    assert list(logs.glob("replica_speech_Router_*.log"))
+    _assert_all_end(mark)
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ import pytest
 
 from deployments import catalog
 from deployments.contract.request import parse_request
-from deployments.launch import read_config
 from deployments.runpod.settings import (
     LIMITS,
     SettingsError,
     read_settings,
     variable_of,
 )
+from deployments.serve_config import read_config
 
 ROOT = Path(__file__).parent.parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())

@@ -45,6 +45,8 @@ class Answer:
 
 
 class Router:
+    app_name = "speech"
+
     def options(self, *, stream: bool) -> "Router":
         return self
 
@@ -53,9 +55,17 @@ class Router:
 def test_as_many_jobs_as_the_model_has_slots_unless_it_is_set(
     monkeypatch: pytest.MonkeyPatch, variable: str, jobs: int
 ) -> None:
-    monkeypatch.setattr(serve, "get_deployment_handle", lambda *_: Replica(8))
+    asked: list[tuple[str, ...]] = []
+
+    def handle(*deployment: str) -> Replica:
+        asked.append(deployment)
+        return Replica(8)
+
+    monkeypatch.setattr(serve, "get_deployment_handle", handle)
     settings = read_settings({"RUNPOD_MAX_CONCURRENCY": variable})
-    assert serving.max_concurrency(settings, AppArgs()) == jobs
+    router = cast(Any, Router())
+    assert serving.max_concurrency(router, settings, AppArgs()) == jobs
+    assert asked == [("whisper-base", "speech")]
 
 
 @pytest.mark.parametrize("variable", ["", "3"])
@@ -65,7 +75,7 @@ def test_a_model_that_does_not_answer_is_found_before_the_first_job(
     monkeypatch.setattr(serve, "get_deployment_handle", lambda *_: Replica(None))
     settings = read_settings({"RUNPOD_MAX_CONCURRENCY": variable})
     with pytest.raises(ModelUnavailableError, match="does not answer .TimeoutError."):
-        serving.max_concurrency(settings, AppArgs())
+        serving.max_concurrency(cast(Any, Router()), settings, AppArgs())
 
 
 def do_jobs() -> bool:

@@ -1,0 +1,95 @@
+"""Serve's own commands with this project's configuration, in a Ray that a user has started."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from deployments.local import loopback
+from deployments.serve_config import CONFIG
+from tests.support.app import wait_for
+from tests.support.own_ray import ROOT, OwnRay, own_ray
+from tools.weights import weights
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OwnRay]:
+    weights("tiny.en")
+    with own_ray() as user:
+        yield user
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return loopback.free_port("127.0.0.1")
+
+
+def configuration(folder: Path, port: int, **application: Any) -> str:
+    """The path of the shipped configuration with one model, on a port of its own."""
+    content = yaml.safe_load(CONFIG.read_text())
+    content["http_options"]["port"] = port
+    content["applications"][0] |= application
+    args = {
+        "default_model": "tiny.en",
+        "models": [{"name": "tiny.en"}],
+        "device": "cpu",
+    }
+    content["applications"][0]["args"] |= args
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def health(url: str) -> str:
+    """The name of the application that answers; empty while none does."""
+    try:
+        return str(requests.get(f"{url}/health", timeout=10).json()["application"])
+    except (requests.RequestException, KeyError, ValueError):
+        return ""
+
+
+def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    file = configuration(tmp_path, port, name="speech", route_prefix="/to/text")
+    user.serve("deploy", "--address", user.dashboard, file)
+    root = f"http://127.0.0.1:{port}"
+    wait_for(lambda: health(f"{root}/to/text") == "speech", 300)
+
+    def status() -> str:
+        told = yaml.safe_load(user.serve("status", "--address", user.dashboard))
+        return str(told["applications"]["speech"]["status"])
+
+    wait_for(lambda: status() == "RUNNING", 300)
+    answer = requests.post(
+        f"{root}/to/text/transcribe",
+        data=(ROOT / "test_input.json").read_bytes(),
+        headers={"x-request-id": "no id of a line"},
+        timeout=300,
+    )
+    assert "fellow Americans" in answer.json()["transcription"]
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    docs = requests.get(f"{root}/to/text/docs", timeout=10).text
+    assert "'/to/text/openapi.json'" in docs
+    elsewhere = requests.get(f"{root}/transcribe", timeout=10)
+    assert elsewhere.status_code == 404
+    assert elsewhere.json() == {
+        "error": "Not found: no application is at this path",
+        "type": "not_found",
+    }
+    assert requests.get(f"{root}/-/healthz", timeout=10).text == "success"
+
+
+def test_serve_run_starts_the_application_and_ends_it(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    file = configuration(tmp_path, port, name="another", route_prefix="/")
+    url = f"http://127.0.0.1:{port}"
+    with user.running("run", "--address", user.address, file):
+        wait_for(lambda: health(url) == "another", 300)
+    wait_for(lambda: health(url) == "", 300)

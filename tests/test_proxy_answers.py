@@ -1,0 +1,240 @@
+"""Serve's own answers in the contract's form: the middleware around what stands for the proxy.
+
+What Serve's proxy sends is made by its own functions. tests/end_to_end/ has the proxy itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.http_util import (
+    RequestIdMiddleware,
+    convert_object_to_asgi_messages,
+    get_http_response_status,
+    send_http_response_on_exception,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.proxy_answers import CALLBACK, VARIABLE, ContractAnswers, middlewares
+
+Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def wrapped(proxy: Proxy) -> ASGIApp:
+    """The proxy as Serve wraps it: its own middleware within, ours without."""
+    [middleware] = middlewares()
+    return middleware.cls(
+        RequestIdMiddleware(proxy), *middleware.args, **middleware.kwargs
+    )
+
+
+def client(proxy: Proxy) -> TestClient:
+    return TestClient(wrapped(proxy), raise_server_exceptions=False)
+
+
+def failing(error: Exception) -> Proxy:
+    """Serve's proxy where the call of the replica ends with this error."""
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        status = get_http_response_status(error, 1.5, "an-id")
+        for message in send_http_response_on_exception(status, response_started=False):
+            await send(message)
+
+    return proxy
+
+
+def sending(*messages: Message) -> Proxy:
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    return proxy
+
+
+ROUTER = DeploymentID(name="Router", app_name="whisper")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "retry_after"),
+    [
+        (RuntimeError("the replica died"), 503, "service_unavailable", "5"),
+        (TimeoutError(), 504, "request_timeout", None),
+        (DeploymentUnavailableError(ROUTER), 503, "service_unavailable", "5"),
+        (
+            BackPressureError(num_queued_requests=9, max_queued_requests=9),
+            503,
+            "overloaded",
+            "10",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_failure_that_the_proxy_answers_is_one_of_the_contract(
+    error: Exception,
+    status: int,
+    kind: str,
+    retry_after: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        response = client(failing(error)).post(
+            "/transcribe", json={}, headers={"x-request-id": "mine"}
+        )
+    assert response.status_code == status
+    assert set(response.json()) == {"error", "type"}
+    assert response.json()["type"] == kind
+    assert response.headers.get("retry-after") == retry_after
+    assert response.headers.get_list("x-request-id") == ["mine"]
+    [line] = [r.getMessage() for r in caplog.records if "request_id=" in r.getMessage()]
+    assert line.startswith(f"request_id=mine model=- status={status} reason={kind} ")
+
+
+def test_a_path_without_an_application_is_not_found() -> None:
+    text = "Path '/secret' not found. Ping http://.../-/routes for available routes."
+    response = client(sending(*convert_object_to_asgi_messages(text, 404))).get(
+        "/secret"
+    )
+    assert response.status_code == 404
+    assert response.json() == {
+        "error": "Not found: no application is at this path",
+        "type": "not_found",
+    }
+    assert len(response.headers["x-request-id"]) == 32
+
+
+def test_the_time_that_serve_asks_a_caller_to_wait_is_kept() -> None:
+    messages = convert_object_to_asgi_messages(
+        "Request dropped due to backpressure", 429, [(b"retry-after", b"17")]
+    )
+    response = client(sending(*messages)).get("/")
+    assert (response.status_code, response.json()["type"]) == (429, "overloaded")
+    assert response.headers["retry-after"] == "17"
+
+
+def test_a_proxy_that_breaks_shows_nothing_of_itself() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("secret")
+
+    response = client(broken).get("/")
+    assert (response.status_code, response.json()["type"]) == (500, "internal_error")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
+def test_what_load_balancers_ask_serve_is_left_alone(path: str) -> None:
+    messages = convert_object_to_asgi_messages("This node is being drained.", 503)
+    response = client(sending(*messages)).get(path)
+    assert (response.status_code, response.text) == (503, "This node is being drained.")
+
+
+def test_the_errors_of_other_applications_are_left_alone() -> None:
+    response = client(PlainTextResponse("their own", 404)).get("/theirs")
+    assert (response.status_code, response.text) == (404, "their own")
+
+
+def test_the_id_in_the_request_is_the_one_in_the_answer() -> None:
+    seen: list[str] = []
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(
+            value.decode()
+            for name, value in scope["headers"]
+            if name == b"x-request-id"
+        )
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    for given, kept in [("mine", True), ("no id of a line", False), ("", False)]:
+        seen.clear()
+        response = client(proxy).get("/", headers={"x-request-id": given})
+        assert response.headers.get_list("x-request-id") == seen
+        assert (seen == [given]) is kept
+    seen.clear()
+    assert client(proxy).get("/").headers.get_list("x-request-id") == seen
+
+
+def called(proxy: Proxy, receive: Receive) -> list[Message]:
+    """What is sent to a caller whose messages come from `receive`."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [],
+    }
+    asyncio.run(wrapped(proxy)(scope, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+async def hung_up() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def test_each_piece_of_a_stream_is_passed_on_before_the_next_is_made() -> None:
+    passed: list[int] = []
+    sent: list[Message] = []
+
+    async def pieces(send: Send) -> None:
+        for number in range(3):
+            await send(
+                {"type": "http.response.body", "body": b"x", "more_body": number < 2}
+            )
+            passed.append(len(sent))
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200}
+        await send({**start, "headers": [(b"content-type", b"text/event-stream")]})
+        await pieces(send)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [],
+    }
+    asyncio.run(wrapped(proxy)(scope, hung_up, send))  # type: ignore[arg-type]
+    assert passed == [2, 3, 4]
+
+
+def test_an_answer_that_breaks_off_gets_nothing_after_it() -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    body = {"type": "http.response.body", "body": b"half", "more_body": True}
+    assert len(called(sending(start, body), hung_up)) == 2
+
+
+def test_a_caller_who_has_left_is_sent_nothing() -> None:
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+    assert called(proxy, hung_up) == []
+
+
+def test_other_connections_than_http_are_left_alone() -> None:
+    seen: list[Scope] = []
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    scope = {"type": "websocket", "path": "/", "headers": []}
+    asyncio.run(ContractAnswers(proxy)(scope, hung_up, hung_up))  # type: ignore[arg-type]
+    assert seen == [{"type": "websocket", "path": "/", "headers": []}]
+
+
+def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
+    from ray.serve._private import constants
+    from ray.serve._private.utils import call_function_from_import_path
+
+    assert hasattr(constants, VARIABLE)
+    assert len(call_function_from_import_path(CALLBACK)) == 1
