@@ -5,8 +5,6 @@ can import it while Ray starts.
 """
 
 import contextlib
-import logging
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +14,13 @@ import yaml
 
 from deployments.config import AppArgs
 from deployments.logs import Stages
+from deployments.ray_node import start_ray
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
 
 CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
-RAY_LOGS = "/tmp/ray/session_latest/logs"
-_OBJECT_STORE_BYTES = 1 << 30
 _STATUS_INTERVAL_S = 5.0
 
 
@@ -45,39 +42,6 @@ def read_args(path: Path = CONFIG) -> AppArgs:
     """
     [application] = yaml.safe_load(path.read_text())["applications"]
     return AppArgs.model_validate(application.get("args") or {})
-
-
-def start_ray(*, show_logs: bool) -> None:
-    """Start a new Ray on this machine.
-
-    Ray ends with the thread that calls this, so call it from the main thread. The process keeps
-    its handler of SIGTERM.
-
-    show_logs: whether the replicas' log lines also go to stderr; they are always in Ray's log
-        folder
-    """
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # By default Ray starts workers at niceness 15, and models would stand still beside any other
-    # work.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Serve's default (5 s) gives up on the proxy when its imports are slow, for example from a cold
-    # disk.
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    for variable in ("NO_PROXY", "no_proxy"):
-        # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
-        os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=show_logs,
-        logging_level=logging.WARNING,
-    )
-    # Ray has replaced the handler by one that aborts the process with a trace.
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def start_app(

@@ -18,9 +18,10 @@ import requests
 from pydantic import ValidationError
 
 from deployments.contract.errors import CheckpointError
-from deployments.launch import CONFIG, RAY_LOGS, read_config
+from deployments.launch import CONFIG, read_config
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.ray_node import StartError, log_folder, prepare_environment
 
 
 def main() -> int:
@@ -32,6 +33,7 @@ def main() -> int:
     logging.getLogger("deployments").setLevel(logging.INFO)
     result = io.StringIO()
     try:
+        prepare_environment()
         # Ray prints to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             config, args = read_config()
@@ -42,14 +44,14 @@ def main() -> int:
                     config, args, arguments.audio, arguments.args, result
                 )
         return 0
-    except (commands.CommandError, CheckpointError) as error:
+    except (commands.CommandError, CheckpointError, StartError) as error:
         return _fail(str(error))
     except ValidationError as error:
         return _fail(f"{CONFIG.name}: {error}")
     except requests.RequestException:
-        return _fail(f"the application did not answer: see {RAY_LOGS}")
+        return _fail(f"the application did not answer: see {log_folder()}")
     except RuntimeError:
-        return _fail(f"the application did not start: see {RAY_LOGS}")
+        return _fail(f"the application did not start: see {log_folder()}")
     except KeyboardInterrupt:
         return 130
     finally:

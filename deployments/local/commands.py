@@ -2,12 +2,12 @@
 
 import contextlib
 import json
+import shlex
 import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import ray
 import requests
 
 from deployments import checkpoints
@@ -17,6 +17,7 @@ from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
 from deployments.local.console import progress, say
+from deployments.ray_node import handle_environment
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -42,9 +43,12 @@ def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
             url = stack.enter_context(running_app(config, args, port, show_logs=True))
-        address = ray.get_runtime_context().gcs_address
         say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
-        say(f"for handles: RAY_AUTH_MODE=token RAY_ADDRESS={address}")
+        variables = (
+            f"{name}={shlex.quote(value)}"
+            for name, value in handle_environment().items()
+        )
+        say(f"for handles: {' '.join(variables)}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         say("stopping")

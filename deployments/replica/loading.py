@@ -5,7 +5,6 @@ that loads the model.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,6 +19,7 @@ from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
 from deployments.contract.errors import CheckpointError
+from deployments.cpus import cpu_threads
 from deployments.engine import Engine, own_process
 from deployments.engine.upstream.model_facts import set_official_alignment_heads
 from deployments.engine.upstream.timing import compile_dtw
@@ -78,8 +78,7 @@ def load_model(path: Path, official: OfficialModel | None) -> Whisper:
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
     MemoryError where the model does not fit.
     """
-    # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    _limit_threads(cpu_threads())
     model = _read(path)
     if official is not None:
         try:
@@ -120,6 +119,14 @@ def breaks_gpu(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's memory did not suffice, which a later request may find otherwise."""
     return isinstance(error, torch.OutOfMemoryError)
+
+
+def _limit_threads(threads: int) -> None:
+    # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
+    torch.set_num_threads(threads)
+    # PyTorch refuses a second call, of a second attempt to load, once such threads run.
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_interop_threads(threads)
 
 
 def _read(path: Path) -> Whisper:

@@ -30,6 +30,12 @@ from deployments import checkpoints, launch
 from deployments.config import AppArgs
 from deployments.contract.errors import CheckpointError, ModelUnavailableError
 from deployments.logs import Stages
+from deployments.ray_node import (
+    StartError,
+    log_folder,
+    prepare_environment,
+    start_ray,
+)
 from deployments.runpod.environment import configure_environment
 from deployments.runpod.health import HealthPort
 from deployments.runpod.settings import Settings, SettingsError, read_settings
@@ -40,10 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ALL_INTERFACES = "0.0.0.0"
-
-
-class StartError(Exception):
-    """The worker cannot start. Its text says what to change."""
 
 
 def main() -> int:
@@ -110,12 +112,13 @@ def _start(
     """Start Ray and the application; gives the router's handle."""
     _read_ahead(_find_weights(args))
     configure_environment()
+    prepare_environment()
     stages.done("settings")
     with ThreadPoolExecutor(1) as imports:
         application = imports.submit(import_application)
         imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
-        launch.start_ray(show_logs=True)
+        start_ray(show_logs=True)
         stages.done("ray")
         application.result()
         stages.done("imports")
@@ -136,7 +139,7 @@ def _start_app(
         )
     except RuntimeError:
         raise StartError(
-            f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"
+            f"the application did not start: its log above, or {log_folder()}, says why"
         ) from None
 
 
