@@ -5,6 +5,7 @@ can import it while Ray starts.
 """
 
 import contextlib
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,8 @@ def start_app(
     from deployments.config import APPLICATION
 
     stages = stages or Stages()
+    # In this process Serve writes INFO lines to stderr, whatever its configured level is.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = config.http_options.model_dump() | {"port": http_port or 0}
     if http_host is not None:
         http["host"] = http_host
@@ -137,10 +140,10 @@ def running_app(
         yield f"http://{config.http_options.host}:{port}"
     finally:
         import ray
-        from ray import serve
 
+        # Ray's end is Serve's end. `serve.shutdown` would first wait for the requests in work, and
+        # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
-            serve.shutdown()
             ray.shutdown()
 
 
