@@ -132,12 +132,12 @@ def running_app(
 ) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
-    Raises RuntimeError if a preloaded model cannot start.
+    Raises StartError if Ray cannot start, and RuntimeError if a preloaded model cannot.
     """
-    start_ray(show_logs=show_logs)
     try:
+        start_ray(show_logs=show_logs)
         start_app(config, args, http_port=port)
-        yield f"http://{config.http_options.host}:{port}"
+        yield base_url(config.http_options.host, port)
     finally:
         import ray
 
@@ -145,6 +145,13 @@ def running_app(
         # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
             ray.shutdown()
+
+
+def base_url(host: str, port: int) -> str:
+    """The URL at which a caller on this machine reaches what listens on this host and port."""
+    # A server can listen on all addresses, but a client has to name one.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

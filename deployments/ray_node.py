@@ -27,6 +27,8 @@ _VARIABLES = {
     # Every port that Ray opens demands a token.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A SIGTERM while Ray starts would first wait for work that there is none of.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # By default Ray starts workers at niceness 15, and models would stand still beside any other
     # work.
     "RAY_worker_niceness": "0",
@@ -88,6 +90,7 @@ def start_ray(*, show_logs: bool) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    terminated = False
     try:
         ray.init(
             address="local",
@@ -97,9 +100,18 @@ def start_ray(*, show_logs: bool) -> None:
             log_to_driver=show_logs,
             logging_level=logging.WARNING,
         )
+    except SystemExit:
+        # This is how Ray's own handler of SIGTERM ends its start.
+        terminated = True
+    except Exception as error:  # noqa: BLE001 - Ray raises many types, and its log tells the reason
+        raise StartError(
+            f"Ray did not start ({type(error).__name__}): see {log_folder()}"
+        ) from None
     finally:
         # Ray has replaced the handler by one that aborts the process with a trace.
         signal.signal(signal.SIGTERM, on_sigterm)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def log_folder() -> Path:

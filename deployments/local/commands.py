@@ -1,9 +1,9 @@
 """The two local commands. A `CommandError` holds the one line that tells a user what to change."""
 
 import contextlib
+import errno
 import json
 import shlex
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,9 +14,9 @@ from deployments import checkpoints
 from deployments.config import APPLICATION, AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
 from deployments.contract.request import parse_request
-from deployments.launch import running_app
+from deployments.launch import CONFIG, base_url, running_app
 from deployments.local import loopback
-from deployments.local.console import progress, say
+from deployments.local.console import progress, readable_json, say
 from deployments.ray_node import handle_environment
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
     Raises CommandError, CheckpointError, and RuntimeError if the application does not start.
     """
     host, port = config.http_options.host, port or config.http_options.port
-    if not _is_free(host, port):
-        raise CommandError(
-            f"port {port} on {host} is in use: stop what uses it, or --port"
-        )
+    _check_address(host, port)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
@@ -94,7 +91,7 @@ def transcribe(
     result = answer.json()
     if not answer.ok:
         raise CommandError(result["error"])
-    print(json.dumps(result, indent=2, ensure_ascii=False), file=out)
+    print(readable_json(result), file=out)
 
 
 def _request(audio: str, fields: str) -> dict[str, Any]:
@@ -130,7 +127,7 @@ def _fetch_weights(model: ModelArgs) -> None:
 
 def _running_url(host: str, port: int) -> str | None:
     """The base URL of this application, if that is what runs on the port."""
-    url = f"http://{host}:{port}"
+    url = base_url(host, port)
     try:
         health: Any = loopback.session().get(f"{url}/health", timeout=2).json()
     except (requests.RequestException, ValueError):
@@ -139,9 +136,17 @@ def _running_url(host: str, port: int) -> str | None:
     return url if named else None
 
 
-def _is_free(host: str, port: int) -> bool:
+def _check_address(host: str, port: int) -> None:
+    """Raises CommandError if the service could not listen there."""
     try:
-        with socket.create_server((host, port)):
-            return True
-    except OSError:
-        return False
+        loopback.listener(host, port).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"port {port} on {host} is in use: stop what uses it, or choose another one"
+                " (make serve PORT=8001, or --port 8001)"
+            ) from None
+        raise CommandError(
+            f"cannot listen on {host}, port {port}: {error.strerror};"
+            f" see http_options in {CONFIG.name}"
+        ) from None
