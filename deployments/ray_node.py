@@ -27,6 +27,8 @@ _VARIABLES = {
     # Every port that Ray opens demands a token.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise a call of Serve's own threads after Ray's end would start a second Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # A SIGTERM while Ray starts would first wait for work that there is none of.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # By default Ray starts workers at niceness 15, and models would stand still beside any other
@@ -66,7 +68,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
-        os.environ[name] = f"{os.environ.get(name, '')},127.0.0.1".strip(",")
+        os.environ[name] = f"{os.environ.get(name, '')},127.0.0.1,::1".strip(",")
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError:

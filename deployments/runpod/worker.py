@@ -37,15 +37,13 @@ from deployments.ray_node import (
     start_ray,
 )
 from deployments.runpod.environment import configure_environment
-from deployments.runpod.health import HealthPort
+from deployments.runpod.health import HealthPort, all_interfaces
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger(__name__)
-
-_ALL_INTERFACES = "0.0.0.0"
 
 
 def main() -> int:
@@ -133,7 +131,7 @@ def _start_app(
         return launch.start_app(
             config,
             args,
-            http_host=_ALL_INTERFACES,
+            http_host=all_interfaces(),
             http_port=settings.http_port,
             stages=stages,
         )
