@@ -73,9 +73,9 @@ endif
 	  "$(PYTHON)" -m venv --clear .venv; \
 	fi
 	@echo "installing the requirements into .venv" >&2
-	@$(RUN) -m pip install --disable-pip-version-check -r requirements.txt >&2
+	@$(RUN) -m tools.install -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	@$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt >&2
+	@$(RUN) -m tools.install -r requirements-dev.txt
 	@touch $@
