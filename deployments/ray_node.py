@@ -1,7 +1,7 @@
 """A Ray of this process's own, on this machine: its environment, its folder, its token, its start.
 
-Ray reads most of its environment when it is imported, so `prepare_environment` comes before that.
-Importing this module imports no Ray.
+Ray reads a part of its environment when it is imported, so a program calls `prepare_environment`
+before that. Importing this module imports no Ray.
 """
 
 import logging
@@ -68,7 +68,8 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
-        os.environ[name] = f"{os.environ.get(name, '')},127.0.0.1,::1".strip(",")
+        hosts = [*filter(None, os.environ.get(name, "").split(",")), "127.0.0.1", "::1"]
+        os.environ[name] = ",".join(dict.fromkeys(hosts))
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError:
@@ -82,13 +83,16 @@ def prepare_environment() -> None:
 
 
 def start_ray(*, show_logs: bool) -> None:
-    """Start a new Ray on this machine, after `prepare_environment`.
+    """Start a new Ray on this machine.
 
     Ray ends with the thread that calls this, so call it from the main thread. The process keeps
     its handler of SIGTERM.
 
     show_logs: whether the replicas' log lines also go to stderr; they are always in `log_folder`
+
+    Raises StartError.
     """
+    prepare_environment()
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
