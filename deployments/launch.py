@@ -144,6 +144,8 @@ def running_app(
         # Ray's end is Serve's end. `serve.shutdown` would first wait for the requests in work, and
         # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
+            # Threads of Serve in this process still call Ray, and would log that it is gone.
+            logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
             ray.shutdown()
 
 
