@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,6 @@ _NUM_CPUS = 4
 _LONGEST_RAY_FOLDER = 107 - 65
 
 _VARIABLES = {
-    # Every port that Ray opens demands a token.
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise a call of Serve's own threads after Ray's end would start a second Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",
@@ -66,6 +65,10 @@ def prepare_environment() -> None:
         raise StartError(str(error)) from None
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+    if "ray" not in sys.modules:
+        # Every port that Ray opens demands a token. This is Ray's own default for a new Ray; set
+        # here, it needs no warning. A Ray that is imported already would overlook it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         hosts = [*filter(None, os.environ.get(name, "").split(",")), "127.0.0.1", "::1"]
@@ -132,7 +135,7 @@ def handle_environment() -> dict[str, str]:
     """
     import ray
 
-    mode = os.environ["RAY_AUTH_MODE"]
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
     variables = {
         "RAY_AUTH_MODE": mode,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
@@ -195,7 +198,10 @@ def _token_path() -> Path:
 
 def _choose_token() -> None:
     """Let Ray keep its token where it does by default, or, where it cannot, beside its sessions."""
-    if os.environ["RAY_AUTH_MODE"] != "token" or "RAY_AUTH_TOKEN" in os.environ:
+    if (
+        os.environ.get("RAY_AUTH_MODE", "token") != "token"
+        or "RAY_AUTH_TOKEN" in os.environ
+    ):
         return
     if os.access(_token_path(), os.R_OK):
         return
