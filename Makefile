@@ -1,5 +1,5 @@
 # transcribe: one recording, from a fresh clone to JSON on stdout
-# serve:      the application on the configured port, until Ctrl-C
+# serve:      the application on the configured port, or on PORT, until Ctrl-C
 # test:       check, then the fast tests
 # test-slow:  all other tests
 # check:      formatter, linter, type checker
@@ -37,7 +37,7 @@ transcribe: .venv/installed
 	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
 
 serve: .venv/installed
-	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve
+	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(if $(PORT),--port "$(PORT)")
 
 test: check
 	@$(RUN) -m pytest -m "not slow"
@@ -73,9 +73,9 @@ endif
 	  "$(PYTHON)" -m venv --clear .venv; \
 	fi
 	@echo "installing the requirements into .venv" >&2
-	@$(RUN) -m pip install --disable-pip-version-check -r requirements.txt >&2
+	@$(RUN) -m tools.install -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	@$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt >&2
+	@$(RUN) -m tools.install -r requirements-dev.txt
 	@touch $@

@@ -16,6 +16,7 @@ from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
 from deployments.replica import scaling
 from deployments.replica.whisper_model import WhisperModel
+from deployments.router.memory import give_back_large_buffers
 from deployments.router.router import Router
 
 # Serve's own limit would also hold back questions to a busy replica, such as whether it is ready.
@@ -38,6 +39,7 @@ class _Ingress(Router):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
+        give_back_large_buffers()
         return api.build(self)
 
 

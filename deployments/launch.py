@@ -6,58 +6,22 @@ can import it while Ray starts.
 
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from deployments import proxy_answers, serve_config
+from deployments import serve_config
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.logs import Stages
+from deployments.ray_node import start_ray
 from deployments.replica import nvidia
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
 
-RAY_LOGS = "/tmp/ray/session_latest/logs"
-_OBJECT_STORE_BYTES = 1 << 30
 _STATUS_INTERVAL_S = 5.0
-
-
-def start_ray(*, show_logs: bool) -> None:
-    """Start a new Ray on this machine.
-
-    Ray ends with the thread that calls this, so call it from the main thread. The process keeps
-    its handler of SIGTERM.
-
-    show_logs: whether the replicas' log lines also go to stderr; they are always in Ray's log
-        folder
-    """
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # By default Ray starts workers at niceness 15, and models would stand still beside any other
-    # work.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Serve's default (5 s) gives up on the proxy when its imports are slow, for example from a cold
-    # disk.
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    os.environ.setdefault(proxy_answers.VARIABLE, proxy_answers.CALLBACK)
-    for variable in ("NO_PROXY", "no_proxy"):
-        # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
-        os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".strip(",")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=show_logs,
-        logging_level=logging.WARNING,
-    )
-    # Ray has replaced the handler by one that aborts the process with a trace.
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def start_app(
@@ -89,6 +53,8 @@ def start_app(
         serve_config.require_http(config)
     stages = stages or Stages()
     [application] = config.applications
+    # In this process Serve writes INFO lines to stderr, whatever its configured level is.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = config.http_options.model_dump() | {"port": http_port or 0}
     if http_host is not None:
         http["host"] = http_host
@@ -164,19 +130,22 @@ def running_app(
 ) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
-    Raises ConfigError, DeviceError, ModelUnavailableError and RuntimeError as `start_app` does.
+    Raises StartError if Ray cannot start, and ConfigError, DeviceError, ModelUnavailableError and
+    RuntimeError as `start_app` does.
     """
     nvidia.check_this_machine(args.device)
-    start_ray(show_logs=show_logs)
     try:
+        start_ray(show_logs=show_logs)
         start_app(config, args, http_port=port)
         yield serve_config.base_url(config, port)
     finally:
         import ray
-        from ray import serve
 
+        # Ray's end is Serve's end. `serve.shutdown` would first wait for the requests in work, and
+        # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
-            serve.shutdown()
+            # Threads of Serve in this process still call Ray, and would log that it is gone.
+            logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
             ray.shutdown()
 
 

@@ -17,7 +17,7 @@ def log_through_serve() -> None:
     logger.propagate = False
     if not any(isinstance(handler, _ServeHandler) for handler in logger.handlers):
         logger.addHandler(_ServeHandler())
-    _SERVE_LOGGER.addFilter(_without_traceback)
+    _SERVE_LOGGER.addFilter(_expected_errors)
 
 
 class _ServeHandler(logging.Handler):
@@ -66,11 +66,13 @@ class Stages:
         return " ".join(f"{name}={value:.2f}" for name, value in self._seconds.items())
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    # Serve logs every exception that leaves a replica with its traceback. The errors of the
-    # contract are answers to a caller; the router logs them.
+def _expected_errors(record: logging.LogRecord) -> bool:
+    # Serve logs every exception that leaves a replica at ERROR, with its traceback. The errors of
+    # the contract are answers to a caller, and the router logs them.
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, WhisperServeError):
-        record.msg, record.args = f"{record.getMessage()} {error.type}: {error}", ()
-        record.exc_info = record.exc_text = None
-    return True
+    if not isinstance(error, WhisperServeError):
+        return True
+    record.msg, record.args = f"{record.getMessage()} {error.type}: {error}", ()
+    record.exc_info = record.exc_text = None
+    # A wrong request is not a fault of the service.
+    return error.status >= 500

@@ -4,7 +4,7 @@ The proxy answers without the application where there is no route, where no Rout
 own limit of time passes, and where the Router dies with a request. Its own answers are plain text.
 Serve calls the function that its variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names and wraps
 the proxy in the middlewares that the function gives. The variable belongs into the environment of
-Ray's processes: `launch.start_ray` and the image set it.
+Ray's processes: `ray_node.start_ray` and the image set it.
 
 This module relies on the proxy of ray 2.60, and a test names what it relies on:
 

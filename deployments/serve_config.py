@@ -87,9 +87,15 @@ def require_http(config: "ServeDeploySchema") -> None:
 def base_url(config: "ServeDeploySchema", port: int) -> str:
     """Where the application's routes begin, without a slash at the end."""
     http, [application] = config.http_options, config.applications
-    scheme = "https" if http.ssl_certfile else "http"
-    host = f"[{http.host}]" if ":" in http.host else http.host
-    return f"{scheme}://{host}:{port}{application.route_prefix or ''}".rstrip("/")
+    server = server_url(http.host, port, "https" if http.ssl_certfile else "http")
+    return f"{server}{application.route_prefix or ''}".rstrip("/")
+
+
+def server_url(host: str, port: int, scheme: str = "http") -> str:
+    """The URL at which a caller on this machine reaches what listens on this host and port."""
+    # A server can listen on all addresses, but a client has to name one.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def deployment_options(config: "ServeDeploySchema") -> dict[str, dict[str, Any]]:

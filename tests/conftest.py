@@ -5,6 +5,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# Before Ray is imported: a call of Serve's own threads after the tests' Ray has ended would start a
+# second one.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 # No deadline, because the time of an example depends on the machine. With HYPOTHESIS_PROFILE=slow
 # property tests try more examples, and count as slow tests.
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fast")

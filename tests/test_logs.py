@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployments.contract.errors import ModelUnavailableError
+from deployments.contract.errors import InvalidRequestError, ModelUnavailableError
 from deployments.logs import Stages, error_location, log_through_serve
 
 
@@ -65,6 +65,12 @@ def test_an_expected_failure_is_logged_in_one_line(serve_log: Lines) -> None:
         "Request failed after 5 ms model_unavailable:"
         " Model 'base' is not available: 100% of the memory is taken"
     )
+
+
+def test_a_wrong_request_is_no_error_of_the_service(serve_log: Lines) -> None:
+    log_through_serve()
+    log_failure(InvalidRequestError("Invalid temperature: must be between 0 and 1"))
+    assert serve_log.lines == []
 
 
 def test_an_unforeseen_failure_keeps_its_traceback(serve_log: Lines) -> None:

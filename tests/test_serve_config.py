@@ -16,6 +16,7 @@ from deployments.serve_config import (
     read_args,
     read_config,
     require_http,
+    server_url,
 )
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
@@ -65,6 +66,20 @@ def test_a_url_at_the_root_ends_without_a_slash() -> None:
     assert base_url(config, 8000) == "http://127.0.0.1:8000"
     config.http_options.host = "::1"
     assert base_url(config, 8000) == "http://[::1]:8000"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("localhost", "http://localhost:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::2", "http://[fd00::2]:8000"),
+    ],
+)
+def test_the_url_of_a_host_can_be_called(host: str, url: str) -> None:
+    assert server_url(host, 8000) == url
 
 
 def test_options_of_deployments_are_read(write: Callable[[Change], Path]) -> None:

@@ -47,6 +47,8 @@ def choose_track(container: InputContainer, track: int | str | None) -> AudioStr
     for stream in container.streams:
         if stream is not chosen:
             stream.discard = Discard.all
+    # FFmpeg would start a thread for each core. Many recordings are decoded at the same time.
+    chosen.codec_context.thread_count = 1
     return chosen
 
 

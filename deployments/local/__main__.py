@@ -21,9 +21,9 @@ from deployments.contract.errors import (
     DeviceError,
     ModelUnavailableError,
 )
-from deployments.launch import RAY_LOGS
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.ray_node import StartError, log_folder, prepare_environment
 from deployments.serve_config import CONFIG, ConfigError, read_config, require_http
 
 
@@ -36,6 +36,7 @@ def main() -> int:
     logging.getLogger("deployments").setLevel(logging.INFO)
     result = io.StringIO()
     try:
+        prepare_environment()
         # Ray prints to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             config, args = read_config()
@@ -52,14 +53,15 @@ def main() -> int:
         ConfigError,
         CheckpointError,
         ModelUnavailableError,
+        StartError,
     ) as error:
         return _fail(str(error))
     except DeviceError as error:
         return _fail(f"{error}; `device: cpu` in {CONFIG.name} computes without a GPU")
     except requests.RequestException:
-        return _fail(f"the application did not answer: see {RAY_LOGS}")
+        return _fail(f"the application did not answer: see {log_folder()}")
     except RuntimeError:
-        return _fail(f"the application did not start: see {RAY_LOGS}")
+        return _fail(f"the application did not start: see {log_folder()}")
     except KeyboardInterrupt:
         return 130
     finally:

@@ -1,13 +1,13 @@
 """The two local commands. A `CommandError` holds the one line that tells a user what to change."""
 
 import contextlib
+import errno
 import json
-import socket
+import shlex
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import ray
 import requests
 
 from deployments import checkpoints
@@ -16,8 +16,9 @@ from deployments.contract.errors import WhisperServeError
 from deployments.contract.request import parse_request
 from deployments.launch import running_app
 from deployments.local import loopback
-from deployments.local.console import progress, say
-from deployments.serve_config import base_url
+from deployments.local.console import progress, readable_json, say
+from deployments.ray_node import handle_environment
+from deployments.serve_config import CONFIG, base_url
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -35,17 +36,17 @@ def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
     Raises CommandError, CheckpointError, and RuntimeError if the application does not start.
     """
     host, port = config.http_options.host, port or config.http_options.port
-    if not _is_free(host, port):
-        raise CommandError(
-            f"port {port} on {host} is in use: stop what uses it, or --port"
-        )
+    _check_address(host, port)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
             url = stack.enter_context(running_app(config, args, port, show_logs=True))
-        address = ray.get_runtime_context().gcs_address
         say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
-        say(f"for handles: RAY_AUTH_MODE=token RAY_ADDRESS={address}")
+        variables = (
+            f"{name}={shlex.quote(value)}"
+            for name, value in handle_environment().items()
+        )
+        say(f"for handles: {' '.join(variables)}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         say("stopping")
@@ -91,7 +92,7 @@ def transcribe(
     result = answer.json()
     if not answer.ok:
         raise CommandError(result["error"])
-    print(json.dumps(result, indent=2, ensure_ascii=False), file=out)
+    print(readable_json(result), file=out)
 
 
 def _request(audio: str, fields: str) -> dict[str, Any]:
@@ -137,9 +138,17 @@ def _running_url(config: "ServeDeploySchema") -> str | None:
     return url if named else None
 
 
-def _is_free(host: str, port: int) -> bool:
+def _check_address(host: str, port: int) -> None:
+    """Raises CommandError if the service could not listen there."""
     try:
-        with socket.create_server((host, port)):
-            return True
-    except OSError:
-        return False
+        loopback.listener(host, port).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"port {port} on {host} is in use: stop what uses it, or choose another one"
+                " (make serve PORT=8001, or --port 8001)"
+            ) from None
+        raise CommandError(
+            f"cannot listen on {host}, port {port}: {error.strerror};"
+            f" see http_options in {CONFIG.name}"
+        ) from None

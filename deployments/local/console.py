@@ -1,16 +1,36 @@
 """What the local commands say on stderr; stdout is for results."""
 
 import contextlib
+import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 _INTERVAL_S = 5.0
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def readable_json(value: Any, indent: str = "") -> str:
+    """JSON with an indent of two, in which a list of plain values, such as tokens, is one line."""
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        parts = [
+            f"{json.dumps(str(key), ensure_ascii=False)}: {readable_json(item, inner)}"
+            for key, item in value.items()
+        ]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        parts = [readable_json(item, inner) for item in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    lines = f",\n{inner}".join(parts)
+    return f"{opening}\n{inner}{lines}\n{indent}{closing}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import requests
 
+from deployments.serve_config import server_url
+
 
 @contextlib.contextmanager
 def served(path: Path) -> Iterator[str]:
@@ -31,18 +33,38 @@ def served(path: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile) as server:
+    with _loopback_server(OneFile) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}{name}"
+            yield server_url(str(server.server_address[0]), server.server_port) + name
         finally:
             server.shutdown()
 
 
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens on an IPv4 or IPv6 address. Raises OSError."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family)
+
+
 def free_port(host: str) -> int:
     """A port that nothing listens on now."""
-    with socket.create_server((host, 0)) as server:
+    with listener(host, 0) as server:
         return int(server.getsockname()[1])
+
+
+class _ServerOnIPv6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+def _loopback_server(
+    handler: type[http.server.BaseHTTPRequestHandler],
+) -> http.server.ThreadingHTTPServer:
+    try:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    except OSError:
+        # This machine has IPv6 alone.
+        return _ServerOnIPv6(("::1", 0), handler)
 
 
 def session() -> requests.Session:

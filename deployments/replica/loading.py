@@ -5,7 +5,6 @@ that loads the model.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,6 +19,7 @@ from whisper.model import Whisper
 
 from deployments.catalog import OfficialModel
 from deployments.contract.errors import CheckpointError, DeviceError
+from deployments.cpus import cpu_threads
 from deployments.engine import Engine, own_process
 from deployments.engine.upstream.model_facts import set_official_alignment_heads
 from deployments.engine.upstream.timing import compile_dtw
@@ -80,8 +80,7 @@ def load_model(path: Path, official: OfficialModel | None) -> Whisper:
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
     MemoryError where the model does not fit.
     """
-    # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    _limit_threads(cpu_threads())
     model = _read(path)
     if official is not None:
         try:
@@ -167,6 +166,14 @@ def _cuda_failure(error: Exception) -> str:
         f"PyTorch {torch.__version__}, built for CUDA {torch.version.cuda},"
         f" cannot use the GPU: {said}"
     )
+
+
+def _limit_threads(threads: int) -> None:
+    # Ray sets OMP_NUM_THREADS=1 for actors that reserve no CPU.
+    torch.set_num_threads(threads)
+    # PyTorch refuses a second call, of a second attempt to load, once such threads run.
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_interop_threads(threads)
 
 
 def _read(path: Path) -> Whisper:

@@ -41,6 +41,7 @@ from deployments.contract.options import (
     TranscriptionOptions,
     check_fits_model,
 )
+from deployments.cpus import CpuThreadsError, cpu_threads, limit_library_threads
 from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica import nvidia
 from deployments.replica.load_attempt import LoadAttempt
@@ -207,6 +208,9 @@ class WhisperModel:
 
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
+        # Before the libraries are imported. A wrong setting is told by `_try_to_load`.
+        with contextlib.suppress(CpuThreadsError):
+            limit_library_threads(cpu_threads())
         # Verifying the weights of a large model takes as long as the imports do.
         imports = threading.Thread(target=self._import_loading, daemon=True)
         imports.start()
@@ -255,7 +259,7 @@ class WhisperModel:
             engine = loading.load_engine(
                 path, self._model.official, self._gpu_share, stages
             )
-        except (CheckpointError, DeviceError) as error:
+        except (CheckpointError, CpuThreadsError, DeviceError) as error:
             return None, str(error)
         except MemoryError:
             return None, f"out of memory ({self._device})"

@@ -1,7 +1,17 @@
 """`GET /ping` on RunPod's health port: 204 while the worker starts, 200 when it is ready."""
 
 import http.server
+import socket
 import threading
+
+
+def all_interfaces() -> str:
+    """The address to listen on for callers by IPv6 and by IPv4; the latter's alone without IPv6."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
 
 class HealthPort:
@@ -21,5 +31,5 @@ class HealthPort:
             def log_message(self, *_: object) -> None:
                 pass
 
-        server = http.server.ThreadingHTTPServer(("", port), Ping)
+        server = _Server((all_interfaces(), port), Ping)
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -35,9 +35,15 @@ from deployments.contract.errors import (
     ModelUnavailableError,
 )
 from deployments.logs import Stages
+from deployments.ray_node import (
+    StartError,
+    log_folder,
+    prepare_environment,
+    start_ray,
+)
 from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
-from deployments.runpod.health import HealthPort
+from deployments.runpod.health import HealthPort, all_interfaces
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 from deployments.serve_config import ConfigError
 
@@ -45,12 +51,6 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger(__name__)
-
-_ALL_INTERFACES = "0.0.0.0"
-
-
-class StartError(Exception):
-    """The worker cannot start. Its text says what to change."""
 
 
 _REFUSED = (
@@ -137,12 +137,13 @@ def _start(
     """Start Ray and the application; gives the router's handle."""
     _read_ahead(_find_weights(args))
     configure_environment()
+    prepare_environment()
     stages.done("settings")
     with ThreadPoolExecutor(1) as imports:
         application = imports.submit(import_application)
         imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
-        launch.start_ray(show_logs=True)
+        start_ray(show_logs=True)
         stages.done("ray")
         application.result()
         stages.done("imports")
@@ -157,7 +158,7 @@ def _start_app(
         return launch.start_app(
             config,
             args,
-            http_host=_ALL_INTERFACES,
+            http_host=all_interfaces(),
             http_port=settings.http_port,
             stages=stages,
         )
@@ -165,7 +166,7 @@ def _start_app(
         raise StartError(str(error)) from None
     except RuntimeError:
         raise StartError(
-            f"the application did not start: its log above, or {launch.RAY_LOGS}, says why"
+            f"the application did not start: its log above, or {log_folder()}, says why"
         ) from None
 
 

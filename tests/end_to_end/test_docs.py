@@ -12,10 +12,10 @@ import sys
 from itertools import groupby
 
 import pytest
-import ray
 
 from deployments.local import loopback
-from tests.support.app import App, Url
+from deployments.ray_node import handle_environment
+from tests.support.app import App, Url, clean_environment
 from tests.support.markdown import ROOT, Block, all_blocks
 from tests.test_docs import is_command_of_the_project
 
@@ -45,11 +45,10 @@ def run(app: App, audio_url: Url, text: str, *program: str) -> None:
     text = text.replace(RECORDINGS, recordings)
     text = text.replace(APPLICATION, app.url.removeprefix("http://"))
     text = text.replace(".venv/bin/python", sys.executable)
-    address = ray.get_runtime_context().gcs_address
     with subprocess.Popen(
         [*program, text],
         cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+        env=clean_environment(handle_environment()),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,13 +7,20 @@ import sys
 from typing import Any
 
 import pytest
-import ray
 import requests
 from ray import serve
 
 from deployments import catalog, serve_config
 from deployments.local import commands
-from tests.support.app import AUDIO, App, Url, session_logs
+from deployments.ray_node import handle_environment
+from tests.support.app import (
+    AUDIO,
+    ROOT,
+    App,
+    Url,
+    clean_environment,
+    session_logs,
+)
 from tools.official import assert_official
 
 CLIENT = """
@@ -22,8 +29,8 @@ import ray
 from ray import serve
 from deployments.contract.errors import AudioHostError
 
-ray.init(address=sys.argv[1], log_to_driver=False, namespace="client")
-request = json.loads(sys.argv[2])
+ray.init(log_to_driver=False, namespace="client")
+request = json.loads(sys.argv[1])
 by_app = serve.get_app_handle("whisper")
 print(json.dumps(by_app.transcribe.remote(request).result()))
 
@@ -41,9 +48,10 @@ asyncio.run(main())
 
 def test_both_handle_calls_from_another_process(app: App, audio_url: Url) -> None:
     request = {"audio": audio_url("jfk.flac"), "model": "tiny.en"}
-    address = ray.get_runtime_context().gcs_address
     client = subprocess.run(
-        [sys.executable, "-c", CLIENT, address, json.dumps(request)],
+        [sys.executable, "-c", CLIENT, json.dumps(request)],
+        cwd=ROOT,
+        env=clean_environment(handle_environment()),
         capture_output=True,
         text=True,
         timeout=180,

@@ -1,4 +1,3 @@
-import socket
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,13 @@ def test_each_file_has_a_name_of_its_own(tmp_path: Path) -> None:
         assert one.rpartition("/")[2] != two.rpartition("/")[2]
 
 
-def test_a_free_port_can_be_listened_on() -> None:
-    port = loopback.free_port("127.0.0.1")
-    with socket.create_server(("127.0.0.1", port)):
-        pass
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::", "0.0.0.0"])
+def test_a_free_port_can_be_listened_on(host: str) -> None:
+    port = loopback.free_port(host)
+    with loopback.listener(host, port) as listener:
+        assert listener.getsockname()[1] == port
+        with pytest.raises(OSError, match="in use"):
+            loopback.listener(host, port)
 
 
 def test_the_session_uses_no_proxy(

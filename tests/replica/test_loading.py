@@ -13,6 +13,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from deployments.catalog import MODELS
 from deployments.contract.errors import CheckpointError, DeviceError
+from deployments.cpus import available_cpus
 from deployments.engine import Engine
 from deployments.engine.upstream.timing import compile_dtw, dtw
 from deployments.replica.loading import (
@@ -91,12 +92,17 @@ def test_weights_of_unknown_origin_keep_upstreams_default_heads(tmp_path: Path) 
     assert heads.tolist() == [[False] * 6] * 2 + [[True] * 6] * 2
 
 
-def test_a_model_on_a_cpu_uses_every_core_that_is_its_own(tmp_path: Path) -> None:
+def test_a_model_on_a_cpu_uses_every_core_that_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "mine.pt")
     # What Ray leaves an actor that reserves no CPU.
     torch.set_num_threads(1)
     load_model(tmp_path / "mine.pt", None)
-    assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    assert torch.get_num_threads() == available_cpus()
+    monkeypatch.setenv("WHISPER_CPU_THREADS", "3")
+    load_model(tmp_path / "mine.pt", None)
+    assert torch.get_num_threads() == 3
 
 
 def test_a_file_that_is_no_checkpoint_is_told_by_its_name(tmp_path: Path) -> None:

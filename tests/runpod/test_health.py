@@ -20,3 +20,10 @@ def test_a_ping_is_answered_with_204_until_the_worker_is_ready() -> None:
 def test_a_port_that_is_taken_is_an_error() -> None:
     with socket.create_server(("", 0)) as taken, pytest.raises(OSError):
         HealthPort(taken.getsockname()[1])
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+def test_a_ping_by_ipv6_is_answered_too() -> None:
+    port = loopback.free_port("::")
+    HealthPort(port)
+    assert loopback.session().get(f"http://[::1]:{port}/ping").status_code == 204

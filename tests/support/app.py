@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 from ray.util import list_named_actors
 from whisper.model import ModelDimensions, Whisper
 
-AUDIO = Path(__file__).parents[1] / "audio"
+ROOT = Path(__file__).parents[2]
+AUDIO = ROOT / "tests" / "audio"
 
 # Nobody listens there, so that weights which are not on this machine cannot be downloaded, with or
 # without a network.
@@ -96,6 +97,19 @@ def session_logs() -> Path:
     """The log folder of the tests' cluster; other Rays on the machine have their own."""
     [node] = ray.nodes()
     return Path(node["ObjectStoreSocketName"]).parents[1] / "logs"
+
+
+def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """A new shell's environment with these variables: nothing of what this process was given.
+
+    Its home is another one, where Ray finds no token.
+    """
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "PYTHONPATH": str(ROOT),
+        **variables,
+    }
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
