@@ -84,7 +84,7 @@ def test_every_difference_is_found() -> None:
         return {
             "transcription": "Hi.",
             "detected_language": "en",
-            "segments": [segment | {"text": "Hi."}],
+            "segments": [segment | {"text": "Hi.", "words": [dict(word)]}],
             "word_timestamps": [stripped],
         }
 
@@ -96,6 +96,8 @@ def test_every_difference_is_found() -> None:
     paths: list[list[Any]] = [
         *([name] for name in ("transcription", "detected_language", "segments")),
         *(["segments", 0, field] for field in official.SEGMENT_FIELDS),
+        *(["segments", 0, "words", 0, field] for field in word),
+        ["segments", 0, "words"],
         *(["word_timestamps", 0, field] for field in word),
         ["word_timestamps"],
     ]

@@ -192,4 +192,6 @@ def test_what_the_application_refuses_is_the_error_of_the_local_command(
     config, args = serve_config.read_config()
     config.http_options.host, config.http_options.port = host, int(port)
     with pytest.raises(commands.CommandError, match="^Audio decoding failed: "):
-        commands.transcribe(config, args, str(AUDIO / "README.md"), "{}", io.StringIO())
+        commands.transcribe(
+            config, args, str(AUDIO / "ffmpeg.npz"), "{}", io.StringIO()
+        )

@@ -33,7 +33,7 @@ def test_every_request_has_one_line_with_its_id(app: App, audio_url: Url) -> Non
     own_id = f"one-line-{os.getpid()}"
     response = requests.post(
         f"{app.url}/transcribe",
-        json={"audio": audio_url("manifest.json"), "model": "tiny.en"},
+        json={"audio": audio_url("ffmpeg.npz"), "model": "tiny.en"},
         headers={"x-request-id": own_id},
         timeout=60,
     )
