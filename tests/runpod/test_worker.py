@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from deployments import launch, serve_config
+from deployments import checkpoints, launch, serve_config
 from deployments.runpod import worker
 from tests.support.nvml import install_driver, install_torch, without_driver
 
@@ -75,7 +75,7 @@ def test_a_variable_that_a_user_config_would_overrule_ends_the_worker(
     without_driver(monkeypatch)
     monkeypatch.delenv("WHISPER_MODEL")
     monkeypatch.setenv("WHISPER_MAX_AUDIO_S", "60")
-    monkeypatch.setattr(worker.checkpoints, "find", lambda *_: tmp_path / "base.pt")
+    monkeypatch.setattr(checkpoints, "find", lambda *_: tmp_path / "base.pt")
     for name in ("configure_environment", "prepare_environment", "import_serving"):
         monkeypatch.setattr(worker, name, lambda: None)
     monkeypatch.setattr(worker, "start_ray", lambda **_: None)
