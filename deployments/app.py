@@ -51,10 +51,10 @@ def build_app(args: AppArgs) -> Application:
 def build_graph(
     args: AppArgs, replaced: Mapping[str, Mapping[str, Any]]
 ) -> Application:
-    """The same, where the YAML's section `deployments` is to be applied as well.
+    """As `build_app`, with the options of the YAML's section `deployments` applied.
 
-    replaced: by deployment, options in place of the code's; Serve itself applies the section after
-        it has called `build_app`
+    replaced: by deployment, options in place of the code's; `serve run` and `serve deploy` apply
+        the section themselves, after they have called `build_app`
     """
     shares = gpu_shares(args)
     handles = {

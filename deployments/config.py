@@ -236,8 +236,8 @@ class AppArgs(_Args):
     def max_decode_rate(self, model: ModelArgs) -> float:
         """How many seconds of a model's time a request may take for each second of its audio.
 
-        By default some twenty times what noise takes on two cores whose decoding fails at every
-        temperature (benchmarks/results/decode_limit.md), so that no honest request meets the limit.
+        By default about twenty times what two cores take for noise that fails at every temperature
+        (benchmarks/results/decode_limit.md), so that no honest request meets the limit.
         """
         if self.max_decode_s_per_audio_s is not None:
             return self.max_decode_s_per_audio_s

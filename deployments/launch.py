@@ -7,6 +7,7 @@ can import it while Ray starts.
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from deployments import serve_config
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.logs import Stages
-from deployments.ray_node import start_ray
+from deployments.ray_node import StartError, start_ray
 from deployments.replica import nvidia
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def start_app(
 
     Raises ConfigError if there is to be HTTP and the configuration opens none, DeviceError if the
     GPU cannot be used, ModelUnavailableError if a preloaded model cannot start for a known reason,
-    and RuntimeError if Serve or a model cannot start for another one.
+    StartError if it or the Router has not started within `placement_timeout_s` and
+    `model_start_timeout_s`, and RuntimeError if Serve or a model cannot start for another reason.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -76,24 +78,40 @@ def start_app(
         logging_config=application.logging_config or config.logging_config,
     )
     [router] = serve.run_many([target], wait_for_applications_running=False)
+    limit = args.placement_timeout_s + args.model_start_timeout_s
+    deadline = time.monotonic() + limit
     preloaded = [model for model in args.models if args.min_replicas(model) > 0]
     # All are asked before the first answer is awaited, so that the models load side by side.
-    answers = [
-        serve.get_deployment_handle(model.deployment, application.name).ready.remote()
+    answers = {
+        model.deployment: serve.get_deployment_handle(
+            model.deployment, application.name
+        ).ready.remote()
         for model in preloaded
-    ]
-    try:
-        for answer in (*answers, router.health.remote()):
-            _wait_for(answer, application.name)
-    except RuntimeError:
-        _raise_reason(preloaded, application.name)
-        raise
+    }
+    answers["Router"] = router.health.remote()
+    for deployment, answer in answers.items():
+        try:
+            _wait_for(answer, application.name, deadline)
+        except RuntimeError:
+            _raise_reason(preloaded, application.name)
+            raise
+        except TimeoutError:
+            _raise_reason(preloaded, application.name)
+            raise StartError(
+                f"{deployment} has not started within {limit:g} s: it may ask for more CPUs, GPUs"
+                " or memory than Ray has, or need a longer model_start_timeout_s"
+            ) from None
     stages.done("models")
     return router
 
 
-def _wait_for(answer: Any, application: str) -> None:
-    """Wait for a replica's first answer. Raises RuntimeError if the application cannot start.
+def _wait_for(answer: Any, application: str, deadline: float) -> None:
+    """Wait for a replica's first answer.
+
+    deadline: in the time of `time.monotonic`
+
+    Raises RuntimeError if the application cannot start, and TimeoutError after the deadline: Serve
+    itself waits without a limit for the resources that a replica asks for.
 
     Serve's own wait asks for the application's status every second. Each question costs a third of
     a second in this process and as much in the controller, while the models load.
@@ -109,6 +127,8 @@ def _wait_for(answer: Any, application: str) -> None:
         except TimeoutError:
             status = serve.status().applications[application].status
             failed = status == "DEPLOY_FAILED"
+            if not failed and time.monotonic() > deadline:
+                raise
         except (RayError, RayServeException):
             failed = True
         if failed:
@@ -130,8 +150,8 @@ def running_app(
 ) -> Iterator[str]:
     """Run the application in a new local Ray; gives its base URL. At the end everything is stopped.
 
-    Raises StartError if Ray cannot start, and ConfigError, DeviceError, ModelUnavailableError and
-    RuntimeError as `start_app` does.
+    Raises StartError if Ray cannot start, and ConfigError, DeviceError, ModelUnavailableError,
+    StartError and RuntimeError as `start_app` does.
     """
     nvidia.check_this_machine(args.device)
     try:

@@ -86,7 +86,9 @@ class ContractAnswers:
                 "event=proxy_failed error=%s at=%s",
                 *(type(error).__name__, error_location(error)),
             )
-            return exchange.contract(WhisperServeError("Internal error"))
+            return exchange.contract(
+                WhisperServeError("Internal error; the log names it")
+            )
         if exchange.held_back is not None:
             return exchange.translated()
         if exchange.started or exchange.caller_left:
@@ -155,7 +157,7 @@ class _Exchange:
             return response
         return self.contract(
             ServiceUnavailableError(
-                "The service does not run; try again, or see what `serve status` tells"
+                "The service does not run at the moment; try again"
             ),
             headers,
         )

@@ -18,8 +18,9 @@ from deployments.cpus import CpuThreadsError, cpu_threads
 
 _OBJECT_STORE_BYTES = 1 << 30
 # Ray starts this many processes at once, in reserve: for Serve's controller and proxy, the Router
-# and the preloaded model. By default there are as many as the host has cores. No deployment of ours
-# reserves a CPU, so the number limits nothing.
+# and the preloaded model. By default there are as many as the host has cores. The service's own
+# deployments reserve no CPU. A `num_cpus` under `deployments` in the YAML has to fit into this
+# number.
 _NUM_CPUS = 4
 # The address of a Unix socket holds 107 bytes. A socket of Ray adds this to its folder's path:
 # "/session_2026-11-26_16-22-05_909123_4194304/sockets/plasma_store".
@@ -29,7 +30,8 @@ _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise a call of Serve's own threads after Ray's end would start a second Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    # A SIGTERM while Ray starts would first wait for work that there is none of.
+    # Ray would otherwise drain work before it obeys a SIGTERM, although there is none while it
+    # starts.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # By default Ray starts workers at niceness 15, and models would stand still beside any other
     # work.
@@ -68,8 +70,8 @@ def prepare_environment() -> None:
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules:
-        # Every port that Ray opens demands a token. This is Ray's own default for a new Ray; set
-        # here, it needs no warning. A Ray that is imported already would overlook it.
+        # Every port that Ray opens demands a token. A new Ray does this by default, but then prints
+        # a warning. A Ray that is already imported would not read the variable.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.

@@ -67,6 +67,7 @@ def read_config(path: Path = CONFIG) -> tuple["ServeDeploySchema", AppArgs]:
             raise ConfigError(_readable(error, ())) from None
         args = _args(application)
         _refuse_what_is_not_obeyed(content, application)
+        _check_port(config)
         _check_prefix(config)
         _check_deployments(config, args)
         return config, args
@@ -76,11 +77,11 @@ def require_http(config: "ServeDeploySchema") -> None:
     """Raises ConfigError if the configuration leaves the application without HTTP."""
     if config.proxy_location == "Disabled":
         raise ConfigError(
-            "serve_config.yaml: proxy_location: Disabled opens no HTTP: set HeadOnly"
+            f"{CONFIG.name}: proxy_location: Disabled opens no HTTP: set HeadOnly"
         )
     if config.applications[0].route_prefix is None:
         raise ConfigError(
-            "serve_config.yaml: route_prefix: null opens no HTTP: set a path such as /"
+            f"{CONFIG.name}: route_prefix: null opens no HTTP: set a path such as /"
         )
 
 
@@ -199,6 +200,12 @@ def _refuse_what_is_not_obeyed(
                 raise ConfigError(f"{key} is not obeyed by this command: {instead}")
 
 
+def _check_port(config: "ServeDeploySchema") -> None:
+    port = config.http_options.port
+    if not 0 < port < 65536:
+        raise ConfigError(f"http_options.port must be 1 to 65535, not {port}")
+
+
 def _check_prefix(config: "ServeDeploySchema") -> None:
     [application] = config.applications
     prefix = application.route_prefix
@@ -227,12 +234,28 @@ def _check_deployments(config: "ServeDeploySchema", args: AppArgs) -> None:
                 f"num_replicas of {name} would have no effect: set min_replicas and"
                 " max_replicas of the model under args"
             )
+        _check_user_config(name, options.get("user_config") or {}, args)
         for option in options:
             if option not in obeyed:
                 raise ConfigError(
                     f"{option} of {name} is not obeyed by this command:"
                     f" leave it out, or {_SERVE_RUN}"
                 )
+
+
+def _check_user_config(
+    deployment: str, user_config: Mapping[str, Any], args: AppArgs
+) -> None:
+    if not user_config:
+        return
+    if deployment != "Router":
+        raise ConfigError(
+            f"user_config of {deployment} is not read: set the model's options under args"
+        )
+    try:
+        args.with_limits(user_config)
+    except ValueError as error:
+        raise ConfigError(f"user_config of Router: {error}") from None
 
 
 def _readable(error: ValidationError, place: tuple[str, ...]) -> str:

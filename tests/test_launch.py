@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray
+from ray import serve
 
 from deployments import launch
 from deployments.config import AppArgs
-from deployments.contract.errors import DeviceError
+from deployments.contract.errors import DeviceError, ModelUnavailableError
+from deployments.ray_node import StartError
 from deployments.serve_config import ConfigError, read_config
 from tests.support.nvml import without_driver
 
@@ -31,3 +36,76 @@ def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(
         launch.running_app(config, AppArgs(device="cuda"), port=1),
     ):
         pass
+
+
+class Waiting:
+    """A deployment's handle and its answers, which come only where the deployment has started."""
+
+    def __init__(self, started: bool) -> None:
+        self.started = started
+        self.ready = self.health = self
+
+    def remote(self) -> "Waiting":
+        return self
+
+    def result(self, timeout_s: float) -> None:
+        if not self.started:
+            raise TimeoutError
+
+
+def start(
+    monkeypatch: pytest.MonkeyPatch, started: list[str], message: str = ""
+) -> None:
+    """Start an application in a Serve that goes on looking for a place for the other deployments.
+
+    message: what Serve says of the model
+    """
+    config, _ = read_config()
+    statuses = SimpleNamespace(
+        applications={
+            "whisper": SimpleNamespace(
+                status="DEPLOYING",
+                deployments={
+                    "whisper-base": SimpleNamespace(status="UPDATING", message=message)
+                },
+            )
+        }
+    )
+
+    def handle(deployment: str, _: str = "") -> Any:
+        return Waiting(deployment in started)
+
+    monkeypatch.setattr(serve, "start", lambda **_: None)
+    monkeypatch.setattr(serve, "run_many", lambda *_, **__: [handle("Router")])
+    monkeypatch.setattr(serve, "get_deployment_handle", handle)
+    monkeypatch.setattr(serve, "status", lambda: statuses)
+    args = AppArgs(device="cpu", placement_timeout_s=0.01, model_start_timeout_s=0.03)
+    launch.start_app(config, args)
+
+
+@pytest.mark.parametrize(
+    ("started", "missing"), [(["Router"], "whisper-base"), (["whisper-base"], "Router")]
+)
+def test_a_deployment_for_which_ray_has_no_place_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, started: list[str], missing: str
+) -> None:
+    with pytest.raises(StartError) as caught:
+        start(monkeypatch, started)
+    assert str(caught.value) == (
+        f"{missing} has not started within 0.04 s: it may ask for more CPUs, GPUs or memory"
+        " than Ray has, or need a longer model_start_timeout_s"
+    )
+
+
+def test_a_start_that_takes_too_long_is_told_with_its_reason_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    message = "Model 'base' is not available: out of memory"
+    with pytest.raises(ModelUnavailableError, match="out of memory$"):
+        start(monkeypatch, ["Router"], message)
+
+
+def test_an_application_whose_deployments_answer_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start(monkeypatch, ["Router", "whisper-base"])

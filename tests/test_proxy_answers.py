@@ -122,8 +122,11 @@ def test_a_proxy_that_breaks_shows_nothing_of_itself() -> None:
         raise ValueError("secret")
 
     response = client(broken).get("/")
-    assert (response.status_code, response.json()["type"]) == (500, "internal_error")
-    assert "secret" not in response.text
+    assert response.status_code == 500
+    assert response.json() == {
+        "error": "Internal error; the log names it",
+        "type": "internal_error",
+    }
 
 
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])

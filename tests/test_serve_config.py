@@ -83,13 +83,20 @@ def test_the_url_of_a_host_can_be_called(host: str, url: str) -> None:
 
 
 def test_options_of_deployments_are_read(write: Callable[[Change], Path]) -> None:
-    router = {"name": "Router", "ray_actor_options": {"num_cpus": 2}}
+    router = {
+        "name": "Router",
+        "ray_actor_options": {"num_cpus": 2},
+        "user_config": {"max_audio_s": 28800},
+    }
     base = {"name": "whisper-base", "max_ongoing_requests": 7}
     config, _ = read_config(
         write(lambda _, app: app.update(deployments=[router, base]))
     )
     assert deployment_options(config) == {
-        "Router": {"ray_actor_options": {"num_cpus": 2}},
+        "Router": {
+            "ray_actor_options": {"num_cpus": 2},
+            "user_config": {"max_audio_s": 28800},
+        },
         "whisper-base": {"max_ongoing_requests": 7},
     }
 
@@ -180,6 +187,38 @@ WRONG: list[tuple[Change, str]] = [
     (
         lambda _, app: app.update(route_prefix="speech"),
         "route_prefix must be / or a path such as /whisper, not 'speech'",
+    ),
+    (
+        lambda top, _: top["http_options"].update(port=99999),
+        "http_options.port must be 1 to 65535, not 99999",
+    ),
+    (
+        lambda top, _: top["http_options"].update(port=0),
+        "http_options.port must be 1 to 65535, not 0",
+    ),
+    (
+        lambda _, app: app.update(
+            deployments=[{"name": "Router", "user_config": {"max_audio": 3}}]
+        ),
+        "user_config of Router: max_audio: ",
+    ),
+    (
+        lambda _, app: app.update(
+            deployments=[{"name": "Router", "user_config": {"max_audio_s": -1}}]
+        ),
+        "user_config of Router: max_audio_s: Input should be greater than 0",
+    ),
+    (
+        lambda _, app: app.update(
+            deployments=[{"name": "Router", "user_config": {"device": "cpu"}}]
+        ),
+        "user_config of Router: 'device' can only be changed under args",
+    ),
+    (
+        lambda _, app: app.update(
+            deployments=[{"name": "whisper-base", "user_config": {"max_audio_s": 3}}]
+        ),
+        "user_config of whisper-base is not read: set the model's options under args",
     ),
     (lambda _, app: app.update(name=""), "Application names must be nonempty."),
 ]

@@ -23,20 +23,25 @@ class Progress:
     """What pip's own lines tell of an installation."""
 
     def __init__(self) -> None:
-        self._files = 0
+        self._packages = 0
         self._now = "looking for packages"
 
     def read(self, line: str) -> None:
         """Take in a line of pip's output."""
         if found := _FILE.match(line):
-            self._files += 1
             name = found[1].partition("-")[0]
-            self._now = f"{name} ({found[2]})" if found[2] else name
+            # Before a package, pip may fetch its metadata alone, a file of a few kilobytes.
+            if found[1].endswith(".metadata"):
+                self._now = f"looking at {name}"
+            else:
+                self._packages += 1
+                self._now = f"{name} ({found[2]})" if found[2] else name
         elif line.startswith("Installing collected packages"):
             self._now = "unpacking"
 
     def __str__(self) -> str:
-        return f"{self._files} packages, now {self._now}"
+        packages = "package" if self._packages == 1 else "packages"
+        return f"{self._packages} {packages}, now {self._now}"
 
 
 def main() -> int:

@@ -72,13 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.local")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve until Ctrl-C")
-    serve.add_argument("--port", type=int, help="instead of the configured one")
+    serve.add_argument("--port", type=_port, help="instead of the configured one")
     transcribe = commands.add_parser("transcribe", help="transcribe one recording")
     transcribe.add_argument("audio", help="URL or path of an audio or video file")
     transcribe.add_argument(
         "--args", default="{}", help="more fields of the request, JSON"
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"must be 1 to 65535, not '{text}'")
+    return int(text)
 
 
 def _fail(text: str) -> int:

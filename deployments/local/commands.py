@@ -33,7 +33,8 @@ def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
 
     port: the port to listen on; None: the configured one
 
-    Raises CommandError, CheckpointError, and RuntimeError if the application does not start.
+    Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
+    StartError and RuntimeError as `running_app` does.
     """
     host, port = config.http_options.host, port or config.http_options.port
     _check_address(host, port)
@@ -64,7 +65,8 @@ def transcribe(
     fields: more fields of the request, a JSON object
 
     Raises CommandError, CheckpointError, requests.RequestException if the application does not
-    answer, and RuntimeError if it does not start.
+    answer, and ConfigError, DeviceError, ModelUnavailableError, StartError and RuntimeError as
+    `running_app` does.
     """
     request = _request(audio, fields)
     model = _requested_model(request, args)
@@ -78,6 +80,7 @@ def transcribe(
         if url is not None:
             say(f"using the application that runs on {url}")
         else:
+            _check_address(host, 0)
             for name in dict.fromkeys([args.default_model, model.name]):
                 _fetch_weights(args.model(name))
             with progress("starting Ray Serve and the model"):
@@ -139,16 +142,21 @@ def _running_url(config: "ServeDeploySchema") -> str | None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises CommandError if the service could not listen there."""
+    """Raises CommandError if the service could not listen there.
+
+    port: 0: any port
+    """
     try:
         loopback.listener(host, port).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, ValueError) as error:
+        # A ValueError is of a text that can be no host's name.
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise CommandError(
                 f"port {port} on {host} is in use: stop what uses it, or choose another one"
                 " (make serve PORT=8001, or --port 8001)"
             ) from None
+        where = f"{host}, port {port}" if port else host
+        reason = getattr(error, "strerror", None) or str(error)
         raise CommandError(
-            f"cannot listen on {host}, port {port}: {error.strerror};"
-            f" see http_options in {CONFIG.name}"
+            f"cannot listen on {where}: {reason}; see http_options in {CONFIG.name}"
         ) from None

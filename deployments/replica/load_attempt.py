@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LoadAttempt:
-    """Loads in a thread of its own, from the start on."""
+    """The thread that loads starts when this is made."""
 
     def __init__(self, load: Callable[[], "Engine"]) -> None:
         self.future: Future[Engine] = Future()

@@ -24,7 +24,6 @@ from deployments.engine import Engine, own_process
 from deployments.engine.upstream.model_facts import set_official_alignment_heads
 from deployments.engine.upstream.timing import compile_dtw
 from deployments.logs import Stages
-from deployments.replica import nvidia
 
 # Warming up is one decode. On a CPU it costs more than it saves the first request.
 _WARMED_UP_DEVICES = ("cuda",)
@@ -95,10 +94,10 @@ def load_model(path: Path, official: OfficialModel | None) -> Whisper:
 def card_memory() -> int:
     """Bytes of the first GPU of this process.
 
+    Ask `nvidia.problem` first: it knows more of the reasons, and says what to change.
+
     Raises DeviceError where PyTorch cannot use the GPU.
     """
-    if problem := nvidia.problem():
-        raise DeviceError(problem)
     try:
         card = torch.cuda.get_device_properties(0)
         architectures = torch.cuda.get_arch_list()

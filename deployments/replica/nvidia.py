@@ -83,6 +83,9 @@ def check_this_machine(device: str) -> None:
     found = driver()
     if found is not None and found.cards:
         reason = problem()
+        if reason is None and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+            # The driver still lists the cards, but Ray would have none to give.
+            reason = "`device` is cuda, and CUDA_VISIBLE_DEVICES is empty, so no GPU can be used"
     elif device == "cuda":
         reason = "`device` is cuda, and this machine has no NVIDIA GPU"
     else:

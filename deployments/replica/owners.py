@@ -44,16 +44,19 @@ class OwnerWatch:
 
     async def _watch(self, owner: Any) -> None:
         works = self._work[owner]
-        while works:
-            try:
-                await owner.__ray_ready__.remote()
-            except ActorDiedError:
-                logger.warning("event=router_died cancelled=%d", len(works))
-                for work in works:
-                    work.cancel()
-                break
-            except RayError:
-                # Not known to be dead: perhaps the network has failed for a moment.
-                pass
-            await asyncio.sleep(_ASK_EVERY_S)
-        del self._work[owner]
+        try:
+            while works:
+                try:
+                    await owner.__ray_ready__.remote()
+                except ActorDiedError:
+                    logger.warning("event=router_died cancelled=%d", len(works))
+                    for work in works:
+                        work.cancel()
+                    return
+                except RayError:
+                    # Not known to be dead: perhaps the network has failed for a moment.
+                    pass
+                await asyncio.sleep(_ASK_EVERY_S)
+        finally:
+            # The owner's next request starts a watch anew.
+            del self._work[owner]

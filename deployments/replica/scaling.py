@@ -1,4 +1,7 @@
-"""When Serve stops the replicas of a model: Serve's own policy, but for a model that cannot load.
+"""When Serve stops the replicas of a model.
+
+Serve's own policy, with two exceptions: the last replica of a model, and one that could not load
+its model.
 
 Serve's controller runs this, so it imports nothing of the service.
 """
@@ -17,9 +20,10 @@ def replicas_wanted(ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     """How many replicas there should be, and what the next call is told in `ctx.policy_state`.
 
     Down to one replica, this is Serve's policy. The last one stops after `downscale_delay_s`
-    without a request, or at once if it could not load its model: it would keep its share of a GPU
-    from the other models, and the next request starts a new one anyway. Serve waits until it has
-    answered its callers. `downscale_to_zero_delay_s` has to be 0, because Serve would add it.
+    without a request, or at once if it could not load its model. A replica without a model would
+    keep its share of a GPU from the other models, and the next request starts a new one anyway.
+    Serve lets the replica answer its callers before it stops. `downscale_to_zero_delay_s` has to be
+    0, because Serve would add it.
     """
     wanted, state = replica_queue_length_autoscaling_policy(ctx)
     if ctx.target_num_replicas == 0:

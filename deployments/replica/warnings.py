@@ -9,8 +9,8 @@ import numpy as np
 from deployments.audio import SAMPLE_RATE
 from deployments.contract.options import TranscriptionOptions
 
-# Whisper detects the language in the first window, which has so many frames of 10 ms. Its default
-# for `no_speech_threshold` says above which probability a window is silent.
+# The first window, in which Whisper detects the language, has 3000 frames of 10 ms. Whisper's
+# default for `no_speech_threshold` says above which probability a window is silent.
 _WINDOW_FRAMES = 3000
 _SILENT = 0.6
 
@@ -49,7 +49,7 @@ def warnings_of(
 
 
 def _odd_clips(timestamps: list[float], seconds: float) -> list[str]:
-    """What Whisper does with clips that are empty or not in order, where it differs from the sense.
+    """Warnings for clips that are empty or not in order, which Whisper takes in an unexpected way.
 
     timestamps: start, end, start, ...; the last end may be left out
     """

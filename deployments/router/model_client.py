@@ -78,7 +78,8 @@ class ModelClient:
         self._dispatching = asyncio.Lock()
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
-        self._heard_at = -math.inf
+        # When a replica last said whether it has room.
+        self._replied_at = -math.inf
         # By number of replicas: what they told when they were last idle, and when that was.
         self._idle: dict[int, tuple[SlotUse, float]] = {}
 
@@ -236,10 +237,11 @@ class ModelClient:
             while True:
                 self._request_ended.clear()
                 events: Any = stream.remote(shared, options, segments, progress)
-                # Those behind this request find no replica either, and must not wait as long again.
-                silent_since = max(waiting_since, self._heard_at)
+                # The limit counts from the last answer of any replica, so that the next requests in
+                # line do not wait for the whole limit once more.
+                silent_since = max(waiting_since, self._replied_at)
                 reply = await self._first_answer(anext(events), events, silent_since)
-                self._heard_at = time.monotonic()
+                self._replied_at = time.monotonic()
                 if reply is Reply.ACCEPTED:
                     return events
                 # To the end, because a stream that is left early counts as cancelled.

@@ -4,11 +4,15 @@ import re
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentStatusOverview
 
 from deployments.config import ModelArgs
 from deployments.contract.errors import ModelUnavailableError
+
+# Serve does not run or does not know the application; Serve's controller or Ray does not answer.
+_NOBODY_TELLS = (RayServeException, RayError, KeyError)
 
 
 class NoReplicaError(ModelUnavailableError):
@@ -28,14 +32,14 @@ def start_failure(model: ModelArgs, gpu_share: float) -> str | None:
     try:
         application = serve.get_replica_context().app_name
         status = _status(model, application)
-    except (RayServeException, KeyError):
-        return None
-    if reason := _load_failure(model, status):
-        return reason
-    if status.status == "DEPLOY_FAILED":
-        return "it could not be started, and its log says why"
-    if gpu_share and not ray.cluster_resources().get("GPU"):
-        return "it needs a GPU, and there is none in this Ray"
+        if reason := _load_failure(model, status):
+            return reason
+        if status.status == "DEPLOY_FAILED":
+            return "it could not be started, and its log says why"
+        if gpu_share and not ray.cluster_resources().get("GPU"):
+            return "it needs a GPU, and there is none in this Ray"
+    except _NOBODY_TELLS:
+        pass
     return None
 
 
@@ -43,7 +47,7 @@ def load_failure(model: ModelArgs, application: str) -> str | None:
     """What a preloaded model's replica said that could not load it, if one did. Blocks."""
     try:
         return _load_failure(model, _status(model, application))
-    except (RayServeException, KeyError):
+    except _NOBODY_TELLS:
         return None
 
 

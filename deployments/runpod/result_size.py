@@ -18,10 +18,10 @@ _SPARED = {
 def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
     """The answer as plain JSON of at most `limit` bytes.
 
-    Where that does not suffice for all of it, its segments lose their words, which stand in
-    `word_timestamps` as well, and then their tokens.
+    If the answer is larger, its segments lose their words, which `word_timestamps` repeats, and
+    then their tokens.
 
-    Raises InvalidRequestError if that is not enough, and ValueError if the answer is no JSON.
+    Raises InvalidRequestError if it is still too large then, and ValueError if it is no JSON.
     """
     output = answer.model_dump()
     size = _size(output)

@@ -86,6 +86,17 @@ class Settings:
         update = {"default_model": default.name, "models": models} | self.limits
         return args.model_copy(update=update)
 
+    def check_not_overruled(self, user_config: Mapping[str, Any]) -> None:
+        """Refuse limits that are also in the Router's `user_config`, which would win.
+
+        Raises SettingsError.
+        """
+        if both := [option for option in self.limits if option in user_config]:
+            raise SettingsError(
+                f"{variable_of(both[0])} and {both[0]} in the Router's user_config set the same"
+                " limit: remove one of them"
+            )
+
     def _check_language(self, model: ModelArgs, args: AppArgs) -> None:
         if _knows_english_only(model.name, args):
             return

@@ -154,6 +154,8 @@ def _start_app(
     settings: Settings, args: AppArgs, stages: Stages
 ) -> "DeploymentHandle[Any]":
     config, _ = serve_config.read_config()
+    router_options = serve_config.deployment_options(config).get("Router", {})
+    settings.check_not_overruled(router_options.get("user_config") or {})
     try:
         return launch.start_app(
             config,

@@ -90,6 +90,20 @@ def test_a_port_in_use_is_reported(config: "ServeDeploySchema") -> None:
     assert str(caught.value).startswith(f"port {port} on 127.0.0.1 is in use")
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70])
+def test_an_address_of_another_machine_is_told_before_anything_starts(
+    config: "ServeDeploySchema", host: str
+) -> None:
+    config.http_options.host = host
+    out = io.StringIO()
+    told = refusal(config, "https://example.com/a.mp3", "{}", out)
+    assert told.startswith(f"cannot listen on {host}: ")
+    assert told.endswith("; see http_options in serve_config.yaml")
+    with pytest.raises(commands.CommandError) as caught:
+        commands.serve(config, AppArgs(), 8000)
+    assert str(caught.value).startswith(f"cannot listen on {host}, port 8000: ")
+
+
 @contextmanager
 def answering(port: int, body: bytes) -> Iterator[list[str]]:
     """A server on this port that answers everything alike; gives the paths it was asked for."""

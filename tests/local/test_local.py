@@ -80,6 +80,22 @@ def test_a_wrong_call_fails_in_one_line() -> None:
     )
 
 
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_a_port_that_cannot_be_is_refused(port: str) -> None:
+    done = subprocess.run(
+        [*LOCAL, "serve", f"--port={port}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        f"error: argument --port: must be 1 to 65535, not '{port}'"
+    )
+
+
 Copy = Callable[..., Path]
 
 

@@ -156,6 +156,17 @@ def test_gpus_that_are_hidden_from_the_process_do_not_count(
     nvidia.check_this_machine("auto")
 
 
+def test_a_gpu_that_is_wanted_and_hidden_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_driver(monkeypatch, "NVIDIA L4")
+    install_torch(monkeypatch, "13.0")
+    nvidia.check_this_machine("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES is empty"):
+        nvidia.check_this_machine("cuda")
+
+
 def test_the_summary_is_one_line_of_keys_and_values(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -515,6 +515,26 @@ async def test_a_dead_owners_requests_end_and_those_of_others_go_on(
     await asyncio.gather(*others, return_exceptions=True)
 
 
+async def test_a_watch_that_broke_begins_anew_with_the_owners_next_request(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "_ASK_EVERY_S", 0.01)
+    _held_up(monkeypatch)
+    owner = Owner()
+    owner.failure = ValueError("no error of Ray's")
+    first = asyncio.ensure_future(
+        _transcript(replica, shared(NOISE, owner), _options())
+    )
+    while not owner.asked:
+        await asyncio.sleep(0.01)
+    owner.failure = ActorDiedError()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(10):
+            await _transcript(replica, shared(NOISE, owner), _options())
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
 def test_a_request_without_options_gives_the_result_of_whisper_transcribe() -> None:
     model, audio = lively_whisper(n_audio_ctx=1500), sounds(12)
     options = TranscriptionOptions().whisper_options()

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import ray
 from ray import serve
+from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.config import AppArgs, ModelArgs
@@ -105,6 +106,21 @@ def test_the_one_who_starts_the_application_is_told_as_well(
     serve_says(monkeypatch, "DEPLOY_FAILED", TRACEBACK)
     assert load_failure(MODEL, "any name") == "out of memory"
     assert load_failure(MODEL, "another name") is None
+
+
+@pytest.mark.parametrize("silent", ["status", "cluster_resources"])
+async def test_while_serve_or_ray_does_not_answer_the_guess_is_told(
+    monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    def fail() -> None:
+        raise {"status": ActorDiedError(), "cluster_resources": RayError()}[silent]
+
+    serve_says(monkeypatch, "UPDATING")
+    monkeypatch.setattr(serve if silent == "status" else ray, silent, fail)
+    text = await told(without_a_place(), placement_timeout_s=0.02)
+    assert "no free share of a GPU (it needs 0.25 of one) within 0.02 s" in text
+    if silent == "status":
+        assert load_failure(MODEL, "any name") is None
 
 
 def test_without_serve_nothing_is_known() -> None:

@@ -99,6 +99,17 @@ def test_what_cannot_be_used_is_refused_by_name(
     assert str(caught.value).startswith(variable + message)
 
 
+def test_a_limit_that_the_routers_user_config_would_overrule_is_refused() -> None:
+    settings = read_settings({"WHISPER_MAX_AUDIO_S": "60"})
+    settings.check_not_overruled({"request_timeout_s": 60})
+    with pytest.raises(SettingsError) as caught:
+        settings.check_not_overruled({"request_timeout_s": 60, "max_audio_s": 60})
+    assert str(caught.value) == (
+        "WHISPER_MAX_AUDIO_S and max_audio_s in the Router's user_config set the same limit:"
+        " remove one of them"
+    )
+
+
 def test_a_variable_that_is_nearly_right_is_refused_with_a_hint() -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings({"WHISPER_LANGUAGE": "portugese"})

@@ -3,10 +3,12 @@
 import logging
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
+from deployments import checkpoints, launch, serve_config
 from deployments.runpod import worker
 from tests.support.nvml import install_driver, install_torch, without_driver
 
@@ -61,4 +63,31 @@ def test_a_driver_that_is_too_old_ends_the_worker_at_once(
         "error: the NVIDIA driver 570.86.15 (CUDA 12.8) is too old for this build of PyTorch,"
         " which needs CUDA 13.0, so driver 580 or newer; docs/runpod.md, CUDA versions, says"
         " what to change"
+    )
+
+
+def test_a_variable_that_a_user_config_would_overrule_ends_the_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("this would start the application")
+
+    without_driver(monkeypatch)
+    monkeypatch.delenv("WHISPER_MODEL")
+    monkeypatch.setenv("WHISPER_MAX_AUDIO_S", "60")
+    monkeypatch.setattr(checkpoints, "find", lambda *_: tmp_path / "base.pt")
+    for name in ("configure_environment", "prepare_environment", "import_serving"):
+        monkeypatch.setattr(worker, name, lambda: None)
+    monkeypatch.setattr(worker, "start_ray", lambda **_: None)
+    monkeypatch.setattr(launch, "start_app", refuse)
+    content = serve_config.CONFIG.read_text().rstrip() + (
+        "\n    deployments: [{name: Router, user_config: {max_audio_s: 30}}]\n"
+    )
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(content)
+    config = serve_config.read_config(path)
+    monkeypatch.setattr(serve_config, "read_config", lambda: config)
+    assert lines(caplog)[-1] == (
+        "error: WHISPER_MAX_AUDIO_S and max_audio_s in the Router's user_config set the same"
+        " limit: remove one of them"
     )

@@ -13,10 +13,13 @@ def test_progress_names_the_package_and_its_size() -> None:
     assert str(progress) == "0 packages, now looking for packages"
     for line in (
         "Collecting torch==2.13.0 (from -r requirements.txt (line 3))\n",
+        "  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl.metadata (29 kB)\n",
         "  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl (812.4 MB)\n",
     ):
         progress.read(line)
-    assert str(progress) == "1 packages, now torch (812.4 MB)"
+    assert str(progress) == "1 package, now torch (812.4 MB)"
+    progress.read("  Using cached numpy-2.4.1-cp311-cp311-linux_x86_64.whl.metadata\n")
+    assert str(progress) == "1 package, now looking at numpy"
     progress.read("  Using cached numpy-2.4.1-cp311-cp311-linux_x86_64.whl\n")
     assert str(progress) == "2 packages, now numpy"
     progress.read("Installing collected packages: numpy, torch\n")
