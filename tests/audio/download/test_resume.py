@@ -12,6 +12,7 @@ from tests.support.downloads import (
     TOO_LARGE,
     download,
     host_error,
+    open_files,
     url_error,
 )
 from tests.support.misbehaving_server import (
