@@ -22,7 +22,7 @@ _TAG_OPTIONS: dict[str, Any] = (
 )
 
 # A demuxer that found nothing in what it read asks to be called again. Some read one byte at a
-# time, so the bound is generous; it ends only a demuxer that makes no way at all.
+# time, so the bound is generous, and stops only a demuxer that never gets further.
 _MOST_RETRIES = 100_000
 
 # FFmpeg's log quotes tags and URLs out of the file.
@@ -67,7 +67,9 @@ class FileFrom:
 class PacketReader:
     """The packets of one stream, for as long as its demuxer can read the container.
 
-    position, end: where the last packet that came begins and ends, in bytes of the container
+    begin: where the first packet begins, in bytes of the container
+    position, end: where the last packet that came begins and ends; all three stay 0 where the
+        demuxer does not tell where its packets come from
     stopped: whether the demuxer gave up before the end of the file
     """
 
@@ -78,10 +80,15 @@ class PacketReader:
         cancelled: Callable[[], bool],
     ) -> None:
         self.position = self.end = 0
+        self._begin: int | None = None
         self.stopped = False
         self._container = container
         self._stream = stream
         self._cancelled = cancelled
+
+    @property
+    def begin(self) -> int:
+        return self._begin or 0
 
     def __iter__(self) -> "Iterator[Packet[AudioStream]]":
         """Raises RequestCancelledError."""
@@ -95,8 +102,7 @@ class PacketReader:
                     # As in the `ffmpeg` program: an empty packet in mid-file must not reach the
                     # decoder, which takes it for the end. PyAV ends every stream with one.
                     if packet.size:
-                        self.position = max(self.position, packet.pos or 0)
-                        self.end = max(self.end, self.position + packet.size)
+                        self._locate(packet)
                         yield packet
                 return
             except BlockingIOError:  # AVERROR(EAGAIN)
@@ -112,6 +118,14 @@ class PacketReader:
             except IndexError:
                 # At the end, PyAV looks for streams that began in mid-file, and does not know them.
                 return
+
+    def _locate(self, packet: "Packet[AudioStream]") -> None:
+        if packet.pos is None:
+            return
+        if self._begin is None:
+            self._begin = packet.pos
+        self.position = max(self.position, packet.pos)
+        self.end = max(self.end, packet.pos + packet.size)
 
 
 def _audio_decoders() -> Iterator[str]:

@@ -20,7 +20,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from deployments.audio import SAMPLE_RATE, ogg, riff
+from deployments.audio import SAMPLE_RATE, ogg, truncation
 from deployments.audio.containers import PacketReader, open_container
 from deployments.audio.losses import Losses
 from deployments.audio.mono import MonoMixer, PhaseMeter
@@ -37,8 +37,15 @@ _MICROSECONDS = 1_000_000
 # Samples this far from zero and less are silence: -60 dBFS.
 _SILENT_PEAK = 32
 _MOST_LISTED = 20
-# Bytes behind the last packet that are worth a word.
+# With fewer unread bytes than this behind the last packet, nothing is told: tags and indexes stand
+# there.
 _LARGE_TAIL = 1 << 14
+# Many programs write sizes that are a few bytes wrong.
+_SMALLEST_CUT_S = 0.1
+_SMALLEST_CUT_BYTES = 1 << 10
+# Opening a part takes a millisecond or more, and a gigabyte holds millions of empty ones. Parts
+# of the same format, which FFmpeg reads as one, count as one.
+_MOST_PARTS = 2_000
 
 _UNKNOWN = (
     "the file is not audio or video of a known kind, or it is damaged."
@@ -99,7 +106,7 @@ def decode_audio(
     warnings = [
         *decoding.losses.warnings(),
         *mixer.warnings(),
-        *_level_warnings(samples, meter, decoding.other_tracks),
+        *_level_warnings(samples, meter, decoding.other_tracks, channel),
     ]
     return DecodedAudio(samples, decoding.start_s, warnings)
 
@@ -125,6 +132,7 @@ class _Decoding:
         self._max_seconds = max_seconds
         self._cancelled = cancelled
         self._track = track
+        self._number = 0
         self._next: int | None = None
 
     def parts(self) -> Iterator[Iterator[AudioFrame]]:
@@ -135,24 +143,38 @@ class _Decoding:
         with open_container(self._file) as container:
             stream = choose_track(container, self._track)
             tracks = container.streams.audio
-            self.other_tracks = [
-                number for number, other in enumerate(tracks) if other is not stream
-            ]
+            self._number = tracks.index(stream)
+            self.other_tracks = [n for n in range(len(tracks)) if n != self._number]
             self.start_s = _delay(container, stream)
             yield self._part(container, stream, 0)
+        parts = 1
         while (start := self._next) is not None:
             self._next = None
-            if self._cancelled():
-                raise RequestCancelledError("The request was cancelled")
+            self._check_cancelled()
+            if parts == _MOST_PARTS:
+                self.losses.parts_left_out(self._size() - start)
+                return
+            parts += 1
             try:
                 container = open_container(self._file, start)
-                stream = choose_track(container, self._track)
+                stream = self._track_of_later_part(container)
             except (FFmpegError, InvalidAudioError, InvalidRequestError):
-                self._next = ogg.next_part(self._file, start)
+                self._next = ogg.next_part(self._file, start, self._check_cancelled)
                 self.losses.unread((self._next or self._size()) - start)
                 continue
             with container:
                 yield self._part(container, stream, start)
+
+    def _track_of_later_part(self, container: InputContainer) -> AudioStream:
+        try:
+            return choose_track(container, self._track)
+        except InvalidRequestError:
+            # Often the first part alone says in which language its tracks are.
+            return choose_track(container, self._number)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled():
+            raise RequestCancelledError("The request was cancelled")
 
     def _part(
         self, container: InputContainer, stream: AudioStream, start: int
@@ -171,23 +193,40 @@ class _Decoding:
         reader: PacketReader,
     ) -> None:
         """Find the next part, or what is missing or was not read, behind a part's last packet."""
+        self.losses.end_part(reader.begin)
         left = self._size() - start - reader.end
         if container.format.name == "ogg":
             if reader.stopped:
-                self._next = ogg.next_part(self._file, start + reader.position)
+                self._next = ogg.next_part(
+                    self._file, start + reader.position, self._check_cancelled
+                )
                 if self._next is None:
                     self.losses.unread(left)
-            elif ogg.ends_within_page(self._file, start + reader.position):
+            elif ogg.ends_within_page(
+                self._file, start + reader.position, self._check_cancelled
+            ):
                 self.losses.cut_short()
-        elif reader.stopped or (
+        # Of a demuxer that does not tell places, nobody knows how far it came.
+        elif reader.end and (
+            reader.stopped
             # An index or tags may stand behind the audio, and other streams in any order.
-            len(container.streams) == 1 and left > max(_LARGE_TAIL, self._size() / 3)
+            or (
+                len(container.streams) == 1
+                and left > max(_LARGE_TAIL, self._size() / 3)
+            )
         ):
             self.losses.unread(left)
-        if container.format.name == "wav" and stream.bit_rate:
-            missing = riff.missing_bytes(self._file)
-            if missing:
-                self.losses.cut_short(8 * missing / stream.bit_rate)
+        self._compare_size(container, stream)
+
+    def _compare_size(self, container: InputContainer, stream: AudioStream) -> None:
+        name = container.format.name
+        missing = truncation.missing_bytes(self._file, name)
+        if name != "avi" and stream.bit_rate:
+            missing_s = 8 * missing / stream.bit_rate
+            if missing_s >= _SMALLEST_CUT_S:
+                self.losses.cut_short(missing_s)
+        elif missing >= _SMALLEST_CUT_BYTES:
+            self.losses.cut_short()
 
     def _limit(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
         """Pass the frames on, and raise InvalidAudioError where they exceed the limit.
@@ -237,7 +276,10 @@ def _delay(container: InputContainer, stream: AudioStream) -> float:
 
 
 def _level_warnings(
-    samples: npt.NDArray[np.int16], meter: PhaseMeter, other_tracks: list[int]
+    samples: npt.NDArray[np.int16],
+    meter: PhaseMeter,
+    other_tracks: list[int],
+    channel: int | None,
 ) -> Iterator[str]:
     if meter.cancelled:
         yield (
@@ -245,7 +287,9 @@ def _level_warnings(
             " audio_channel 0 takes one of them alone"
         )
     elif max(int(samples.max()), -int(samples.min())) <= _SILENT_PEAK:
-        if other_tracks:
+        if channel is not None:
+            yield f"Channel {channel} is silent; audio_channel null mixes all channels"
+        elif other_tracks:
             numbers = ", ".join(map(str, other_tracks[:_MOST_LISTED]))
             yield (
                 "The audio track is silent, and the file has other audio tracks:"

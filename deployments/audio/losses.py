@@ -12,11 +12,18 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 # Packets come with times of their own. Decoders start late, and clocks run apart by milliseconds;
-# what is below this many seconds is no gap.
+# a difference below this many seconds does not count as a gap.
 _SMALLEST_GAP_S = 0.25
-# A declared length is rounded, and holds the encoder's padding.
+# A declared length is rounded, and holds the encoder's padding. In a long file, the declared rate
+# may be a little off; but no more than a few words may ever be missing without a warning.
 _SMALLEST_MISSING_S = 0.5
-_SMALLEST_MISSING_PART = 0.01
+_SMALLEST_MISSING_PART = 0.001
+_LARGEST_UNTOLD_S = 2.0
+# Some formats end in a few bytes that are no audio.
+_SMALLEST_UNREAD_BYTES = 256
+# FFmpeg's guess of a length is exact but for rounding, and for the place where the audio begins.
+_GUESS_TOLERANCE_S = 0.05
+_GUESS_TOLERANCE = 1e-4
 _MICROSECONDS = 1_000_000
 _EARLIER = "; what follows comes that much earlier than in the file"
 _ENDLESS_BYTES = (1 << 31) - (1 << 20)
@@ -62,6 +69,9 @@ class Losses:
         self._jumps_back = _Tally()
         self._unread = _Tally()
         self._declared: float | None = None
+        self._bit_rate = 0
+        self._size = 0
+        self._parts_left_out = 0
         self._cut_short = False
         self._parts = 0
         self._damaged_now = False
@@ -73,17 +83,36 @@ class Losses:
         """Another container begins; its times count anew."""
         self._parts += 1
         self._declared = _declared_seconds(container, stream)
+        self._bit_rate = _bit_rate(container)
+        self._size = max(container.size, 0)
         self._clock = self._last_time = self._rate = None
         self._damaged_now = False
 
+    def end_part(self, begin: int) -> None:
+        """A container has ended.
+
+        begin: the byte of its first packet; only headers and tags come before it
+        """
+        # Where a file tells no length, FFmpeg divides the size of its audio by the bit rate.
+        if self._declared is not None and self._bit_rate:
+            guess = 8 * (self._size - begin) / self._bit_rate
+            tolerance = _GUESS_TOLERANCE_S + _GUESS_TOLERANCE * guess
+            if abs(self._declared - guess) < tolerance:
+                self._declared = None
+
     def packet_lost(self, size: int) -> None:
-        """The decoder could not read a packet of so many bytes."""
+        """The decoder could not read a packet of `size` bytes."""
         self._damaged.add(self.seconds, size)
         self._damaged_now = True
 
     def unread(self, size: int) -> None:
-        """The demuxer left out so many bytes."""
-        self._unread.add(self.seconds, size)
+        """The demuxer left out `size` bytes."""
+        # Some demuxers add bytes to their packets, which then seem to pass the end of the file.
+        self._unread.add(self.seconds, max(0, size))
+
+    def parts_left_out(self, size: int) -> None:
+        """The file has more parts than are read; `size` bytes were left out."""
+        self._parts_left_out = size
 
     def cut_short(self, seconds: float | None = None) -> None:
         """The end of the file is missing; seconds: how much, where it is known."""
@@ -101,7 +130,7 @@ class Losses:
             self._clock = None if self._clock is None else self._clock + length
 
     def warnings(self) -> list[str]:
-        """What there is to tell, when all frames have passed."""
+        """Sentences for the caller. Call this after the last frame."""
         found = []
         if self._damaged.count:
             length = self._damaged.length
@@ -120,10 +149,15 @@ class Losses:
                 f"The file's clock jumps back by {self._jumps_back.length:.2f} s"
                 f" {self._jumps_back.place}; all audio is kept, in the order of the file"
             )
-        if self._unread.count:
+        if self._unread.size >= _SMALLEST_UNREAD_BYTES:
             found.append(
                 f"{self._unread.size} bytes of the file {self._unread.place} of the audio"
                 " could not be read and were left out"
+            )
+        if self._parts_left_out:
+            found.append(
+                f"The file is joined from too many parts; the last {self._parts_left_out} bytes,"
+                f" after {self.seconds:.2f} s of audio, were left out"
             )
         return found + self._missing()
 
@@ -131,9 +165,7 @@ class Losses:
         found = self.seconds + self._damaged.length + self._jumps.length
         # The length that the first of several containers declares is not that of all.
         declared = self._declared if self._parts == 1 else None
-        if declared is not None and declared - found >= max(
-            _SMALLEST_MISSING_S, _SMALLEST_MISSING_PART * declared
-        ):
+        if declared is not None and declared - found >= _smallest_missing_s(declared):
             text = (
                 f"The file says that it holds {declared:.2f} s of audio, but only"
                 f" {self.seconds:.2f} s could be decoded: it was cut, or it is damaged"
@@ -163,6 +195,16 @@ class Losses:
         self._last_time = frame.time
 
 
+def _smallest_missing_s(declared: float) -> float:
+    part = min(_SMALLEST_MISSING_PART * declared, _LARGEST_UNTOLD_S)
+    return max(_SMALLEST_MISSING_S, part)
+
+
+def _bit_rate(container: InputContainer) -> int:
+    """Bits a second of all streams, as far as they are known."""
+    return sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
+
+
 def _declared_seconds(container: InputContainer, stream: AudioStream) -> float | None:
     """The length that the file declares for this stream; None where it declares none."""
     if stream.duration is not None and stream.time_base is not None:
@@ -171,10 +213,6 @@ def _declared_seconds(container: InputContainer, stream: AudioStream) -> float |
         seconds = container.duration / _MICROSECONDS
     else:
         return None
-    rate = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
-    size = max(container.size, 0)
-    # Where a file tells no length, FFmpeg divides its size by the bit rate.
-    guessed = rate and abs(seconds - 8 * size / rate) < 0.02 * seconds
     # A program that writes a WAV file into a pipe declares the greatest size there is.
-    endless = rate and seconds * rate / 8 > _ENDLESS_BYTES > size
-    return None if guessed or endless else seconds
+    endless = seconds * _bit_rate(container) / 8 > _ENDLESS_BYTES > container.size
+    return None if endless else seconds

@@ -20,7 +20,7 @@ _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl"
 _FORMATS = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 # A frame can hold a whole file, so this many numbers of it are worked on at a time.
 _BLOCK = 1 << 18
-# Looking at one frame in so many tells enough about hours of audio, and costs next to nothing.
+# One frame in 16 is measured, so that hours of audio cost next to nothing.
 _METERED = 16
 # Mixing channels that have nothing in common gives their mean power over their number. Channels
 # cancel where the mix has less than this part of that.
@@ -74,7 +74,7 @@ class MonoMixer:
         yield from filter(None, self._resampler.resample(None))
 
     def warnings(self) -> list[str]:
-        """What there is to tell, when all frames have passed."""
+        """Sentences for the caller. Call this after the last frame."""
         if not self._lacks_channel:
             return []
         return [

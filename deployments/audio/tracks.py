@@ -9,6 +9,7 @@ from av.stream import Discard, Disposition
 from langcodes.tag_parser import LanguageTagError
 
 from deployments.catalog import language_code
+from deployments.contract import languages
 from deployments.contract.errors import InvalidAudioError, InvalidRequestError
 
 # The most tracks that an error lists.
@@ -56,9 +57,18 @@ def _of_language(streams: Sequence[AudioStream], tag: str) -> list[AudioStream]:
     """The streams in this language; where one has this very tag, such as pt-BR, no others."""
     wanted = _standard_tag(tag)
     exact = [s for s in streams if wanted and _tag_of(s) == wanted]
+    language = _language(tag)
     return exact or [
-        s for s in streams if wanted and _base(_tag_of(s)) == _base(wanted)
+        s for s in streams if language and _language(s.language or "") == language
     ]
+
+
+def _language(name: str) -> str:
+    """The language of a tag, code or name: Whisper's own code for it if Whisper knows it."""
+    try:
+        return languages.find(name).code
+    except languages.UnknownLanguageError:
+        return _standard_tag(name).partition("-")[0]
 
 
 def _standard_tag(tag: str) -> str:
@@ -67,10 +77,6 @@ def _standard_tag(tag: str) -> str:
         return langcodes.standardize_tag(language_code(tag) or tag, macro=True)
     except LanguageTagError:
         return ""
-
-
-def _base(tag: str) -> str:
-    return tag.partition("-")[0]
 
 
 def _tag_of(stream: AudioStream) -> str:

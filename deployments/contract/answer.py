@@ -68,7 +68,7 @@ class Timings(_Answered):
     download: reading the audio from its host
     decode: from the audio's own format to a waveform
     model_start: waiting for a replica of the model to start
-    queue: waiting for a place among the model's requests, and for slots of its engine
+    queue: waiting for admission, for a replica with room, and for slots of its engine
     transcribe: the rest of the time in the replica
     """
 

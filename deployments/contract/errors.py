@@ -38,7 +38,7 @@ class WhisperServeError(Exception):
 
 
 class InvalidRequestError(WhisperServeError):
-    """The request breaks the contract, or names a track or channel that its file has not."""
+    """The request breaks the contract, or names a track or channel that its file lacks."""
 
     status = 422
     type = "invalid_request"

@@ -29,7 +29,7 @@ _IN_PARENTHESES = re.compile(r"\s*\([^()]*\)$")
 _TO_STANDARD = {"jw": "jv"}
 # Where Whisper's vocabulary has another code for what a tag names.
 _TO_WHISPER = {"jv": "jw", "nb": "no", "fil": "tl"}
-# The same language in substance, under another name.
+# Codes that name the same language as Whisper's code does, so no note is needed.
 _SAME_NAMED = {"cmn"}
 # Tags whose standard form is one language of several that they may mean.
 _AMBIGUOUS = {"sh": "'sr', 'hr' or 'bs'", "hbs": "'sr', 'hr' or 'bs'"}

@@ -55,6 +55,13 @@ def _null_in_words(value: Any) -> Any:
     return None if values.is_null(value) else value
 
 
+def _word_for_null_is_absent(value: Any) -> Any:
+    # Blank text is the empty list.
+    if values.is_null(value):
+        raise PydanticUseDefault
+    return value
+
+
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -88,11 +95,13 @@ Tokens = Annotated[
     list[Annotated[WholeNumber, Field(ge=-1)]],
     Field(max_length=_MAX_TOKENS),
     BeforeValidator(values.items, json_schema_input_type=str | list[int]),
+    BeforeValidator(_word_for_null_is_absent, json_schema_input_type=str | list[int]),
 ]
 Seconds = Annotated[
     list[Annotated[Number, Field(ge=0)]],
     Field(max_length=_MAX_CLIP_TIMESTAMPS),
     BeforeValidator(values.items, json_schema_input_type=str | list[float]),
+    BeforeValidator(_word_for_null_is_absent, json_schema_input_type=str | list[float]),
 ]
 
 

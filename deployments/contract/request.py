@@ -1,5 +1,6 @@
 """A request as it comes through a door: the audio, the model, and the options."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from deployments.contract import audio_headers, inline_audio
+from deployments.contract import audio_headers, inline_audio, languages
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import (
     Null,
@@ -36,19 +37,21 @@ _OWN_FIELDS = (
 )
 
 
-def _track_of_text(value: Any) -> Any:
-    """A number where the text is one; None for no text, as where nothing was chosen in a form."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    return int(text) if text.isdecimal() and len(text) < 10 else text or None
+# A language tag (RFC 5646): files also have tracks in languages that Whisper does not know.
+_TAG = re.compile(r"[A-Za-z]{2,20}([-_][A-Za-z0-9]{1,8}){0,4}")
+
+
+def _language(value: str) -> str:
+    value = value.strip()
+    if not _TAG.fullmatch(value):
+        # Raises a ValueError for what is no name of a language either.
+        languages.find(value)
+    return value
 
 
 # More than any file has; FFmpeg counts streams and channels in 32 bits.
 _Number = Annotated[WholeNumber, Field(ge=0, lt=1 << 31)]
-_Language = Annotated[
-    str, Field(pattern=r"^[A-Za-z]{2,20}([-_][A-Za-z0-9]{1,8}){0,4}$")
-]
+_Language = Annotated[UnicodeText, AfterValidator(_language)]
 
 
 def _own_fields_first(schema: dict[str, Any]) -> None:
@@ -75,11 +78,9 @@ class TranscriptionRequest(TranscriptionOptions):
         repr=False,
         description="must be an object of strings: HTTP headers for the download of 'audio'",
     )
-    audio_track: Annotated[
-        _Number | _Language | None, BeforeValidator(_track_of_text)
-    ] = Field(
+    audio_track: Annotated[_Number | _Language | None, Null] = Field(
         None,
-        description="must be the number of an audio track, from 0, or a language code such as"
+        description="must be the number of an audio track, from 0, or a language such as"
         " 'pt'; null: the track that FFmpeg takes",
     )
     audio_channel: Annotated[_Number | None, Null] = Field(

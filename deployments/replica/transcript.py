@@ -13,7 +13,8 @@ class Transcript:
 
     words: None where the request did not ask for them
     language_probability: None where the request named the language
-    queue_s: seconds that the request's windows waited for slots
+    queue_s: seconds that the request's windows waited for slots; the router adds its wait
+        for a replica with room
     transcribe_s: seconds of the rest of the work
     batch_windows: windows that decoded together, on average over the request's steps
     model_start_s: seconds that the router waited for the replica, which the router fills in

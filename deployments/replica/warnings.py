@@ -54,18 +54,20 @@ def _odd_clips(timestamps: list[float], seconds: float) -> list[str]:
     timestamps: start, end, start, ...; the last end may be left out
     """
     # Whisper counts in frames of 0.01 s.
-    frames = [round(min(time, seconds) * 100) for time in timestamps]
+    frames = [round(time * 100) for time in timestamps]
+    last = max(1, round(seconds * 100))
     if len(frames) % 2:
-        frames.append(round(seconds * 100))
+        frames.append(last)
     clips = list(zip(frames[::2], frames[1::2], strict=True))
     found = []
-    empty = sum(end <= start for start, end in clips)
+    # A clip that begins behind the end of the recording has a warning already.
+    empty = sum(end <= start <= last for start, end in clips)
     if empty:
         found.append(
             f"clip_timestamps: {empty} of {len(clips)} clips end where they start or before;"
             " Whisper left them out"
         )
-    real = [clip for clip in clips if clip[0] < clip[1]]
+    real = [(start, min(end, last)) for start, end in clips if start < min(end, last)]
     if any(after[0] < before[1] for before, after in itertools.pairwise(real)):
         found.append(
             "clip_timestamps overlap or go back; Whisper transcribed the clips as they are given,"

@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 
-from deployments.audio import SAMPLE_RATE
+from deployments.audio import SAMPLE_RATE, decode
 from deployments.audio.containers import PacketReader
 from deployments.audio.decode import DecodedAudio, decode_audio
+from deployments.contract.errors import RequestCancelledError
 from tests.audio.test_decode import (
     HOUR,
     RECORDINGS,
@@ -225,3 +226,114 @@ def test_a_demuxer_that_asks_to_be_called_again_is_called_but_not_for_ever(
         reader = PacketReader(hesitant, container.streams.audio[0], lambda: False)
         assert abs(len(list(reader)) - packets) <= 4
         assert reader.stopped == (packets == 0)
+
+
+class Placeless:
+    """A container whose packets do not tell where they come from, as those of Monkey's Audio."""
+
+    def __init__(self, packets: int) -> None:
+        self.packets = packets
+
+    def demux(self, stream: av.AudioStream) -> Any:
+        return [av.Packet(b"audio") for _ in range(self.packets)]
+
+
+def test_packets_without_a_place_do_not_pretend_that_bytes_were_left_behind_them() -> (
+    None
+):
+    with av.open(io.BytesIO(wav(tone(440))), "r") as container:
+        placeless: Any = Placeless(3)
+        reader = PacketReader(placeless, container.streams.audio[0], lambda: False)
+        assert len(list(reader)) == 3
+        assert (reader.begin, reader.position, reader.end) == (0, 0, 0)
+
+
+def test_a_chain_of_too_many_parts_is_left_after_the_last_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mono, stereo = (
+        encode("ogg", "libopus", 440, layouts=("mono",)),
+        encode("ogg", "libopus", 880, layouts=("stereo",)),
+    )
+    monkeypatch.setattr(decode, "_MOST_PARTS", 2)
+    assert decoded(chain(mono, stereo)).warnings == []
+    audio = decoded(chain(mono, stereo, mono, stereo))
+    assert len(audio.samples) == pytest.approx(2 * SAMPLE_RATE, abs=500)
+    [warning] = audio.warnings
+    assert warning.startswith(
+        f"The file is joined from too many parts; the last {len(mono + stereo)} bytes,"
+    )
+
+
+def ogg_page(flags: int, serial: int) -> bytes:
+    """A page of ten bytes that mean nothing."""
+    head = struct.pack("<4sBBqIII", b"OggS", 0, flags, 0, serial, 0, 0)
+    return head + bytes([1, 10]) + b"x" * 10
+
+
+def test_a_cancelled_request_leaves_a_chain_of_empty_parts() -> None:
+    calls = 0
+
+    def cancelled() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > 500
+
+    parts = b"".join(ogg_page(2, n) + ogg_page(0, n) for n in range(10_000))
+    first = encode("ogg", "libopus", 440, layouts=("mono",))
+    with pytest.raises(RequestCancelledError):
+        decode_audio(io.BytesIO(first + parts), HOUR, cancelled)
+
+
+def in_language(layout: str, language: str | None) -> bytes:
+    """A second of Ogg Opus with or without a language tag."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as output:
+        stream = output.add_stream("libopus", rate=48_000, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        if language is not None:
+            stream.metadata["language"] = language
+        channels = 2 if layout == "stereo" else 1
+        samples = np.repeat(tone(440, rate=48_000), channels)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+        frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def test_a_track_that_was_chosen_by_language_goes_on_in_parts_that_name_none() -> None:
+    data = chain(in_language("mono", "por"), in_language("stereo", None))
+    audio = decode_audio(io.BytesIO(data), HOUR, track="pt")
+    assert len(audio.samples) == pytest.approx(2 * SAMPLE_RATE, abs=500)
+    assert audio.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "names"),
+    [
+        ("por", ["português", "Brazilian Portuguese", "pt"]),
+        ("ger", ["Deutsch", "german", "de-AT"]),
+        ("nob", ["no", "nb", "norsk bokmål"]),
+        ("fil", ["tl", "Filipino"]),
+        ("tlh", ["tlh", "tlh-Latn"]),
+    ],
+)
+def test_a_track_is_named_as_the_option_language_names_a_language(
+    tag: str, names: list[str]
+) -> None:
+    data = in_language("mono", tag)
+    for name in names:
+        audio = decode_audio(io.BytesIO(data), HOUR, track=name)
+        assert len(audio.samples) > 0
+
+
+def test_a_silent_channel_is_not_told_to_be_a_silent_recording() -> None:
+    left = np.stack([tone(440), np.zeros(SAMPLE_RATE, np.int16)], axis=1)
+    stereo = bytearray(wav(left.reshape(-1)))
+    stereo[22:24], stereo[32:34] = struct.pack("<H", 2), struct.pack("<H", 4)
+    stereo[28:32] = struct.pack("<I", 4 * SAMPLE_RATE)
+    assert decode_audio(io.BytesIO(stereo), HOUR, channel=0).warnings == []
+    assert decode_audio(io.BytesIO(stereo), HOUR, channel=1).warnings == [
+        "Channel 1 is silent; audio_channel null mixes all channels"
+    ]

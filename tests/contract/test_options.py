@@ -296,6 +296,12 @@ def test_null_in_words_counts_as_absent_where_null_does(field: str) -> None:
     assert parse(**{field: "null"}) == parse()
 
 
+@pytest.mark.parametrize("field", ["suppress_tokens", "clip_timestamps"])
+@pytest.mark.parametrize("null", [None, "null", "None"])
+def test_null_in_place_of_a_list_counts_as_absent(field: str, null: str | None) -> None:
+    assert parse(**{field: null}) == parse()
+
+
 def test_a_text_stays_what_it_is() -> None:
     request = parse(initial_prompt="5", append_punctuations="", model="1")
     assert request.initial_prompt == "5"

@@ -76,7 +76,13 @@ def test_an_unknown_key_is_refused_by_name_with_the_valid_ones() -> None:
         (" por ", "por"),
         ("pt-BR", "pt-BR"),
         ("zh_Hant", "zh_Hant"),
+        ("1.0", 1),
+        ("portugu\xeas", "portugu\xeas"),
+        ("Brazilian Portuguese", "Brazilian Portuguese"),
+        ("tlh", "tlh"),
         ("", None),
+        ("null", None),
+        ("None", None),
         (None, None),
     ],
 )
@@ -85,7 +91,7 @@ def test_an_audio_track_is_a_number_or_a_language(given: Any, track: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "given", [-1, "-1", 1.5, True, [1], "p", "two words", "1" * 400, 1 << 31]
+    "given", [-1, "-1", 1.5, True, [1], "p", "two words", "a\ud800", "1" * 400, 1 << 31]
 )
 def test_anything_else_is_no_audio_track(given: Any) -> None:
     text = refusal_of(audio_track=given)

@@ -108,6 +108,18 @@ def test_clips_that_hold_nothing_are_told(engine: Engine) -> None:
     )
 
 
+@pytest.mark.parametrize("clips", [[20, 30], [11], [2, 4, 12, 15]])
+def test_a_clip_beyond_the_end_is_not_told_to_be_empty_too(
+    engine: Engine, clips: list[float]
+) -> None:
+    [warning] = warnings(engine, clip_timestamps=clips)
+    assert warning.startswith("clip_timestamps go past the end")
+
+
+def test_the_shortest_recording_needs_no_warning(engine: Engine) -> None:
+    assert warnings(engine, seconds=0.004) == []
+
+
 @pytest.mark.parametrize("clips", [[5, 8, 0, 3], [0, 5, 4, 6], [0, 5, 0, 5], [5, 8, 7]])
 def test_clips_that_overlap_or_go_back_are_told(
     engine: Engine, clips: list[float]

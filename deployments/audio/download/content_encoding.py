@@ -15,6 +15,7 @@ from deployments.contract.errors import AudioHostError
 _CHUNK_BYTES = 1 << 16
 _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS + 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def undo_content_encoding(
@@ -25,11 +26,17 @@ def undo_content_encoding(
     header: the value of Content-Encoding
     check: called with the size so far; its exceptions end the work
 
-    Raises AudioHostError where the body is damaged.
+    Raises AudioHostError where the body is damaged, or is really zstd. A body in brotli, which
+    cannot be told from others by its beginning, stays as it is.
     """
     for coding in reversed([name.strip().lower() for name in header.split(",")]):
         file.seek(0)
-        wbits = _window_bits(coding, file.read(2))
+        head = file.read(len(_ZSTD_MAGIC))
+        if coding == "zstd" and head == _ZSTD_MAGIC:
+            raise AudioHostError(
+                "the host compressed the file with zstd, which was not asked for"
+            )
+        wbits = _window_bits(coding, head[:2])
         if wbits is not None:
             _inflate(file, wbits, check)
 

@@ -27,7 +27,7 @@ from deployments.contract.errors import AudioHostError, AudioUrlError
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 16
-# A try that brings the file so much further may be followed by as many others as the first one.
+# After a try that brings at least this many bytes, the list of back-offs begins again.
 _PROGRESS_BYTES = 1 << 16
 
 
@@ -116,6 +116,8 @@ class _Download:
             return error
         except (rx.RequestException, ux.HTTPError, ValueError) as error:
             failure = meaning(error, self._limits)
+        finally:
+            self._watchdog.release()
         # A connection that the watchdog has shut fails like one that the host has cut.
         self._watchdog.check()
         if isinstance(failure, TemporaryError):

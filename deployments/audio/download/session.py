@@ -100,7 +100,9 @@ class Session(requests.Session):
         credentials, withheld = url.credentials, False
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._get(url, {**headers, **part}, credentials)
-            location = response.headers.get("Location", "").strip()
+            # The text is the header's bytes as Latin-1, in which `strip` alone would take the last
+            # byte of some letters of UTF-8 for a blank.
+            location = response.headers.get("Location", "").strip(" \t")
             if not (response.is_redirect and location):
                 return Answer(response, withheld)
             # The body of a redirect is not read, because it may be endless.

@@ -25,6 +25,7 @@ class Watchdog:
         self._deadline = time.monotonic() + total_s
         self._cancelled = cancelled
         self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
@@ -35,8 +36,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        for sock in self._sockets:
-            sock.close()
+        self.release()
 
     @property
     def remaining_s(self) -> float:
@@ -58,11 +58,20 @@ class Watchdog:
     def watch(self, connected: socket.socket) -> None:
         # A duplicate, because the original may be closed, and its number used for another file,
         # while the watchdog shuts it.
-        self._sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
+        duplicate = socket.socket(fileno=os.dup(connected.fileno()))
+        with self._lock:
+            self._sockets.append(duplicate)
+
+    def release(self) -> None:
+        """Forget all connections: the try that made them has ended."""
+        with self._lock:
+            while self._sockets:
+                self._sockets.pop().close()
 
     def _run(self) -> None:
         while not self._done.wait(_POLL_S):
             if self.remaining_s <= 0 or self._cancelled():
-                for sock in tuple(self._sockets):
-                    with suppress(OSError):
-                        sock.shutdown(socket.SHUT_RDWR)
+                with self._lock:
+                    for sock in self._sockets:
+                        with suppress(OSError):
+                            sock.shutdown(socket.SHUT_RDWR)

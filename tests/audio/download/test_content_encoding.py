@@ -81,6 +81,16 @@ def test_a_file_that_is_encoded_fewer_times_than_it_says_is_decoded_as_often_as_
     assert download(server.url()) == SOUND
 
 
+def test_a_body_that_is_really_zstd_is_refused_with_the_reason(
+    server: MisbehavingServer,
+) -> None:
+    body = b"\x28\xb5\x2f\xfd" + SOUND
+    server.answer(answer_with(body=body, headers=(encoded("zstd"),)))
+    assert host_error(server.url()) == (
+        "the host compressed the file with zstd, which was not asked for"
+    )
+
+
 @pytest.mark.parametrize(
     ("coding", "body"),
     [

@@ -12,6 +12,7 @@ from tests.support.downloads import (
     TOO_LARGE,
     download,
     host_error,
+    open_files,
     url_error,
 )
 from tests.support.misbehaving_server import (
@@ -62,6 +63,23 @@ def test_a_download_that_gets_on_has_more_than_three_tries(
     assert server.n_connections == -(-len(SOUND) // CHUNK) == 8
     waits = [message.split()[1] for message in log.messages]
     assert waits == ["wait=0.01"] * 7
+
+
+def test_a_download_of_many_tries_keeps_no_connection_of_the_earlier_ones(
+    server: MisbehavingServer,
+) -> None:
+    before = len(open_files())
+    open_at_each_try: list[int] = []
+
+    def cut(connection: Connection) -> None:
+        # The server of the test has one end of this connection in the same process.
+        open_at_each_try.append(len(open_files()) - before)
+        hosted(SOUND * 2, cut_after=CHUNK)(connection)
+
+    server.answer(cut)
+    assert download(server.url()) == SOUND * 2
+    assert len(open_at_each_try) == 16
+    assert max(open_at_each_try) <= open_at_each_try[0] + 2
 
 
 def test_a_download_that_does_not_get_on_has_three_tries_from_there(

@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -82,6 +83,16 @@ def test_the_location_of_a_redirect_is_sent_as_it_is(
     server.answer(redirect_to(absolute), answer_with(body=SOUND))
     assert download(server.url()) == SOUND
     assert sent_line(server, 1) == target
+
+
+@pytest.mark.parametrize("path", ["/voil\xe0", "/\xc5", "/\u9e05", "/\u4e20"])
+def test_no_byte_of_a_location_beyond_ascii_is_lost(
+    server: MisbehavingServer, path: str
+) -> None:
+    raw = path.encode()
+    server.answer(redirect_to(raw.decode("latin-1")), answer_with(body=SOUND))
+    assert download(server.url()) == SOUND
+    assert sent_line(server, 1) == quote(raw)
 
 
 @pytest.mark.parametrize("target", SIGNED)
