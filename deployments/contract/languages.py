@@ -241,7 +241,8 @@ def _hint_of_tag(tag: str) -> str:
         return ""
     if primary in _AMBIGUOUS:
         return f"'{primary}' stands for any of {_AMBIGUOUS[primary]}"
-    near, _ = closest_match(tag, list(catalog.LANGUAGES), max_distance=_NEAR)
+    # By the language alone, because `closest_match` cannot read every tag that it has standardized.
+    near, _ = closest_match(primary, list(catalog.LANGUAGES), max_distance=_NEAR)
     if standard.is_valid() and near != "und":
         return (
             f"Whisper does not know {standard.language_name()}; the nearest is '{near}'"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -162,6 +162,8 @@ def test_what_names_no_language_of_whisper_is_refused_with_a_hint(
 
 
 @settings(max_examples=150, deadline=None)
+@example("aa_AAA_00A")
+@example("aa_AAA_000")
 @given(
     st.from_regex(r"[a-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}", fullmatch=True)
     | st.text(max_size=30)
