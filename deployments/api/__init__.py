@@ -20,6 +20,8 @@ def build(router: Router) -> FastAPI:
     app = FastAPI(
         title="Whisper",
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
+        # A redirect has no body, and `curl` does not follow it.
+        redirect_slashes=False,
     )
     app.include_router(native.routes(router))
     app.add_middleware(_HeadAsGet)

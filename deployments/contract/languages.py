@@ -258,7 +258,8 @@ def _language_of_country(code: str) -> str | None:
     """Some write the code of a country: "jp" for Japanese."""
     from langcodes import Language
 
-    if len(code) != 2:
+    # AA, QM to QZ, XA to XZ and ZZ are no countries (ISO 3166: for private use).
+    if len(code) != 2 or re.fullmatch("aa|q[m-z]|x.|zz", code):
         return None
     country = Language.get(f"und-{code}")
     return _whisper_code(country.maximize()) if country.is_valid() else None

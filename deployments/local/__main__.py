@@ -1,7 +1,7 @@
 """The application on this machine, in a Ray of its own: for good, or for one recording.
 
     python -m deployments.local serve [--port PORT]
-    python -m deployments.local transcribe AUDIO [--args JSON]
+    python -m deployments.local transcribe AUDIO [--args JSON] [--port PORT]
 
 Results go to stdout, everything else to stderr. The exit status is 0, 1 after an error that one
 line on stderr explains, or 130 after Ctrl-C.
@@ -23,6 +23,7 @@ from deployments.contract.errors import (
 )
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.local.processes import adopt_orphans, end_children
 from deployments.ray_node import StartError, log_folder, prepare_environment
 from deployments.serve_config import CONFIG, ConfigError, read_config, require_http
 
@@ -41,8 +42,10 @@ def main() -> int:
         with contextlib.redirect_stdout(sys.stderr):
             config, args = read_config()
             require_http(config)
+            if arguments.port is not None:
+                config.http_options.port = arguments.port
             if arguments.command == "serve":
-                commands.serve(config, args, arguments.port)
+                commands.serve(config, args)
             else:
                 commands.transcribe(
                     config, args, arguments.audio, arguments.args, result
@@ -72,12 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.local")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve until Ctrl-C")
-    serve.add_argument("--port", type=_port, help="instead of the configured one")
     transcribe = commands.add_parser("transcribe", help="transcribe one recording")
     transcribe.add_argument("audio", help="URL or path of an audio or video file")
     transcribe.add_argument(
         "--args", default="{}", help="more fields of the request, JSON"
     )
+    for command in (serve, transcribe):
+        command.add_argument("--port", type=_port, help="instead of the configured one")
     return parser
 
 
@@ -93,4 +97,9 @@ def _fail(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    adopt_orphans()
+    try:
+        status = main()
+    finally:
+        end_children()
+    sys.exit(status)

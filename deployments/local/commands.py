@@ -28,15 +28,13 @@ class CommandError(Exception):
     """The command cannot do what it was asked to. The text is one line for the user."""
 
 
-def serve(config: "ServeDeploySchema", args: AppArgs, port: int | None) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    port: the port to listen on; None: the configured one
+def serve(config: "ServeDeploySchema", args: AppArgs) -> None:
+    """Serve on the configured port until SIGINT or SIGTERM.
 
     Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
     StartError and RuntimeError as `running_app` does.
     """
-    host, port = config.http_options.host, port or config.http_options.port
+    host, port = config.http_options.host, config.http_options.port
     _check_address(host, port)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:

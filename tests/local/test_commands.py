@@ -84,9 +84,9 @@ def test_a_wrong_call_fails_before_anything_starts(
 
 def test_a_port_in_use_is_reported(config: "ServeDeploySchema") -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+        port = config.http_options.port = server.getsockname()[1]
         with pytest.raises(commands.CommandError) as caught:
-            commands.serve(config, AppArgs(), port)
+            commands.serve(config, AppArgs())
     assert str(caught.value).startswith(f"port {port} on 127.0.0.1 is in use")
 
 
@@ -100,8 +100,10 @@ def test_an_address_of_another_machine_is_told_before_anything_starts(
     assert told.startswith(f"cannot listen on {host}: ")
     assert told.endswith("; see http_options in serve_config.yaml")
     with pytest.raises(commands.CommandError) as caught:
-        commands.serve(config, AppArgs(), 8000)
-    assert str(caught.value).startswith(f"cannot listen on {host}, port 8000: ")
+        commands.serve(config, AppArgs())
+    port = config.http_options.port
+    told = f"cannot listen on {host}, port {port}: "
+    assert str(caught.value).startswith(told)
 
 
 @contextmanager

@@ -228,6 +228,23 @@ def test_serve_ends_every_process_it_began_at_a_signal(
     _assert_all_end(mark)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_interrupted_leaves_no_process_behind(
+    offline: None, mark: str, number: signal.Signals
+) -> None:
+    port = loopback.free_port("127.0.0.1")
+    with subprocess.Popen(
+        [*LOCAL, "serve", "--port", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as server:
+        wait_for(
+            lambda: any("DashboardAgent" in line for line in _marked_processes(mark))
+        )
+        server.send_signal(number)
+        server.wait(timeout=60)
+    assert not [line for line in _marked_processes(mark) if line.startswith("ray::")]
+
+
 def _marked_processes(mark: str) -> list[str]:
     """Command lines of the processes that inherited this mark; other Rays have none."""
     found = []

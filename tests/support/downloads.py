@@ -26,6 +26,10 @@ ONE_TRY = replace(LIMITS, back_offs_s=())
 PATIENCE_S = 30.0
 IMPATIENT = replace(LIMITS, connect_timeout_s=0.2, read_timeout_s=0.2)
 ONLY_HTTP = "only http and https can be fetched, also after a redirect"
+NO_URL = (
+    "this is no URL: give one that begins with http:// or https://,"
+    " or send the file itself as 'audio_base64'"
+)
 OK_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 OK_UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 

@@ -35,7 +35,12 @@ class HttpUrl:
     def parse(cls, url: str) -> Self:
         """Raises AudioUrlError (another scheme) and ValueError (malformed)."""
         absolute = _ABSOLUTE.fullmatch(url)
-        scheme, rest = absolute.groups() if absolute else ("", "")
+        if absolute is None:
+            raise AudioUrlError(
+                "this is no URL: give one that begins with http:// or https://,"
+                " or send the file itself as 'audio_base64'"
+            )
+        scheme, rest = absolute.groups()
         if scheme.lower() not in ("http", "https"):
             raise AudioUrlError(
                 "only http and https can be fetched, also after a redirect"

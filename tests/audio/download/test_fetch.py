@@ -30,6 +30,7 @@ from deployments.contract.errors import (
 from tests.support.downloads import (
     IMPATIENT,
     LIMITS,
+    NO_URL,
     OK_CHUNKED,
     OK_UNTIL_CLOSE,
     ONE_TRY,
@@ -131,12 +132,14 @@ def test_the_body_of_a_redirect_is_never_read(server: MisbehavingServer) -> None
     assert sum(sent) < 32 << 20
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["file:///etc/passwd", "ftp://host/a", "speech.mp3", "/speech.mp3", "C:\\a.mp3"],
-)
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "C:\\a.mp3"])
 def test_another_scheme_is_refused(url: str) -> None:
     assert url_error(url) == ONLY_HTTP
+
+
+@pytest.mark.parametrize("text", ["speech.mp3", "/speech.mp3", "www.host.com/a.mp3"])
+def test_a_text_that_is_no_url_is_told_what_to_give(text: str) -> None:
+    assert url_error(text) == NO_URL
 
 
 @pytest.mark.parametrize(
@@ -659,6 +662,7 @@ def test_any_url_ends_in_a_download_error(url: str) -> None:
         download(url, ONE_TRY)
     assert caught.value.args[0] in (
         ONLY_HTTP,
+        NO_URL,
         "malformed URL",
         "host name could not be resolved",
     )
