@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import logging
-import signal
 import sys
 
 import requests
@@ -23,6 +22,7 @@ from deployments.contract.errors import (
 )
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.local.interrupts import Interrupts
 from deployments.local.processes import adopt_orphans, end_children
 from deployments.ray_node import StartError, log_folder, prepare_environment
 from deployments.serve_config import CONFIG, ConfigError, read_config, require_http
@@ -30,9 +30,8 @@ from deployments.serve_config import CONFIG, ConfigError, read_config, require_h
 
 def main() -> int:
     arguments = _parser().parse_args()
-    # SIGINT is set as well, because a shell starts its background jobs with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    interrupts = Interrupts()
+    interrupts.install()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("deployments").setLevel(logging.INFO)
     result = io.StringIO()
@@ -45,10 +44,15 @@ def main() -> int:
             if arguments.port is not None:
                 config.http_options.port = arguments.port
             if arguments.command == "serve":
-                commands.serve(config, args)
+                commands.serve(config, args, interrupts.check)
             else:
                 commands.transcribe(
-                    config, args, arguments.audio, arguments.args, result
+                    config,
+                    args,
+                    arguments.audio,
+                    arguments.args,
+                    result,
+                    interrupts.check,
                 )
         return 0
     except (

@@ -5,6 +5,7 @@ import errno
 import json
 import shlex
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,8 +29,14 @@ class CommandError(Exception):
     """The command cannot do what it was asked to. The text is one line for the user."""
 
 
-def serve(config: "ServeDeploySchema", args: AppArgs) -> None:
+def serve(
+    config: "ServeDeploySchema",
+    args: AppArgs,
+    check_interrupted: Callable[[], None] = lambda: None,
+) -> None:
     """Serve on the configured port until SIGINT or SIGTERM.
+
+    check_interrupted: raises KeyboardInterrupt if that came during the start and was swallowed
 
     Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
     StartError and RuntimeError as `running_app` does.
@@ -40,6 +47,7 @@ def serve(config: "ServeDeploySchema", args: AppArgs) -> None:
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
             url = stack.enter_context(running_app(config, args, port, show_logs=True))
+            check_interrupted()
         say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
         variables = (
             f"{name}={shlex.quote(value)}"
@@ -52,7 +60,12 @@ def serve(config: "ServeDeploySchema", args: AppArgs) -> None:
 
 
 def transcribe(
-    config: "ServeDeploySchema", args: AppArgs, audio: str, fields: str, out: TextIO
+    config: "ServeDeploySchema",
+    args: AppArgs,
+    audio: str,
+    fields: str,
+    out: TextIO,
+    check_interrupted: Callable[[], None] = lambda: None,
 ) -> None:
     """Transcribe one recording and write the answer as JSON.
 
@@ -61,6 +74,7 @@ def transcribe(
 
     audio: URL or path
     fields: more fields of the request, a JSON object
+    check_interrupted: as of `serve`
 
     Raises CommandError, CheckpointError, requests.RequestException if the application does not
     answer, and ConfigError, DeviceError, ModelUnavailableError, StartError and RuntimeError as
@@ -85,6 +99,7 @@ def transcribe(
                 url = stack.enter_context(
                     running_app(config, args, loopback.free_port(host))
                 )
+                check_interrupted()
             stack.callback(say, "stopping")
         with progress("transcribing"):
             answer = loopback.session().post(
