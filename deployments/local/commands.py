@@ -48,13 +48,13 @@ def serve(
         with progress("starting Ray Serve and the model"):
             url = stack.enter_context(running_app(config, args, port, show_logs=True))
             check_interrupted()
-        say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
-        variables = (
-            f"{name}={shlex.quote(value)}"
-            for name, value in handle_environment().items()
-        )
-        say(f"for handles: {' '.join(variables)}")
         with contextlib.suppress(KeyboardInterrupt):
+            say(f"serving on {url} (API: {url}/docs); Ctrl-C ends it")
+            variables = (
+                f"{name}={shlex.quote(value)}"
+                for name, value in handle_environment().items()
+            )
+            say(f"for handles: {' '.join(variables)}")
             threading.Event().wait()
         say("stopping")
 
