@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -235,14 +237,27 @@ def test_a_start_that_is_interrupted_leaves_no_process_behind(
 ) -> None:
     port = loopback.free_port("127.0.0.1")
     with subprocess.Popen(
-        [*LOCAL, "serve", "--port", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL
+        [*LOCAL, "serve", "--port", str(port)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as server:
-        wait_for(
-            lambda: any("DashboardAgent" in line for line in _marked_processes(mark))
-        )
-        server.send_signal(number)
+        try:
+            wait_for(lambda: any("raylet" in line for line in _session(server.pid)))
+        finally:
+            server.send_signal(number)
         server.wait(timeout=60)
-    assert not [line for line in _marked_processes(mark) if line.startswith("ray::")]
+    assert not _session(server.pid)
+
+
+def _session(session: int) -> list[str]:
+    """Command lines of the running processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.cmdline():
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def _marked_processes(mark: str) -> list[str]:
