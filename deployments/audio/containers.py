@@ -13,7 +13,6 @@ from av.error import FFmpegError
 from av.packet import Packet
 
 from deployments.audio.demuxers import DEMUXERS
-from deployments.contract.errors import RequestCancelledError
 
 # PyAV before 19 raises an error for a tag that is not UTF-8, unless it is told to replace what it
 # cannot read.
@@ -71,33 +70,34 @@ class PacketReader:
     position, end: where the last packet that came begins and ends; all three stay 0 where the
         demuxer does not tell where its packets come from
     stopped: whether the demuxer gave up before the end of the file
+
+    check: called at every packet; its exceptions end the reading
     """
 
     def __init__(
         self,
         container: InputContainer,
         stream: AudioStream,
-        cancelled: Callable[[], bool],
+        check: Callable[[], object],
     ) -> None:
         self.position = self.end = 0
         self._begin: int | None = None
         self.stopped = False
         self._container = container
         self._stream = stream
-        self._cancelled = cancelled
+        self._check = check
 
     @property
     def begin(self) -> int:
         return self._begin or 0
 
     def __iter__(self) -> "Iterator[Packet[AudioStream]]":
-        """Raises RequestCancelledError."""
+        """Raises what `check` raises."""
         retries = 0
         while True:
             try:
                 for packet in self._container.demux(self._stream):
-                    if self._cancelled():
-                        raise RequestCancelledError("The request was cancelled")
+                    self._check()
                     retries = 0
                     # As in the `ffmpeg` program: an empty packet in mid-file must not reach the
                     # decoder, which takes it for the end. PyAV ends every stream with one.
@@ -107,8 +107,7 @@ class PacketReader:
                 return
             except BlockingIOError:  # AVERROR(EAGAIN)
                 retries += 1
-                if self._cancelled():
-                    raise RequestCancelledError("The request was cancelled") from None
+                self._check()
                 if retries > _MOST_RETRIES:
                     self.stopped = True
                     return

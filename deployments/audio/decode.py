@@ -24,7 +24,7 @@ from deployments.audio import SAMPLE_RATE, ogg, truncation
 from deployments.audio.containers import PacketReader, open_container
 from deployments.audio.losses import Losses
 from deployments.audio.mono import MonoMixer, PhaseMeter
-from deployments.audio.tracks import choose_track
+from deployments.audio.tracks import MOST_LISTED, choose_track
 from deployments.contract.errors import (
     InvalidAudioError,
     InvalidRequestError,
@@ -36,7 +36,6 @@ _HIGHEST_RATE_HZ = 6_000_000
 _MICROSECONDS = 1_000_000
 # Samples this far from zero and less are silence: -60 dBFS.
 _SILENT_PEAK = 32
-_MOST_LISTED = 20
 # With fewer unread bytes than this behind the last packet, nothing is told: tags and indexes stand
 # there.
 _LARGE_TAIL = 1 << 14
@@ -180,7 +179,7 @@ class _Decoding:
         self, container: InputContainer, stream: AudioStream, start: int
     ) -> Iterator[AudioFrame]:
         self.losses.begin_part(container, stream)
-        reader = PacketReader(container, stream, self._cancelled)
+        reader = PacketReader(container, stream, self._check_cancelled)
         frames = _decode(reader, stream, self.losses)
         yield from self.losses.watch(self._limit(frames))
         self._look_behind(container, stream, start, reader)
@@ -290,7 +289,7 @@ def _level_warnings(
         if channel is not None:
             yield f"Channel {channel} is silent; audio_channel null mixes all channels"
         elif other_tracks:
-            numbers = ", ".join(map(str, other_tracks[:_MOST_LISTED]))
+            numbers = ", ".join(map(str, other_tracks[:MOST_LISTED]))
             yield (
                 "The audio track is silent, and the file has other audio tracks:"
                 f" audio_track {numbers}"

@@ -12,8 +12,8 @@ from deployments.catalog import language_code
 from deployments.contract import languages
 from deployments.contract.errors import InvalidAudioError, InvalidRequestError
 
-# The most tracks that an error lists.
-_MOST_LISTED = 20
+# The most tracks that an error or a warning lists.
+MOST_LISTED = 20
 
 
 def choose_track(container: InputContainer, track: int | str | None) -> AudioStream:
@@ -86,8 +86,8 @@ def _tag_of(stream: AudioStream) -> str:
 
 def _listed(tracks: Sequence[AudioStream]) -> str:
     told = [_described(number, tracks[number]) for number in range(len(tracks))]
-    more = [f"and {len(told) - _MOST_LISTED} more"] if len(told) > _MOST_LISTED else []
-    return ", ".join(told[:_MOST_LISTED] + more)
+    more = [f"and {len(told) - MOST_LISTED} more"] if len(told) > MOST_LISTED else []
+    return ", ".join(told[:MOST_LISTED] + more)
 
 
 def _described(number: int, stream: AudioStream) -> str:
