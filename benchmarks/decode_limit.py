@@ -101,6 +101,9 @@ def main() -> None:
             )
             table.run("speech, beside the worst", speech)
             table.run("speech, beside the worst", speech)
+        # Python must not end while the engine's thread is in the middle of a step.
+        engine.close()
+        engine.join()
     load = ", ".join(f"{load:.0f}" for load in os.getloadavg())
     print(f"\n{model.name}, {os.cpu_count()} cores, load averages {load}")
 
