@@ -33,6 +33,7 @@ _NEEDS_RESTART = (
     "device",
     "gpu_memory_gb",
     "max_decode_s_per_audio_s",
+    "allowed_origins",
 )
 
 
@@ -129,11 +130,27 @@ class AppArgs(_Args):
         1000, ge=0, description="beyond those, for each model; more are refused"
     )
 
-    max_download_bytes: int = Field(1 << 30, ge=1)
+    max_download_bytes: int = Field(
+        1 << 30, ge=1, description="of one file, downloaded or uploaded"
+    )
+    max_uploads_bytes: int = Field(
+        4 << 30, ge=1, description="of all request bodies that are read or in work"
+    )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)
     download_timeout_s: float = Field(600, gt=0)
     max_audio_s: float = Field(4 * 3600, gt=0, description="of decoded audio")
+
+    openai_models: dict[str, str] = Field(
+        default_factory=dict,
+        description="the served model for a name of OpenAI's, such as whisper-1;"
+        " for names that are not listed, the default model",
+    )
+    allowed_origins: list[str] = Field(
+        default_factory=list,
+        description="of web pages that may use the service from a browser (CORS), such as"
+        " https://example.com",
+    )
 
     @model_validator(mode="after")
     def _names_agree(self) -> "AppArgs":
@@ -146,6 +163,9 @@ class AppArgs(_Args):
                 f"default_model '{self.default_model}' is not among the models"
             )
         self.default_model = default.name
+        for name in self.openai_models.values():
+            if self._find(name) is None:
+                raise ValueError(f"openai_models: '{name}' is not among the models")
         return self
 
     @property

@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api import native
+from deployments.api import native, openai
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
 from deployments.router.request_log import log_refusal
@@ -24,6 +24,7 @@ def build(router: Router) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(native.routes(router))
+    app.include_router(openai.routes(router))
     app.add_middleware(_HeadAsGet)
 
     @app.exception_handler(HTTPException)

@@ -35,6 +35,8 @@ class SegmentWord(_Answered):
 class Segment(_Answered):
     """One segment as `whisper.transcribe` gives it; times in seconds.
 
+    unstripped_text: the text with the blank in front that Whisper gives it, for doors that join
+        texts; not part of the JSON
     words: present exactly when the request asked for word_timestamps; joined, they are the text
     """
 
@@ -43,6 +45,7 @@ class Segment(_Answered):
     start: float
     end: float
     text: Text
+    unstripped_text: str = Field("", exclude=True, repr=False)
     tokens: list[int]
     temperature: float
     avg_logprob: Number
@@ -116,6 +119,21 @@ class ErrorAnswer(_Answered):
     type: str
 
 
+class Stage(_Answered):
+    """An event: what the service begins to do for the request.
+
+    duration: seconds of audio, once they are known
+    windows_ahead: with `queued`, how many windows wait for slots of the model before this request
+    """
+
+    event: Literal["stage"] = "stage"
+    stage: Literal[
+        "queued", "downloading", "decoding", "starting_model", "transcribing"
+    ]
+    duration: float | None = Field(None, exclude_if=lambda value: value is None)
+    windows_ahead: int | None = Field(None, exclude_if=lambda value: value is None)
+
+
 class Progress(_Answered):
     """An event: how far the work has come, in seconds of audio."""
 
@@ -138,7 +156,7 @@ class Result(_Answered):
     result: Answer
 
 
-Event = Progress | SegmentEvent | Result
+Event = Stage | Progress | SegmentEvent | Result
 
 
 class ServedModel(_Answered):
@@ -178,7 +196,11 @@ def segments_of(segments: list[dict[str, Any]], words: bool) -> list[Segment]:
     """
     return [
         Segment.model_validate(
-            segment | {"words": segment.get("words", []) if words else None}
+            segment
+            | {
+                "unstripped_text": segment["text"],
+                "words": segment.get("words", []) if words else None,
+            }
         )
         for segment in segments
     ]

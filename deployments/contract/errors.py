@@ -24,6 +24,13 @@ CheckpointError and DeviceError are not in the tree: a replica turns them into a
 ModelUnavailableError.
 """
 
+import re
+
+# How the texts begin that name a field of the request.
+_FIELD = re.compile(
+    r"(?:Invalid|Unknown parameter:|Missing required parameter:) '?(\w+)'?"
+)
+
 
 class WhisperServeError(Exception):
     """Base of all errors of the contract. `str(error)` is the text that reaches the caller."""
@@ -42,6 +49,12 @@ class InvalidRequestError(WhisperServeError):
 
     status = 422
     type = "invalid_request"
+
+    @property
+    def field(self) -> str | None:
+        """The field of the request that the text names first, if it names one."""
+        found = _FIELD.match(str(self))
+        return found[1] if found else None
 
 
 class RequestTooLargeError(WhisperServeError):

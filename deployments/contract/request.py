@@ -27,14 +27,8 @@ _MAX_ECHO = 60
 _INVALID_AUDIO = "Invalid 'audio' parameter: must be a non-empty string URL"
 # A secret that was read from a file often ends with a line break.
 _HeaderValue = Annotated[str, AfterValidator(str.strip)]
-_OWN_FIELDS = (
-    "audio",
-    "audio_base64",
-    "audio_headers",
-    "audio_track",
-    "audio_channel",
-    "model",
-)
+_SOURCES = ("audio", "audio_base64", "audio_headers")
+_OWN_FIELDS = (*_SOURCES, "audio_track", "audio_channel", "model")
 
 
 # A language tag (RFC 5646): files also have tracks in languages that Whisper does not know.
@@ -56,14 +50,39 @@ _Language = Annotated[UnicodeText, AfterValidator(_language)]
 
 def _own_fields_first(schema: dict[str, Any]) -> None:
     properties = schema["properties"]
-    own = {name: properties.pop(name) for name in _OWN_FIELDS}
+    own = {name: properties.pop(name) for name in _OWN_FIELDS if name in properties}
     schema["properties"] = own | properties
 
 
-class TranscriptionRequest(TranscriptionOptions):
-    """What to transcribe, by which model, and Whisper's options for it."""
+class UploadRequest(TranscriptionOptions):
+    """Which model is to transcribe what of a file, and Whisper's options; the file comes beside."""
 
     model_config = ConfigDict(json_schema_extra=_own_fields_first)
+
+    audio_track: Annotated[_Number | _Language | None, Null] = Field(
+        None,
+        description="must be the number of an audio track, from 0, or a language such as"
+        " 'pt'; null: the track that FFmpeg takes",
+    )
+    audio_channel: Annotated[_Number | None, Null] = Field(
+        None,
+        description="must be the number of a channel, from 0; null: the mix of all",
+    )
+    model: Annotated[UnicodeText | None, BeforeValidator(blank_to_null)] = Field(
+        None, description="must be the name of a served model; null: the default one"
+    )
+
+    @property
+    def options(self) -> TranscriptionOptions:
+        """The options alone: without megabytes of base64 and without a signed URL."""
+        names = TranscriptionOptions.model_fields
+        # The values were validated as those of the request.
+        values = {name: getattr(self, name) for name in names}
+        return TranscriptionOptions.model_construct(**values)
+
+
+class TranscriptionRequest(UploadRequest):
+    """What to transcribe, by which model, and Whisper's options for it."""
 
     audio: UnicodeText | None = Field(
         None,
@@ -77,18 +96,6 @@ class TranscriptionRequest(TranscriptionOptions):
         None,
         repr=False,
         description="must be an object of strings: HTTP headers for the download of 'audio'",
-    )
-    audio_track: Annotated[_Number | _Language | None, Null] = Field(
-        None,
-        description="must be the number of an audio track, from 0, or a language such as"
-        " 'pt'; null: the track that FFmpeg takes",
-    )
-    audio_channel: Annotated[_Number | None, Null] = Field(
-        None,
-        description="must be the number of a channel, from 0; null: the mix of all",
-    )
-    model: Annotated[UnicodeText | None, BeforeValidator(blank_to_null)] = Field(
-        None, description="must be the name of a served model; null: the default one"
     )
 
     def _broken_rules(self) -> Iterator[str]:
@@ -110,14 +117,6 @@ class TranscriptionRequest(TranscriptionOptions):
     @property
     def _is_downloaded(self) -> bool:
         return self.audio is not None and not inline_audio.is_data_uri(self.audio)
-
-    @property
-    def options(self) -> TranscriptionOptions:
-        """The options alone: without megabytes of base64 and without a signed URL."""
-        names = TranscriptionOptions.model_fields
-        # The values were validated as those of the request.
-        values = {name: getattr(self, name) for name in names}
-        return TranscriptionOptions.model_construct(**values)
 
     def inline_audio(self) -> Iterator[bytes] | None:
         """The file inside the request, in pieces; None where `audio` is a URL.
@@ -153,6 +152,17 @@ def parse_request(payload: Any) -> TranscriptionRequest:
     Raises InvalidRequestError with a text that names the field and its rule.
     """
     return _parse(TranscriptionRequest, unwrapped(payload))
+
+
+def parse_upload(payload: Any) -> UploadRequest:
+    """Validate the request of a file that came beside it; raises as `parse_request` does."""
+    fields = unwrapped(payload)
+    for name in _SOURCES if isinstance(fields, dict) else ():
+        if fields.get(name):
+            raise InvalidRequestError(
+                f"Invalid {name}: the file came with the request; give one of them"
+            )
+    return _parse(UploadRequest, fields)
 
 
 def parse_options(payload: Any) -> TranscriptionOptions:

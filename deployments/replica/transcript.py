@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from deployments.contract.answer import Progress, Segment, SegmentEvent, Word
+from deployments.contract.answer import Progress, Segment, SegmentEvent, Stage, Word
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reply(Enum):
 
 
 # What a replica yields for a request that it has accepted; the transcript comes last.
-ReplicaEvent = Progress | SegmentEvent | Transcript
+ReplicaEvent = Stage | Progress | SegmentEvent | Transcript
 
 
 @dataclass(frozen=True)

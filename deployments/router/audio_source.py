@@ -20,7 +20,7 @@ from deployments.audio.download import FetchLimits, fetch_audio
 from deployments.audio.not_audio import kind_of_text
 from deployments.config import AppArgs
 from deployments.contract.errors import AudioUrlError, InvalidAudioError
-from deployments.contract.request import TranscriptionRequest
+from deployments.contract.request import TranscriptionRequest, UploadRequest
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,20 @@ class RemoteAudio:
     headers: Mapping[str, str]
 
 
-# A download, or the file that came inside the request.
+# A download, or the file that came inside or beside the request.
 AudioSource = RemoteAudio | BinaryIO
 
 
-def source_of(request: TranscriptionRequest) -> AudioSource:
-    """Raises InvalidRequestError where the request has a text in which there is no file."""
+def source_of(request: UploadRequest, upload: BinaryIO | None = None) -> AudioSource:
+    """Where a request's audio is.
+
+    upload: the file that came beside the request; None where the request itself names its audio
+
+    Raises InvalidRequestError where the request has a text in which there is no file.
+    """
+    if upload is not None:
+        return upload
+    assert isinstance(request, TranscriptionRequest)
     pieces = request.inline_audio()
     if pieces is None:
         return RemoteAudio((request.audio or "").strip(), request.audio_headers or {})

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -26,7 +26,7 @@ from deployments.contract.answer import (
 )
 from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
-from deployments.contract.request import parse_request
+from deployments.contract.request import parse_request, parse_upload
 from deployments.logs import log_through_serve
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import Transcript
@@ -103,12 +103,18 @@ class Router:
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
             )
 
+    @property
+    def args(self) -> AppArgs:
+        """The arguments, with the limits that hold now."""
+        return self._args
+
     async def events(
         self,
         request: Mapping[str, Any],
         request_id: str | None = None,
         segments: bool = True,
         progress: bool = True,
+        upload: BinaryIO | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of one transcription; the result comes last.
 
@@ -116,11 +122,12 @@ class Router:
         request_id: for the log and the answer; None: a new one
         segments, progress: whether these events are wanted; a request whose replica dies is tried
             once more, but not after a segment has gone out
+        upload: the audio, where it came beside the request; it is closed when it has been read
 
         Raises a WhisperServeError, whose text is fit for the caller.
         """
         with logged_request(request_id) as entry:
-            job = await asyncio.to_thread(self._parse, request, entry)
+            job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
             async with (
                 self._waveform_of(job, entry) as audio,
@@ -135,10 +142,15 @@ class Router:
                         yield event
 
     async def answer(
-        self, request: Mapping[str, Any], request_id: str | None = None
+        self,
+        request: Mapping[str, Any],
+        request_id: str | None = None,
+        upload: BinaryIO | None = None,
     ) -> Answer:
         """The result of one transcription; arguments and errors are those of `events`."""
-        events = self.events(request, request_id, segments=False, progress=False)
+        events = self.events(
+            request, request_id, segments=False, progress=False, upload=upload
+        )
         del request
         last: Event | None = None
         async with aclosing(events):
@@ -179,6 +191,15 @@ class Router:
         )
         return [model.model_dump() for model in await asyncio.gather(*described)]
 
+    async def ready(self) -> bool:
+        """Whether a request to the default model is transcribed without waiting for its start."""
+        model = self._args.model(self._args.default_model)
+        if not self._args.min_replicas(model):
+            return True
+        running = await asyncio.to_thread(self._running_replicas)
+        replicas = running.get(model.deployment, 0)
+        return await self._clients[model.name].slots(replicas) is not None
+
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
         default = self._args.default_model
@@ -189,9 +210,11 @@ class Router:
         threads = sum(client.max_concurrency for client in self._clients.values())
         return AudioLoader(self._args, threads)
 
-    def _parse(self, payload: Mapping[str, Any], entry: RequestLog) -> "_Job":
+    def _parse(
+        self, payload: Mapping[str, Any], upload: BinaryIO | None, entry: RequestLog
+    ) -> "_Job":
         """Refuse, before anything is downloaded, all that can be refused by then."""
-        request = parse_request(payload)
+        request = parse_request(payload) if upload is None else parse_upload(payload)
         model = self._args.model(request.model or self._args.default_model)
         entry.model = model.name
         options = request.options
@@ -199,7 +222,7 @@ class Router:
         return _Job(
             options,
             self._clients[model.name],
-            source_of(request),
+            source_of(request, upload),
             request.audio_track,
             request.audio_channel,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import AppArgs
-from deployments.contract.answer import Answer, Event, Result
+from deployments.contract.answer import Answer, Event, Result, Stage
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import unwrapped
 from deployments.contract.values import boolean
@@ -128,7 +128,7 @@ class JobHandler:
                 async for event in events:
                     if isinstance(event, Result):
                         answer = event.result
-                    else:
+                    elif not isinstance(event, Stage):
                         reports.add(event)
         except ReplicaLostError:
             raise WhisperServeError(_JOB_LOST) from None
