@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api import native, openai
+from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
 from deployments.router.request_log import log_refusal
@@ -23,8 +24,9 @@ def build(router: Router) -> FastAPI:
         # A redirect has no body, and `curl` does not follow it.
         redirect_slashes=False,
     )
-    app.include_router(native.routes(router))
-    app.include_router(openai.routes(router))
+    bodies = Bodies(router)
+    app.include_router(native.routes(router, bodies))
+    app.include_router(openai.routes(router, bodies))
     app.add_middleware(_HeadAsGet)
 
     @app.exception_handler(HTTPException)

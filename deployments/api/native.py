@@ -3,14 +3,14 @@
 import asyncio
 import base64
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from deployments.api.body import read_json
+from deployments.api.bodies import Bodies
 from deployments.contract.answer import Answer, ErrorAnswer, Health, ServedModel
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import TranscriptionRequest, short
@@ -32,7 +32,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(router: Router) -> APIRouter:
+def routes(router: Router, bodies: Bodies) -> APIRouter:
     api = APIRouter(route_class=_NativeRoute)
 
     @api.post(
@@ -43,8 +43,12 @@ def routes(router: Router) -> APIRouter:
     )
     async def transcribe(request: Request) -> Response:
         """Transcribe an audio or video file, given by URL or inside the request."""
-        # The body is not kept in a variable: it may be large, and the transcription long.
-        answer = await router.answer(await _payload(request), _request_id(request))
+        request_id = _request_id(request)
+        async with AsyncExitStack() as stack:
+            with _failures_logged(request):
+                body = await stack.enter_async_context(bodies.read(request))
+            # The fields are not kept in a variable: they may be large, and the work long.
+            answer = await router.answer(body.take_fields(), request_id, body.file)
         # In a thread, because hours of words are megabytes of JSON.
         content = await asyncio.to_thread(answer.model_dump_json)
         return Response(content, media_type="application/json")
@@ -91,11 +95,6 @@ def _failures_logged(request: Request) -> Iterator[None]:
     """Log what fails here. The Router logs the requests that reach it."""
     with logged_request(_request_id(request), successes=False):
         yield
-
-
-async def _payload(request: Request) -> Any:
-    with _failures_logged(request):
-        return await read_json(request)
 
 
 def _refuse_query(request: Request) -> None:

@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
+from deployments.api.bodies import Bodies
 from deployments.router.router import Router
 
 
-def routes(router: Router) -> APIRouter:
+def routes(router: Router, bodies: Bodies) -> APIRouter:
     return APIRouter()
