@@ -73,6 +73,9 @@ def prepare_environment() -> None:
         # Every port that Ray opens demands a token. A new Ray does this by default, but then prints
         # a warning. A Ray that is already imported would not read the variable.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not sys.stderr.isatty():
+        # The lines of Ray's workers would hold colour codes in a file as well.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         hosts = [*filter(None, os.environ.get(name, "").split(",")), "127.0.0.1", "::1"]

@@ -57,6 +57,15 @@ def test_a_variable_that_is_set_keeps_its_value(environment: dict[str, str]) -> 
     assert environment["RAY_worker_niceness"] == "5"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_gets_colour_codes(
+    is_terminal: bool, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    prepare_environment()
+    assert ("RAY_COLOR_PREFIX" in environment) is not is_terminal
+
+
 def test_a_folder_whose_path_is_too_long_for_a_socket_is_not_taken(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
