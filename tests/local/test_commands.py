@@ -14,6 +14,7 @@ import pytest
 from deployments import checkpoints, serve_config
 from deployments.config import AppArgs
 from deployments.local import commands, loopback
+from deployments.ray_node import StartError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -88,6 +89,16 @@ def test_a_port_in_use_is_reported(config: "ServeDeploySchema") -> None:
         with pytest.raises(commands.CommandError) as caught:
             commands.serve(config, AppArgs())
     assert str(caught.value).startswith(f"port {port} on 127.0.0.1 is in use")
+
+
+def test_other_machines_are_not_served_before_a_decision_about_keys(
+    config: "ServeDeploySchema", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("API_KEYS", raising=False)
+    monkeypatch.delenv("API_KEYS_FILE", raising=False)
+    config.http_options.host = "0.0.0.0"
+    with pytest.raises(StartError, match=r"^other machines can reach 0\.0\.0\.0, and"):
+        commands.serve(config, AppArgs())
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70])
