@@ -10,7 +10,7 @@ import yaml
 
 from deployments.local import loopback
 from deployments.serve_config import CONFIG
-from tests.support.app import wait_for
+from tests.support.app import lan_address, wait_for
 from tests.support.own_ray import ROOT, OwnRay, own_ray
 from tools.weights import weights
 
@@ -32,7 +32,7 @@ def port() -> int:
 def configuration(folder: Path, port: int, **application: Any) -> str:
     """The path of the shipped configuration with one model, on a port of its own."""
     content = yaml.safe_load(CONFIG.read_text())
-    content["http_options"]["port"] = port
+    content["http_options"] |= {"host": "0.0.0.0", "port": port}
     content["applications"][0] |= application
     args = {
         "default_model": "tiny.en",
@@ -83,6 +83,21 @@ def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
         "type": "not_found",
     }
     assert requests.get(f"{root}/-/healthz", timeout=10).text == "success"
+
+
+def test_other_machines_are_refused_while_nobody_has_decided_about_keys(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    address = lan_address()
+    file = configuration(tmp_path, port, name="guarded", route_prefix="/guarded")
+    user.serve("deploy", "--address", user.dashboard, file)
+    wait_for(lambda: health(f"http://127.0.0.1:{port}/guarded") == "guarded", 300)
+    models = requests.get(f"http://127.0.0.1:{port}/guarded/models", timeout=60)
+    assert models.status_code == 200
+    url = f"http://{address}:{port}/guarded"
+    assert health(url) == "guarded"
+    refused = requests.get(f"{url}/models", timeout=60)
+    assert (refused.status_code, refused.json()["type"]) == (403, "keys_not_set")
 
 
 def test_serve_run_starts_the_application_and_ends_it(
