@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deployments import proxy_answers
 from deployments.cpus import CpuThreadsError, cpu_threads
+from deployments.keys import KEYS_FILE
 
 _OBJECT_STORE_BYTES = 1 << 30
 # Ray starts this many processes at once, in reserve: for Serve's controller and proxy, the Router
@@ -69,6 +70,9 @@ def prepare_environment() -> None:
         raise StartError(str(error)) from None
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+    if file := os.environ.get(KEYS_FILE, "").strip():
+        # The Router's process has another working directory.
+        os.environ[KEYS_FILE] = os.path.abspath(file)
     if "ray" not in sys.modules:
         # Every port that Ray opens demands a token. A new Ray does this by default, but then prints
         # a warning. A Ray that is already imported would not read the variable.

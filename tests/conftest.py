@@ -38,9 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def package_log() -> Iterator[None]:
     """A Router or a replica directs the package's log to Serve's; each test begins without that."""
     package, serve = logging.getLogger("deployments"), logging.getLogger("ray.serve")
-    handlers, filters = [*package.handlers], [*serve.filters]
-    level, propagate = package.level, package.propagate
+
+    def reset() -> None:
+        package.handlers, serve.filters = [], []
+        package.setLevel(logging.NOTSET)
+        package.propagate = True
+
+    # Also at the beginning, because a Router that several tests share is made before the first.
+    reset()
     yield
-    package.handlers, serve.filters = handlers, filters
-    package.setLevel(level)
-    package.propagate = propagate
+    reset()

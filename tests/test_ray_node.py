@@ -131,6 +131,15 @@ def test_this_machines_own_servers_are_reached_without_a_proxy(
     assert environment["no_proxy"] == "example.com,127.0.0.1,::1"
 
 
+def test_the_file_of_keys_is_found_from_any_folder(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment["API_KEYS_FILE"] = "keys"
+    prepare_environment()
+    assert environment["API_KEYS_FILE"] == str(tmp_path / "keys")
+
+
 def _short_folder() -> Path:
     """A new folder whose path leaves room for a socket of Ray."""
     import tempfile

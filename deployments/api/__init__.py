@@ -1,26 +1,32 @@
 """The HTTP door. `build` makes one FastAPI application of the routes of every API."""
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api import native, openai
+from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
+from deployments.keys import Keys
 from deployments.proxy_uploads import ReportedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
-def build(router: Router) -> FastAPI:
+def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     """The routes over a router's methods.
+
+    keys: that callers need; None: everybody may call
 
     A failure outside any API's own routes, as of an unknown path, is answered in OpenAI's form
     where OpenAI's clients ask, and otherwise in the native form.
     """
-    app = FastAPI(
+    app = GuardedApp(
+        keys=keys or Keys(stated=True),
+        allowed_origins=router.args.allowed_origins,
         title="Whisper",
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
         # A redirect has no body, and `curl` does not follow it.

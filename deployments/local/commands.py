@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shlex
 import threading
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import requests
 from deployments import checkpoints
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
-from deployments.launch import running_app
+from deployments.keys import KEYS, KEYS_FILE, NONE, is_loopback
+from deployments.launch import check_keys, running_app
 from deployments.local import loopback
 from deployments.local.console import progress, say
 from deployments.local.doors import DOORS, Refused
@@ -23,6 +25,9 @@ from deployments.serve_config import CONFIG, base_url
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
+
+
+_LOOPBACK = "127.0.0.1"
 
 
 class CommandError(Exception):
@@ -43,6 +48,7 @@ def serve(
     """
     host, port = config.http_options.host, config.http_options.port
     _check_address(host, port)
+    check_keys(host)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
@@ -97,6 +103,8 @@ def transcribe(
             say(f"using the application that runs on {url}")
         else:
             _check_address(host, 0)
+            _keep_to_this_machine(config)
+            host = config.http_options.host
             for name in dict.fromkeys([args.default_model, model.name]):
                 _fetch_weights(args.model(name))
             with progress("starting Ray Serve and the model"):
@@ -120,6 +128,16 @@ def _parsed(fields: str) -> dict[str, Any]:
         raise CommandError(
             """ARGS must be a JSON object, such as '{"language": "pt"}'"""
         ) from None
+
+
+def _keep_to_this_machine(config: "ServeDeploySchema") -> None:
+    """Let an application of this command's own need no key, and be out of others' reach instead."""
+    if not is_loopback(config.http_options.host):
+        config.http_options.host = (
+            "::1" if ":" in config.http_options.host else _LOOPBACK
+        )
+    os.environ.pop(KEYS_FILE, None)
+    os.environ[KEYS] = NONE
 
 
 def _fetch_weights(model: ModelArgs) -> None:

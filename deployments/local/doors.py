@@ -1,11 +1,14 @@
 """The HTTP doors through which a recording is given to the application, and what each prints."""
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
+
+import requests
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.request import parse_request
@@ -45,7 +48,7 @@ class NativeDoor:
     def ask(self, base_url: str) -> str:
         with _url_of(self._audio) as url:
             request = self._fields | {"audio": url}
-            response = loopback.session().post(
+            response = _session().post(
                 f"{base_url}/transcribe", json=request, timeout=None
             )
         result = response.json()
@@ -72,10 +75,10 @@ class OpenAIDoor:
     def ask(self, base_url: str) -> str:
         url = f"{base_url}/v1/audio/transcriptions"
         if self._file is None:
-            response = loopback.session().post(url, json=self._fields, timeout=None)
+            response = _session().post(url, json=self._fields, timeout=None)
         else:
             boundary = secrets.token_hex(16)
-            response = loopback.session().post(
+            response = _session().post(
                 url,
                 data=_form(self._fields, self._file, boundary),
                 headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
@@ -92,6 +95,14 @@ DOORS: dict[str, type[NativeDoor] | type[OpenAIDoor]] = {
     "native": NativeDoor,
     "openai": OpenAIDoor,
 }
+
+
+def _session() -> requests.Session:
+    """A session with the user's API key, for an application that needs one."""
+    session = loopback.session()
+    if key := os.environ.get("WHISPER_API_KEY", "").strip():
+        session.headers["Authorization"] = f"Bearer {key}"
+    return session
 
 
 def _is_url(audio: str) -> bool:

@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 from starlette.testclient import TestClient
 
 from deployments import api
+from deployments.config import AppArgs
 from deployments.contract.errors import (
     ModelUnavailableError,
     OverloadedError,
@@ -276,6 +277,8 @@ def test_a_failure_outside_a_transcription_is_logged_by_its_kind_and_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
+        args = AppArgs()
+
         async def health(self) -> None:
             raise ValueError("secret")
 

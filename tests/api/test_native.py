@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from deployments import api
 from deployments.api import body
+from deployments.config import AppArgs
 from deployments.contract import errors
 from deployments.contract.answer import Answer
 from deployments.contract.errors import (
@@ -153,6 +154,8 @@ def test_an_error_of_our_own_making_shows_nothing_of_itself() -> None:
 
 def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
     class Broken:
+        args = AppArgs()
+
         async def health(self) -> None:
             raise ValueError("secret")
 

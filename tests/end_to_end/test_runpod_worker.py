@@ -50,6 +50,7 @@ def worker(
         log,
         PORT_HEALTH=str(health_port),
         WHISPER_HTTP_PORT=str(http_port),
+        API_KEYS="none",
         WHISPER_BEAM_SIZE="2e+00",
         WHISPER_WORD_TIMESTAMPS="True",
         WHISPER_LANGUAGE="",

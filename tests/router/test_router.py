@@ -314,7 +314,7 @@ async def test_each_request_is_one_line_of_the_log(lines: list[str]) -> None:
         await served.answer({"audio": ""}, "yours")
     assert len(lines) == 2
     assert lines[0].startswith("request_id=mine model=base status=200 reason=ok ")
-    assert lines[0].endswith(" batch_windows=2.5")
+    assert lines[0].endswith(" batch_windows=2.5 key=-")
     assert lines[1].startswith(
         "request_id=yours model=- status=422 reason=invalid_request "
     )
