@@ -52,13 +52,12 @@ class Reports:
 
         duration_s: of the recording
         """
-        wanted: dict[str, Any] = {}
-        if self._segments:
-            wanted["on_segments"] = self._on_segments
-        if self._progress:
-            wanted["on_start"] = partial(self._on_start, duration_s)
-            wanted["on_progress"] = self._on_progress
-        return wanted
+        on_start = partial(self._on_start, duration_s)
+        return {
+            "on_start": on_start if self._progress else None,
+            "on_progress": self._on_progress if self._progress else None,
+            "on_segments": self._on_segments if self._segments else None,
+        }
 
     def _on_start(self, duration_s: float) -> None:
         self._emit(Stage(stage="transcribing", duration=duration_s))
