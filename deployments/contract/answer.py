@@ -159,6 +159,18 @@ class Result(_Answered):
 Event = Stage | Progress | SegmentEvent | Result
 
 
+class ErrorEvent(_Answered):
+    """An event, the last of a stream over HTTP that fails: what the answer would have been.
+
+    status: the HTTP status that a request without a stream is answered with
+    """
+
+    event: Literal["error"] = "error"
+    error: str
+    type: str
+    status: int
+
+
 class ServedModel(_Answered):
     """One model of the application.
 

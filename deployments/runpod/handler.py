@@ -16,8 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.config import AppArgs
 from deployments.contract.answer import Answer, Event, Result, Stage
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
-from deployments.contract.request import unwrapped
-from deployments.contract.values import boolean
+from deployments.contract.request import take_stream, unwrapped
 from deployments.logs import error_location
 from deployments.router.retry import (
     ReplicaLostError,
@@ -106,12 +105,7 @@ class JobHandler:
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.with_defaults(job_input, self._args)
-        streamed = boolean(request.pop("stream", None))
-        if streamed is None:
-            return request, False
-        if not isinstance(streamed, bool):
-            raise InvalidRequestError("Invalid stream: must be true or false")
-        return request, streamed
+        return request, take_stream(request) or False
 
     async def _transcribe(
         self, job_id: str, request: dict[str, Any], reports: Reports
