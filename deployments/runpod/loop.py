@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.logs import error_location
 from deployments.runpod import heartbeat, sdk
-from deployments.runpod.job import Handler, Job
+from deployments.runpod.job import Handler, Job, is_error
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.signals import stop_signals
 
@@ -93,7 +93,7 @@ class JobLoop:
         try:
             result = await self._handler(job)
             await self._api.deliver(job, result)
-            status = "error" if "error" in result else "ok"
+            status = "error" if is_error(result) else "ok"
         except Exception as error:  # noqa: BLE001 - one job's failure must not end the others
             logger.error(
                 "event=job_lost job=%s error=%s at=%s",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from openai import OpenAI
 
 from deployments.local import loopback
 from tests.support.app import repeated
@@ -53,12 +54,22 @@ def test_both_ports_say_that_it_is_ready(
     assert f"event=ready model=tiny.en port={ports[0]}" in worker.log
 
 
-def test_a_file_is_transcribed(worker: Worker, ports: tuple[int, int]) -> None:
-    with (AUDIO / "jfk.flac").open("rb") as file:
-        answer = requests.post(
-            url(ports[0], "/transcribe"), files={"file": file}, timeout=LIMIT_S
+def test_the_unchanged_sdk_of_openai_works(
+    worker: Worker, ports: tuple[int, int]
+) -> None:
+    client = OpenAI(
+        base_url=url(ports[0], "/v1"),
+        # RunPod checks its own key, which may arrive here.
+        api_key="rpa_KEY",
+        _strict_response_validation=True,
+    )
+    with client, (AUDIO / "jfk.flac").open("rb") as file:
+        answer = client.audio.transcriptions.create(
+            model="whisper-1", file=file, response_format="verbose_json"
         )
-    assert "my fellow Americans" in answer.json()["transcription"]
+        assert "my fellow Americans" in answer.text
+        assert answer.segments
+        assert "tiny.en" in [model.id for model in client.models.list()]
 
 
 def test_it_takes_no_jobs_and_ends_after_the_requests_in_work(
@@ -77,7 +88,7 @@ def test_it_takes_no_jobs_and_ends_after_the_requests_in_work(
 
     def in_work() -> Any:
         models = requests.get(url(ports[0], "/models"), timeout=LIMIT_S).json()
-        return any(model["slots_in_use"] for model in models)
+        return any(model["slots_in_use"] for model in models["data"])
 
     worker.wait_until(in_work)
     worker.process.terminate()
