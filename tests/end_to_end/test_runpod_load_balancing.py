@@ -124,8 +124,11 @@ def test_from_the_start_the_health_port_says_that_it_is_starting(
         try:
             worker.wait_until(lambda: ping(health) == 204)
             assert not worker.pids("gcs_server")
+            worker.wait_until(lambda: worker.pids("^ray::ServeReplica"))
+            assert ping(health) == 204
             worker.process.terminate()
             assert worker.process.wait(LIMIT_S) == 0, worker.log
+            worker.wait_until(lambda: not worker.pids())
         finally:
             worker.process.kill()
             worker.process.wait()
