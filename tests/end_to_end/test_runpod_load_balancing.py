@@ -102,18 +102,7 @@ def test_it_takes_no_jobs_and_ends_after_the_requests_in_work(
     assert not worker.api.calls
 
 
-def test_on_one_port_for_both_its_death_ends_the_worker(tmp_path: Path) -> None:
-    port = loopback.free_port("127.0.0.1")
-    with running_worker(tmp_path / "log", PORT=str(port), **LB) as worker:
-        assert ping(port) == 200
-        assert worker.pids()
-        worker.kill("gcs_server")
-        assert worker.process.wait(LIMIT_S) == 1, worker.log
-        worker.wait_until(lambda: not worker.pids())
-    assert "event=service_died" in worker.log
-
-
-def test_from_the_start_the_health_port_says_that_it_is_starting(
+def test_its_health_is_told_from_the_start_and_a_dead_service_ends_it(
     tmp_path: Path,
 ) -> None:
     http, health = loopback.free_port("127.0.0.1"), loopback.free_port("127.0.0.1")
@@ -126,9 +115,13 @@ def test_from_the_start_the_health_port_says_that_it_is_starting(
             assert not worker.pids("gcs_server")
             worker.wait_until(lambda: worker.pids("^ray::ServeReplica"))
             assert ping(health) == 204
-            worker.process.terminate()
-            assert worker.process.wait(LIMIT_S) == 0, worker.log
+            worker.wait_until_ready()
+            worker.wait_until(lambda: ping(health) == 200)
+            assert worker.pids()
+            worker.kill("gcs_server")
+            assert worker.process.wait(LIMIT_S) == 1, worker.log
             worker.wait_until(lambda: not worker.pids())
+            assert "event=service_died" in worker.log
         finally:
             worker.process.kill()
             worker.process.wait()
