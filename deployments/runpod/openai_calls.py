@@ -13,14 +13,9 @@ from typing import Any
 
 from deployments.api.openai import errors, stream
 from deployments.api.openai.answer import render
+from deployments.api.openai.form import AnswerForm, Task
 from deployments.api.openai.models import model_list, one_model
-from deployments.api.openai.request import (
-    AnswerForm,
-    OpenAIRequest,
-    Task,
-    log_ignored,
-    parse,
-)
+from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
 from deployments.config import AppArgs
 from deployments.contract.answer import Answer, Event, Progress, Result
 from deployments.contract.errors import InvalidRequestError, WhisperServeError

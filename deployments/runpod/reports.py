@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # The most bytes of one post to a job's stream; the job API takes 1 MB.
 MAX_CHUNK_BYTES = 900_000
+# Characters, of up to four bytes each.
+_LONGEST_TEXT = MAX_CHUNK_BYTES // 4
 _PROGRESS_INTERVAL_S = 2.0
 _TIMEOUT_S = 10.0
 _STREAM_TRIES = 3
@@ -70,9 +72,12 @@ class Reports:
         self._changed.set()
 
     def add_text(self, text: str) -> None:
-        """Note a piece of a stream that is text."""
+        """Note a piece of a stream that is text. A reader joins what is posted."""
         if not self._stream_rejected:
-            self._texts.append(text)
+            self._texts += [
+                text[start : start + _LONGEST_TEXT]
+                for start in range(0, len(text), _LONGEST_TEXT)
+            ]
         self._changed.set()
 
     @asynccontextmanager

@@ -1,6 +1,8 @@
 """Jobs that hold a call of OpenAI's API, on a router that answers as told."""
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ async def call(
     fields: Any = None,
     route: Any = TRANSCRIPTIONS,
     api: JobApi | None = None,
-    **environment: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     jobs = JobHandler(router, read_settings(environment), ARGS, api)  # type: ignore[arg-type]
     job_input = {"openai_route": route}
@@ -150,7 +152,7 @@ async def test_the_environments_defaults_apply_and_words_follow_the_format() -> 
         "WHISPER_WORD_TIMESTAMPS": "true",
     }
     router = Router([DONE])
-    await call(router, {"url": URL}, **environment)
+    await call(router, {"url": URL}, environment=environment)
     request = asked(router)
     assert (request["language"], request["beam_size"]) == ("pt", 3)
     assert request["word_timestamps"] is False
@@ -162,7 +164,7 @@ async def test_the_environments_defaults_apply_and_words_follow_the_format() -> 
         "response_format": "verbose_json",
         "timestamp_granularities": ["word"],
     }
-    await call(router, fields, **environment)
+    await call(router, fields, environment=environment)
     assert "language" not in asked(router)
     assert asked(router)["word_timestamps"] is True
 
@@ -203,12 +205,14 @@ async def test_the_models_are_listed_and_described() -> None:
 async def test_a_result_over_the_limit_loses_its_tokens_or_is_refused() -> None:
     fields = {"url": URL, "response_format": "verbose_json"}
     limit = {"WHISPER_MAX_RESULT_BYTES": "1000"}
-    result = await call(Router([DONE]), fields, **limit)
+    result = await call(Router([DONE]), fields, environment=limit)
     assert result["segments"][0]["tokens"] == []
     assert result["warnings"][-1].startswith("The segments' tokens are left out")
     long = Result(
         result=answer_with(1).model_copy(update={"transcription": "x" * 2000})
     )
     for kind in ("text", "json"):
-        result = await call(Router([long]), fields | {"response_format": kind}, **limit)
+        result = await call(
+            Router([long]), fields | {"response_format": kind}, environment=limit
+        )
         assert "transcribe the recording in parts" in result["error"]

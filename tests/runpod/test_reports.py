@@ -122,7 +122,9 @@ async def test_without_a_job_api_nothing_is_posted() -> None:
 async def test_a_stream_of_texts_goes_out_in_order_in_chunks_that_are_small_enough(
     api: JobApi, stand_in: JobApiStandIn
 ) -> None:
-    texts = [f"{number} {'ß' * 25_000}" for number in range(100)]
+    texts = [f"{number} {'ß' * 25_000}" for number in range(100)] + [
+        "\U0001f442" * 500_000
+    ]
     reports = Reports(api, "job")
     async with reports.posted():
         for text in texts:
