@@ -6,35 +6,39 @@ line comes on stdin.
 
 import asyncio
 import sys
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any, cast
 
 from deployments.runpod import load_balancing
 
 
-class _Method:
-    def __init__(self, wait_for_line: bool = False) -> None:
-        self._wait_for_line = wait_for_line
-
-    async def remote(self) -> None:
-        if self._wait_for_line:
-            print("drain", flush=True)
-            await asyncio.to_thread(sys.stdin.readline)
-            print("drained", flush=True)
-        elif not _Method.answered:
-            _Method.answered = True
-            # The first answer comes when the watch runs, and the handlers of signals with it.
-            print("serving", flush=True)
-
-    answered = False
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
-class _Router:
-    health = _Method()
-    drain = _Method(wait_for_line=True)
+def first_time(text: str) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Says the text when it is called for the first time."""
+    texts = [text]
+
+    async def call() -> None:
+        if texts:
+            say(texts.pop())
+
+    return call
+
+
+async def drain() -> None:
+    say("drain")
+    await asyncio.to_thread(sys.stdin.readline)
+    say("drained")
 
 
 if __name__ == "__main__":
-    alive = load_balancing.serve_http(
-        cast(Any, _Router()), lambda: print("stopping", flush=True)
+    router = SimpleNamespace(
+        # The first look of the watch: by then the handlers of signals are set.
+        health=SimpleNamespace(remote=first_time("serving")),
+        drain=SimpleNamespace(remote=drain),
     )
-    print("alive" if alive else "died", flush=True)
+    alive = load_balancing.serve_http(cast(Any, router), lambda: say("stopping"))
+    say("alive" if alive else "died")
