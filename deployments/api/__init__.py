@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api import native, openai
+from deployments.api import native, openai, readiness, swagger_ui
 from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
@@ -31,12 +31,18 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
         # A redirect has no body, and `curl` does not follow it.
         redirect_slashes=False,
+        # FastAPI's own pages load their scripts from a public CDN.
+        docs_url=None,
+        redoc_url=None,
     )
     bodies = Bodies(router)
     app.include_router(native.routes(router, bodies))
     app.include_router(openai.routes(router, bodies))
+    app.include_router(readiness.routes(router))
+    app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
     app.add_middleware(ReportedBodies)
+    app.add_middleware(_InWork, router)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -44,7 +50,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         headers = dict(error.headers or {})
         text = error.detail
         if error.status_code == 404:
-            docs = request.scope.get("root_path", "") + str(app.docs_url)
+            docs = request.scope.get("root_path", "") + swagger_ui.PATH
             text = f"Not found: GET {docs} lists the routes"
         elif error.status_code == 405:
             methods = {method.strip() for method in headers["Allow"].split(",")}
@@ -72,6 +78,21 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         return contract_response(error)
 
     return app
+
+
+class _InWork:
+    """ASGI middleware that lets the router count the requests in work, to their last byte."""
+
+    def __init__(self, app: ASGIApp, router: Router) -> None:
+        self._app, self._router = app, router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # `lifespan` lasts as long as the application.
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._router.requests.request():
+            await self._app(scope, receive, send)
 
 
 def _path(request: Request) -> str:

@@ -17,6 +17,7 @@ from deployments.contract.errors import (
     OverloadedError,
     WhisperServeError,
 )
+from deployments.router.drain import Drain
 from tests.support.handles import Handle, events, transcript
 from tests.support.routers import RECORDING, router
 
@@ -78,7 +79,6 @@ def test_below_a_prefix_everything_is_found_below_it() -> None:
     below = TestClient(app, root_path="/speech")
     missing = below.get("/speech/nowhere").json()["error"]
     assert missing == "Not found: GET /speech/docs lists the routes"
-    assert "'/speech/openapi.json'" in below.get("/speech/docs").text
     document = below.get("/speech/openapi.json").json()
     assert document["servers"] == [{"url": "/speech"}]
     assert below.get("/speech/health").status_code == 200
@@ -278,6 +278,7 @@ def test_a_failure_outside_a_transcription_is_logged_by_its_kind_and_place(
 ) -> None:
     class Broken:
         args = AppArgs()
+        requests = Drain()
 
         async def health(self) -> None:
             raise ValueError("secret")
