@@ -16,7 +16,8 @@ from deployments.router.router import Router
 def build(router: Router) -> FastAPI:
     """The routes over a router's methods.
 
-    A failure outside any API's own routes, as of an unknown path, is answered in the native form.
+    A failure outside any API's own routes, as of an unknown path, is answered in OpenAI's form
+    where OpenAI's clients ask, and otherwise in the native form.
     """
     app = FastAPI(
         title="Whisper",
@@ -44,15 +45,29 @@ def build(router: Router) -> FastAPI:
             headers["Allow"] = ", ".join(sorted(methods))
             text = f"Method not allowed: this route takes {headers['Allow']}"
         log_refusal(request.headers.get("x-request-id"), error.status_code, kind)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, error.status_code, text, kind, headers
+            )
         return error_response(error.status_code, text, kind, headers)
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
         error = WhisperServeError("Internal error; the log names it")
         log_refusal(request.headers.get("x-request-id"), error.status, error.type)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, error.status, str(error), error.type, {}
+            )
         return contract_response(error)
 
     return app
+
+
+def _path(request: Request) -> str:
+    """The path below the application's prefix."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 class _HeadAsGet:

@@ -12,7 +12,7 @@ from deployments.serve_config import server_url
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
+def served_app(app: ASGIApp) -> Iterator[str]:
     """Serve an application in a thread, by uvicorn as Ray Serve does; gives its URL."""
     server = uvicorn.Server(
         uvicorn.Config(

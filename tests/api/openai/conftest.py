@@ -3,13 +3,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api.openai.scripted import Stage, StartService
-from tests.support.http_server import serving
+from tests.support.http_server import served_app
 
 
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Stage]:
     stage = Stage()
-    with serving(stage) as url:
+    with served_app(stage) as url:
         stage.url = url
         yield stage
 
