@@ -18,6 +18,7 @@ from deployments.contract.answer import (
 )
 from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
+from deployments.replica.transcript import SlotUse
 from tests.support.handles import Handle, Response, events, transcript
 from tests.support.routers import AUDIO, router
 
@@ -155,7 +156,10 @@ class Stage:
 
         args: of the application
         """
-        handle = Handle(stream=list(responses) or [speech()])
+        handle = Handle(
+            stream=list(responses) or [speech()],
+            slots=[Response([SlotUse(slots=8, slots_in_use=0, windows_waiting=0)])],
+        )
         app = api.build(router(handle, **args))
         self._service = Service(self.url, handle, app)
         return self._service

@@ -99,7 +99,7 @@ def test_words_and_segments_come_with_verbose_json(service: StartService) -> Non
         s.unstripped_text for s in SEGMENTS
     ]
     assert answer["words"][0] == {"word": "And", "start": 0, "end": 0.5}
-    assert [word["word"] for word in answer["words"]][3:5] == ["fellow", "Americans"]
+    assert len(answer["words"]) == 14
 
 
 def test_text_and_subtitles_arrive_as_plain_strings(service: StartService) -> None:
