@@ -32,6 +32,7 @@ from deployments.contract.errors import (
 )
 from deployments.http_errors import contract_response, error_response
 from deployments.logs import error_location, log_through_serve
+from deployments.proxy_uploads import PacedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ _TOO_MANY_REQUESTS = 429
 def middlewares() -> list[Middleware]:
     """What Serve wraps its proxy in. Called once, in the proxy's process."""
     log_through_serve()
-    return [Middleware(ContractAnswers)]
+    # The first is the innermost.
+    return [Middleware(PacedBodies), Middleware(ContractAnswers)]
 
 
 class ContractAnswers:
