@@ -10,7 +10,7 @@ from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
 from deployments.proxy_uploads import ReportedBodies
-from deployments.router.request_log import log_refusal
+from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
@@ -46,20 +46,22 @@ def build(router: Router) -> FastAPI:
                 methods.add("HEAD")
             headers["Allow"] = ", ".join(sorted(methods))
             text = f"Method not allowed: this route takes {headers['Allow']}"
-        log_refusal(request.headers.get("x-request-id"), error.status_code, kind)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status_code, kind)
         if openai.serves(_path(request)):
             return openai.framework_error(
-                request, error.status_code, text, kind, headers
+                request, request_id, error.status_code, text, kind, headers
             )
         return error_response(error.status_code, text, kind, headers)
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
         error = WhisperServeError("Internal error; the log names it")
-        log_refusal(request.headers.get("x-request-id"), error.status, error.type)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status, error.type)
         if openai.serves(_path(request)):
             return openai.framework_error(
-                request, error.status, str(error), error.type, {}
+                request, request_id, error.status, str(error), error.type, {}
             )
         return contract_response(error)
 

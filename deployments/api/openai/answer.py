@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments import catalog
 from deployments.api.openai import subtitles
-from deployments.api.openai.request import AnswerForm
+from deployments.api.openai.form import AnswerForm
 from deployments.contract.answer import Answer, Segment
 
 WARNINGS_HEADER = "x-whisper-warnings"
@@ -36,7 +36,7 @@ def render(answer: Answer, form: AnswerForm) -> Rendered:
 
     Takes long for hours of words.
     """
-    warnings = [*form.warnings, *answer.warnings]
+    warnings = warnings_of(answer, form)
     if form.format in ("json", "verbose_json"):
         if form.format == "json":
             body = {"text": answer.transcription, **_usage(answer, form)}
@@ -63,6 +63,15 @@ def details(answer: Answer, form: AnswerForm) -> dict[str, Any]:
             for word in answer.word_timestamps or []
         ]
     return found
+
+
+def warnings_of(answer: Answer, form: AnswerForm) -> list[str]:
+    """What the client should know, with its own names for fields."""
+    told = list(form.warnings)
+    for warning in answer.warnings:
+        field = warning.partition(" ")[0]
+        told.append(form.names.get(field, field) + warning.removeprefix(field))
+    return told
 
 
 def plain_text(answer: Answer, form: AnswerForm) -> str:

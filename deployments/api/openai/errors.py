@@ -53,6 +53,19 @@ class UnsupportedValueError(InvalidRequestError):
     type = "unsupported_value"
 
 
+def renamed(
+    error: InvalidRequestError, names: Mapping[str, str]
+) -> InvalidRequestError:
+    """The error, whose text begins with the client's own name for the field that is at fault.
+
+    names: see `AnswerForm.names`
+    """
+    known = error.field
+    if known is None or names.get(known, known) == known:
+        return error
+    return type(error)(str(error).replace(known, names[known], 1))
+
+
 def status_of(error: WhisperServeError) -> int:
     return _STATUSES.get(error.status, error.status)
 
@@ -62,19 +75,18 @@ def body_of(
 ) -> dict[str, Any]:
     """The body of an error.
 
-    names: the client's own names for fields of the contract; "audio" is the recording's
+    names: see `AnswerForm.names`
     """
     names = names or {}
-    message, param = str(error), None
-    if isinstance(error, InvalidRequestError) and error.field is not None:
-        param = names.get(error.field, error.field)
-        message = message.replace(error.field, param, 1)
+    param, code = None, _CODES.get(error.type, error.type)
+    if isinstance(error, InvalidRequestError):
+        error = renamed(error, names)
+        param = error.field
+        if str(error).startswith("Missing"):
+            code = "missing_required_parameter"
     elif isinstance(error, AudioUrlError | InvalidAudioError):
         param = names.get("audio")
-    code = _CODES.get(error.type, error.type)
-    if message.startswith("Missing required parameter"):
-        code = "missing_required_parameter"
-    return body(status_of(error), message, code, param)
+    return body(status_of(error), str(error), code, param)
 
 
 def body(

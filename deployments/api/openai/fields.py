@@ -23,12 +23,12 @@ def plain_fields(fields: Any) -> dict[str, Any]:
     """
     if not isinstance(fields, Mapping):
         raise InvalidRequestError("The request must be a JSON object")
+    extra = fields.get(_EXTRA)
+    inner = extra if isinstance(extra, Mapping) else {}
     plain: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in [*fields.items(), *inner.items()]:
         base, keys = _parts(str(name))
-        if base == _EXTRA and not keys and isinstance(value, Mapping):
-            plain |= plain_fields(value)
-        elif value is not None:
+        if value is not None and value is not inner:
             _put(plain, base, keys, value)
     return plain
 
@@ -44,6 +44,16 @@ def one(fields: dict[str, Any], name: str) -> Any:
             raise InvalidRequestError(f"Invalid {name}: must be given once")
         value = value[0]
     return None if values.is_blank(value) else value
+
+
+def flag(fields: dict[str, Any], name: str) -> bool:
+    """Take a field that is true or false; false where it is absent. Raises InvalidRequestError."""
+    value = values.boolean(one(fields, name))
+    if value is None or values.is_null(value):
+        return False
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"Invalid {name}: must be true or false")
+    return value
 
 
 def many(fields: dict[str, Any], name: str) -> list[Any]:

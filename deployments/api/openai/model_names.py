@@ -41,6 +41,5 @@ def served_model(name: str, args: AppArgs) -> ModelArgs:
 
 def names_of_openai(args: AppArgs) -> list[str]:
     """OpenAI's names that are answered, those of the configuration among them."""
-    served = {model.name for model in args.models}
     names = dict.fromkeys([*args.openai_models, *NAMES])
-    return [name for name in names if name not in served]
+    return [name for name in names if name not in args.valid_names()]

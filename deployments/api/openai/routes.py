@@ -1,8 +1,7 @@
 """The routes of OpenAI's audio API."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
@@ -14,8 +13,9 @@ from deployments.api.bodies import Bodies
 from deployments.api.events import event_stream
 from deployments.api.openai import errors, schema, stream
 from deployments.api.openai.answer import render
+from deployments.api.openai.form import AnswerForm, Task
 from deployments.api.openai.models import Model, ModelList, model_list, one_model
-from deployments.api.openai.request import AnswerForm, Task, log_ignored, parse
+from deployments.api.openai.request import log_ignored, parse
 from deployments.contract.answer import Event
 from deployments.contract.errors import WhisperServeError
 from deployments.router.request_log import logged_request, valid_request_id
@@ -29,7 +29,11 @@ _PREFIXES = ("/v1", "")
 _EARLY_S = 0.5
 
 
-def routes(router: Router, bodies: Bodies) -> APIRouter:
+def routes(router: Router, bodies: Bodies, early_s: float = _EARLY_S) -> APIRouter:
+    """The routes, each also without `/v1`.
+
+    early_s: how long a stream is held back, in case that the work fails at once
+    """
     api = APIRouter(route_class=_OpenAIRoute)
 
     async def answered(request: Request, task: Task) -> Response:
@@ -49,13 +53,13 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
                     parsed.request, request_id, progress=False, upload=body.file
                 )
                 del parsed
-                return await _streamed(events, form, stack.pop_all())
+                return await _streamed(events, form, stack.pop_all(), early_s)
             answering = router.answer(parsed.request, request_id, body.file)
             del parsed
             try:
                 answer = await answering
             except WhisperServeError as error:
-                return _error_response(error, form)
+                return _error_response(error, form.names)
         # In a thread, because hours of words are megabytes of text.
         rendered = await asyncio.to_thread(render, answer, form)
         return Response(
@@ -110,12 +114,17 @@ def serves(path: str) -> bool:
 
 
 def framework_error(
-    request: Request, status: int, text: str, code: str, headers: dict[str, str]
+    request: Request,
+    request_id: str,
+    status: int,
+    text: str,
+    code: str,
+    headers: dict[str, str],
 ) -> JSONResponse:
     """The answer to a request that reached no route, as for an unknown path."""
     headers = headers | {"x-should-retry": "false"}
     response = JSONResponse(errors.body(status, text, code), status, headers)
-    _add_request_id(request, response, request.headers.get(_REQUEST_ID))
+    _add_request_id(request, response, request_id)
     return response
 
 
@@ -131,22 +140,22 @@ class _OpenAIRoute(APIRoute):
             try:
                 response = await handle(request)
             except WhisperServeError as error:
-                response = _error_response(error, AnswerForm())
+                response = _error_response(error, {})
             _add_request_id(request, response, request_id)
             return response
 
         return answer
 
 
-def _add_request_id(request: Request, response: Response, own: str | None) -> None:
-    # Serve's proxy gives every request this header and adds it to the answer.
+def _add_request_id(request: Request, response: Response, request_id: str) -> None:
+    # Serve's proxy gives every request this header and adds it to the answer by itself.
     if _REQUEST_ID not in request.headers:
-        response.headers[_REQUEST_ID] = valid_request_id(own)
+        response.headers[_REQUEST_ID] = request_id
 
 
-def _error_response(error: WhisperServeError, form: AnswerForm) -> JSONResponse:
+def _error_response(error: WhisperServeError, names: Mapping[str, str]) -> JSONResponse:
     return JSONResponse(
-        errors.body_of(error, form.names),
+        errors.body_of(error, names),
         status_code=errors.status_of(error),
         headers=errors.headers_of(error),
     )
@@ -160,36 +169,39 @@ def _failures_logged(request: Request) -> Iterator[None]:
 
 
 async def _streamed(
-    events: AsyncGenerator[Event, None], form: AnswerForm, resources: AsyncExitStack
+    events: AsyncGenerator[Event, None],
+    form: AnswerForm,
+    resources: AsyncExitStack,
+    early_s: float,
 ) -> Response:
     """A stream of the events; an error response where they fail early.
 
     resources: what is closed at the end of the stream
     """
-    begun = _begun(events, resources)
+    begun = _begun(events, resources, early_s)
     try:
         # Runs to the first yield, so that the generator is closed even where nobody reads it.
         await anext(begun)
     except WhisperServeError as error:
-        return _error_response(error, form)
+        return _error_response(error, form.names)
     return event_stream(stream.messages(begun, form))
 
 
 async def _begun(
-    events: AsyncGenerator[Event, None], resources: AsyncExitStack
+    events: AsyncGenerator[Event, None], resources: AsyncExitStack, early_s: float
 ) -> AsyncGenerator[Event | None, None]:
     """The events, after None that says that they do not fail early."""
     async with resources, aclosing(events):
         first = asyncio.ensure_future(anext(events))
         try:
-            await asyncio.wait({first}, timeout=_EARLY_S)
+            await asyncio.wait({first}, timeout=early_s)
             if first.done():
                 first.result()
             yield None
             yield await first
         finally:
-            if first.cancel():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await first
+            first.cancel()
+            # Its error, if there is one, has been raised or is nobody's any more.
+            await asyncio.gather(first, return_exceptions=True)
         async for event in events:
             yield event

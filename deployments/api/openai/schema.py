@@ -3,7 +3,7 @@
 from typing import Any
 
 from deployments.api.openai.errors import ErrorBody
-from deployments.api.openai.request import FORMATS
+from deployments.api.openai.form import FORMATS
 from deployments.contract.request import TranscriptionRequest
 
 _ERRORS = {

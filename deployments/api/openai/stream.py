@@ -6,9 +6,9 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.api.events import message
-from deployments.api.openai.answer import as_json, details, plain_text
+from deployments.api.openai.answer import as_json, details, plain_text, warnings_of
 from deployments.api.openai.errors import body_of
-from deployments.api.openai.request import AnswerForm
+from deployments.api.openai.form import AnswerForm
 from deployments.contract.answer import Answer, Event, Result, SegmentEvent
 from deployments.contract.errors import WhisperServeError
 
@@ -74,10 +74,10 @@ def _delta(text: str) -> str:
 
 def _done(answer: Answer, form: AnswerForm, text: str) -> str:
     """The event that ends a stream. OpenAI's has `text` alone; SDKs take further keys."""
-    told: dict[str, Any] = details(answer, form)
+    told: dict[str, Any] = {"type": "transcript.text.done", "text": text}
+    told |= details(answer, form) | {"text": text}
     if form.format in ("srt", "vtt"):
         told[form.format] = plain_text(answer, form)
-    if warnings := [*form.warnings, *answer.warnings]:
+    if warnings := warnings_of(answer, form):
         told["warnings"] = warnings
-    told |= {"type": "transcript.text.done", "text": text}
     return message(as_json(told))

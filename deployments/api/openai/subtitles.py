@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Literal, Self
 
-from deployments.api.openai.fields import one
+from deployments.api.openai.fields import flag, one
 from deployments.contract import values
 from deployments.contract.answer import Segment
 from deployments.contract.errors import InvalidRequestError
@@ -42,7 +42,7 @@ class SubtitleOptions:
             max_line_width=_count(fields, "max_line_width"),
             max_line_count=_count(fields, "max_line_count"),
             max_words_per_line=_count(fields, "max_words_per_line"),
-            highlight_words=_flag(fields, "highlight_words"),
+            highlight_words=flag(fields, "highlight_words"),
         )
 
     def without_effect(self) -> list[str]:
@@ -104,13 +104,4 @@ def _count(fields: dict[str, Any], name: str) -> int | None:
         raise InvalidRequestError(
             f"Invalid {name}: must be an integer between 1 and {_MOST}"
         )
-    return value
-
-
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = values.boolean(one(fields, name))
-    if value is None or values.is_null(value):
-        return False
-    if not isinstance(value, bool):
-        raise InvalidRequestError(f"Invalid {name}: must be true or false")
     return value

@@ -1,20 +1,36 @@
+"""The service and OpenAI's own client, for the tests of this folder."""
+
 from collections.abc import Iterator
 
 import pytest
+from openai import OpenAI
 
-from tests.api.openai.scripted import Stage, StartService
+from deployments import api
+from deployments.replica.transcript import SlotUse
+from tests.api.openai.recorder import Recorder
+from tests.api.openai.service import Service
+from tests.api.openai.transcripts import TRANSCRIPT, segment_events
+from tests.support.handles import Handle, Response
 from tests.support.http_server import served_app
+from tests.support.routers import router
 
 
 @pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
-    stage = Stage()
-    with served_app(stage) as url:
-        stage.url = url
-        yield stage
+def running_service() -> Iterator[Service]:
+    handle = Handle(slots=[Response([SlotUse(8, 0, 0)])], stream=[])
+    app = Recorder(api.build(router(handle, "base", "tiny.en", "turbo")))
+    with served_app(app) as url:
+        yield Service(url, handle, app)
 
 
 @pytest.fixture
-def service(stage: Stage) -> StartService:
-    """Start a service whose model answers as told, on a real port."""
-    return stage.service
+def service(running_service: Service) -> Service:
+    running_service.answers(*segment_events(), TRANSCRIPT)
+    running_service.http.clear()
+    return running_service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[OpenAI]:
+    with service.client() as client:
+        yield client

@@ -6,19 +6,14 @@ from typing import Any
 import pytest
 
 from deployments.contract.errors import OverloadedError, TranscriptionError
-from tests.api.openai.scripted import (
-    RECORDING,
-    SEGMENTS,
-    SRT,
-    TEXT,
-    Service,
-    StartService,
-    failing,
-    speech,
-)
+from tests.api.openai.service import Service, failing
+from tests.api.openai.transcripts import TEXT, TRANSCRIPT, segment_events, segments
 from tests.support import javascript
+from tests.support.handles import events
 from tests.support.markdown import ROOT
+from tests.support.routers import AUDIO
 
+RECORDING = AUDIO / "jfk-phone.wav"
 PRELUDE = """
 import fs from "node:fs";
 import OpenAI, { toFile } from "openai";
@@ -48,64 +43,58 @@ console.log(JSON.stringify(
 def call(service: Service, body: str) -> Any:
     """What the body of a function gives, which has `client` and the path of a `recording`."""
     module = PRELUDE + body + END
-    printed = javascript.run(module, service.base_url, str(RECORDING), folder=ROOT)
+    printed = javascript.run(module, f"{service.url}/v1", str(RECORDING), folder=ROOT)
     return json.loads(printed)
 
 
 def test_a_read_stream_is_sent_in_chunks_with_the_file_first_and_is_transcribed(
-    service: StartService,
+    service: Service,
 ) -> None:
-    served = service()
     answer = call(
-        served,
+        service,
         """return transcriptions.create({
             file: fs.createReadStream(recording), model: "whisper-1",
         });""",
     )
     assert answer["text"] == TEXT
-    [request] = served.requests
+    [request] = service.http.requests
     assert request.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in request.headers
     assert b'name="file"' in request.body_start
     assert b'name="model"' not in request.body_start
 
 
-def test_a_buffer_without_a_name_is_transcribed(service: StartService) -> None:
-    served = service()
+def test_a_buffer_without_a_name_is_transcribed(service: Service) -> None:
     answer = call(
-        served,
+        service,
         """return transcriptions.create({
             file: await toFile(fs.readFileSync(recording)), model: "gpt-transcribe",
         });""",
     )
     assert answer["text"] == TEXT
-    assert "content-length" in served.requests[0].headers
+    assert "content-length" in service.http.requests[0].headers
 
 
-def test_words_and_segments_come_with_verbose_json(service: StartService) -> None:
-    served = service(speech(words=True))
+def test_words_and_segments_come_with_verbose_json(service: Service) -> None:
     answer = call(
-        served,
+        service,
         """return transcriptions.create({
             file: fs.createReadStream(recording), model: "whisper-1",
             response_format: "verbose_json",
             timestamp_granularities: ["word", "segment"],
         });""",
     )
-    [options] = served.options
-    assert options.word_timestamps
+    assert service.options.word_timestamps
     assert (answer["language"], answer["text"]) == ("english", TEXT)
-    assert [s["text"] for s in answer["segments"]] == [
-        s.unstripped_text for s in SEGMENTS
-    ]
+    texts = [segment.unstripped_text for segment in segments()]
+    assert [segment["text"] for segment in answer["segments"]] == texts
     assert answer["words"][0] == {"word": "And", "start": 0, "end": 0.5}
-    assert len(answer["words"]) == 14
+    assert len(answer["words"]) == 7
 
 
-def test_text_and_subtitles_arrive_as_plain_strings(service: StartService) -> None:
-    served = service()
+def test_text_and_subtitles_arrive_as_plain_strings(service: Service) -> None:
     text, srt, vtt = call(
-        served,
+        service,
         """const answers = [];
         for (const response_format of ["text", "srt", "vtt"]) {
             const file = fs.createReadStream(recording);
@@ -115,16 +104,15 @@ def test_text_and_subtitles_arrive_as_plain_strings(service: StartService) -> No
         return answers;""",
     )
     assert text == TEXT + "\n"
-    assert srt == SRT
-    assert vtt.startswith("WEBVTT\n\n00:00.000 --> 00:02.500\nAnd so,")
+    assert srt.startswith("1\n00:00:00,000 --> 00:00:03,000\nAnd so, my fellow")
+    assert vtt.startswith("WEBVTT\n\n00:00.000 --> 00:03.000\nAnd so, my fellow")
 
 
 def test_the_deltas_of_a_stream_join_to_the_text_of_its_end(
-    service: StartService,
+    service: Service,
 ) -> None:
-    served = service()
     events = call(
-        served,
+        service,
         """const stream = await transcriptions.create({
             file: fs.createReadStream(recording), model: "whisper-1", stream: true,
         });
@@ -134,17 +122,18 @@ def test_the_deltas_of_a_stream_join_to_the_text_of_its_end(
     )
     *deltas, done = events
     assert {event["type"] for event in deltas} == {"transcript.text.delta"}
-    assert len(deltas) == len(SEGMENTS)
+    assert len(deltas) == len(segments())
     assert (done["type"], done["text"]) == ("transcript.text.done", TEXT)
     assert "".join(event["delta"] for event in deltas) == TEXT
 
 
 def test_a_failure_after_the_first_delta_is_raised_from_the_stream(
-    service: StartService,
+    service: Service,
 ) -> None:
-    served = service(failing(TranscriptionError("out of GPU memory"), after=1))
+    failure = failing(TranscriptionError("out of GPU memory"))
+    service.answers(segment_events()[0], failure)
     error = call(
-        served,
+        service,
         """const stream = await transcriptions.create({
             file: fs.createReadStream(recording), model: "whisper-1", stream: true,
         });
@@ -163,11 +152,10 @@ def test_a_failure_after_the_first_delta_is_raised_from_the_stream(
 
 
 def test_a_request_at_fault_is_refused_once_with_all_that_the_sdk_shows(
-    service: StartService,
+    service: Service,
 ) -> None:
-    served = service()
     error = call(
-        served,
+        service,
         """return transcriptions.create({
             file: await toFile(fs.readFileSync(recording), "a.wav"), model: "whisper-1",
             temperature: 2,
@@ -178,32 +166,32 @@ def test_a_request_at_fault_is_refused_once_with_all_that_the_sdk_shows(
     assert error["type"] == "invalid_request_error"
     assert "must be between 0 and 1" in error["message"]
     assert error["requestID"]
-    assert len(served.requests) == 1
+    assert len(service.http.requests) == 1
 
 
 def test_a_service_that_is_full_for_a_moment_is_asked_again(
-    service: StartService, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The SDK waits for half a second of its own where it is told to wait for none.
     monkeypatch.setattr(OverloadedError, "retry_after_s", 0)
-    served = service(failing(OverloadedError("Too many requests")), speech())
+    full = events(failing(OverloadedError("Too many requests")))
+    service.answers_in_turn(full, events(*segment_events(), TRANSCRIPT))
     answer = call(
-        served,
+        service,
         """return transcriptions.create({
             file: await toFile(fs.readFileSync(recording), "a.wav"), model: "whisper-1",
         });""",
     )
     assert answer["text"] == TEXT
-    assert [request.status for request in served.requests] == [503, 200]
-    assert served.requests[1].headers["x-stainless-retry-count"] == "1"
+    assert [request.status for request in service.http.requests] == [503, 200]
+    assert service.http.requests[1].headers["x-stainless-retry-count"] == "1"
 
 
 def test_models_are_listed_and_found_under_names_with_a_slash(
-    service: StartService,
+    service: Service,
 ) -> None:
-    served = service()
     found = call(
-        served,
+        service,
         """const listed = [];
         for await (const model of client.models.list()) listed.push(model.id);
         return {
