@@ -1,4 +1,4 @@
-"""An ASGI application on a port of loopback, for clients that need a real connection."""
+"""An application on a real port of loopback, without Ray."""
 
 import contextlib
 import threading
@@ -7,24 +7,20 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from deployments.local import loopback
-from deployments.serve_config import server_url
+from tests.support.app import wait_for
 
 
 @contextlib.contextmanager
 def served_app(app: ASGIApp) -> Iterator[str]:
-    """Serve an application in a thread, by uvicorn as Ray Serve does; gives its URL."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, lifespan="off", timeout_graceful_shutdown=1
-        )
-    )
-    # The socket listens already: a connection waits there until the server accepts it.
-    with loopback.listener("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield server_url("127.0.0.1", listener.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join()
+    """Serve the application in a thread; gives its URL without a slash at the end."""
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        [socket] = server.servers[0].sockets
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
