@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
 from deployments import api
 from deployments.replica.transcript import SlotUse
 from tests.conftest import PROFILE
+from tests.support import package_log
 from tests.support.handles import Handle, Response, events, transcript
 from tests.support.routers import router
 
@@ -34,9 +35,9 @@ FILE = Path(api.__file__).with_name("example.ogg").read_bytes()
 HANDLE = Handle(stream=[events(transcript())], slots=[Response([SlotUse(8, 0, 0)])])
 # Every value of every field by itself takes half a minute.
 CONFIG = Config.from_dict({"phases": {"coverage": {"enabled": PROFILE == "slow"}}})
-SCHEMA = schemathesis.openapi.from_asgi(
-    "/openapi.json", api.build(router(HANDLE)), config=CONFIG
-)
+with package_log.kept():
+    APP = api.build(router(HANDLE))
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP, config=CONFIG)
 
 
 @SCHEMA.parametrize()

@@ -10,6 +10,7 @@ from deployments.replica.transcript import SlotUse
 from tests.api.openai.recorder import Recorder
 from tests.api.openai.service import Service
 from tests.api.openai.transcripts import TRANSCRIPT, segment_events
+from tests.support import package_log
 from tests.support.handles import Handle, Response
 from tests.support.http_server import served_app
 from tests.support.routers import router
@@ -18,7 +19,8 @@ from tests.support.routers import router
 @pytest.fixture(scope="session")
 def running_service() -> Iterator[Service]:
     handle = Handle(slots=[Response([SlotUse(8, 0, 0)])], stream=[])
-    app = Recorder(api.build(router(handle, "base", "tiny.en", "turbo")))
+    with package_log.kept():
+        app = Recorder(api.build(router(handle, "base", "tiny.en", "turbo")))
     with served_app(app) as url:
         yield Service(url, handle, app)
 

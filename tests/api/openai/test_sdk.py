@@ -4,7 +4,6 @@ The models behind them are scripted; the recordings are read and decoded in earn
 """
 
 import io
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -30,6 +29,7 @@ from deployments.contract.errors import (
 from deployments.local import loopback
 from tests.api.openai.service import Service, failing
 from tests.api.openai.transcripts import TEXT, TRANSCRIPT, segment_events
+from tests.support.app import wait_for
 from tests.support.handles import events, transcript
 from tests.support.routers import AUDIO
 
@@ -250,7 +250,6 @@ def test_models_are_listed_and_found_by_any_of_their_names(client: OpenAI) -> No
         ({"prompt": "<|en|>"}, openai.BadRequestError, "prompt", "invalid_value"),
         ({"temperature": 2}, openai.BadRequestError, "temperature", "invalid_value"),
         ({"file": b"no audio"}, openai.BadRequestError, "file", "invalid_audio"),
-        ({"file": b""}, openai.BadRequestError, "file", "invalid_audio"),
         (
             {"extra_body": {"url": "https://example.com/a.mp3"}},
             openai.BadRequestError,
@@ -284,6 +283,12 @@ def test_a_wrong_request_is_refused_once(
     assert set(error.body) == {"message", "type", "param", "code"}
     assert error.response.headers["x-should-retry"] == "false"
     assert service.transcriptions == 0
+
+
+def test_an_empty_file_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        transcribe(client, file=b"")
+    assert raised.value.param == "file"
 
 
 def test_a_model_that_cannot_translate_is_the_wrong_model(client: OpenAI) -> None:
@@ -396,10 +401,8 @@ def test_an_answer_has_the_requests_id(client: OpenAI) -> None:
 
 
 def test_a_caller_who_leaves_a_stream_ends_the_work(
-    client: OpenAI, service: Service, tmp_path: Path
+    client: OpenAI, service: Service
 ) -> None:
-    from tests.support.app import wait_for
-
     response = service.answers(*segment_events() * 10_000, delay_s=0.01)
     with transcribe(client, stream=True) as stream:
         next(iter(stream))

@@ -46,7 +46,7 @@ def segments(words: bool = True, lines: Any = None) -> list[Segment]:
                     for text, start, end in line
                 ],
             }
-            for number, line in enumerate(lines or _WORDS)
+            for number, line in enumerate(_WORDS if lines is None else lines)
         ],
         words,
     )
