@@ -171,7 +171,7 @@ class _Reader:
         return Body(await asyncio.to_thread(parse, body, self._media_type))
 
     def _json_limit(self) -> tuple[int, RequestTooLargeError]:
-        limit = json_body.MAX_BODY_BYTES
+        limit = min(json_body.MAX_BODY_BYTES, self._args.max_uploads_bytes)
         return limit, RequestTooLargeError(
             f"The request body is larger than {limit >> 20} MiB:"
             " send a large file in a form, or give its URL as 'audio'"
