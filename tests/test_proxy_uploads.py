@@ -217,7 +217,11 @@ def test_a_caller_who_leaves_after_the_body_is_noticed_at_once() -> None:
             left.set()
 
         # One piece that is larger than what many bodies may have on their way.
-        last: Message = {"type": "http.request", "body": PIECE * 200, "more_body": False}
+        last: Message = {
+            "type": "http.request",
+            "body": PIECE * 200,
+            "more_body": False,
+        }
         messages: list[Message] = [last, {"type": "http.disconnect"}]
 
         async def receive() -> Message:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from fastapi import Request
+from ray.exceptions import RayError
 from starlette.requests import ClientDisconnect
 
 from deployments.api import body as json_body
@@ -232,7 +233,8 @@ class _Reader:
                     raise too_large
                 self._share.hold(received, self._args.max_uploads_bytes)
                 yield piece
-        except ClientDisconnect:
+        except (ClientDisconnect, RayError):
+            # Where the proxy has dropped the request first, Serve raises Ray's error.
             raise RequestCancelledError("The caller left") from None
         except TimeoutError:
             raise RequestTimeoutError(
