@@ -92,8 +92,7 @@ UNKNOWN = "Unknown query parameter"
         (
             "POST",
             "/transcribe?model=turbo",
-            f"{UNKNOWN}: 'model'. This API takes none: the request's fields go into the body,"
-            " JSON or a form",
+            f"{UNKNOWN}: 'model'. This API takes none: the request's fields go into the body",
         ),
         (
             "GET",
