@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 EXTENSION = "whisper_serve.body"
@@ -31,7 +32,7 @@ _TAKEN = f"{EXTENSION}.taken"
 _MOST_BYTES, _LEAST_BYTES = 4 << 20, 1 << 18
 _ALL_BYTES = 64 << 20
 # The application reports after so many bytes.
-_REPORT_BYTES = _LEAST_BYTES // 4
+_REPORT_BYTES = _LEAST_BYTES // 2
 
 
 class PacedBodies:
@@ -72,14 +73,17 @@ class _Body:
         # What the application says that it has taken; None as long as it says nothing.
         self._taken: int | None = None
         self._moved = asyncio.Event()
+        self._complete = False
 
     async def receive(self) -> Message:
-        while self._on_the_way() > self._window():
+        # After the body the caller may leave, which the proxy must learn at once.
+        while not self._complete and self._on_the_way() > self._window():
             self._moved.clear()
             await self._moved.wait()
         message = await self._receive()
         size = len(message.get("body", b""))
         self._passed_on += size
+        self._complete = not message.get("more_body", False)
         return _Piece(message, lambda: self._count_fetched(size))
 
     async def send(self, message: Message) -> None:
@@ -122,24 +126,34 @@ class ReportedBodies:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if EXTENSION not in (scope.get("extensions") or {}):
+        is_paced = EXTENSION in (scope.get("extensions") or {})
+        if not is_paced or not _may_be_large(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        # What the application has, and what the proxy knows of it. A piece is taken when the next
+        # What the application has, and what the proxy knows of that. A piece is taken when the next
         # one is asked for.
-        had = taken = reported = 0
-        more = False
+        had = reported = 0
+
+        async def report() -> None:
+            nonlocal reported
+            await send({"type": _TAKEN, "bytes": had})
+            reported = had
 
         async def receive_and_report() -> Message:
-            nonlocal had, taken, reported, more
-            taken = had
-            # The first report comes with the first piece that is not the last.
-            if more and (not reported or taken - reported >= _REPORT_BYTES):
-                await send({"type": _TAKEN, "bytes": taken})
-                reported = taken
+            nonlocal had
+            if had - reported >= _REPORT_BYTES:
+                await report()
             message = await receive()
             had += len(message.get("body", b""))
-            more = message.get("more_body", False)
             return message
 
+        # From now on the proxy goes by the reports, and not by what has been fetched.
+        await report()
         await self._app(scope, receive_and_report, send)
+
+
+def _may_be_large(headers: Headers) -> bool:
+    length = headers.get("content-length", "")
+    if length.isdecimal():
+        return int(length) > _LEAST_BYTES
+    return "transfer-encoding" in headers

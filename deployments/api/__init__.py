@@ -50,8 +50,10 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         headers = dict(error.headers or {})
         text = error.detail
         if error.status_code == 404:
-            docs = request.scope.get("root_path", "") + swagger_ui.PATH
-            text = f"Not found: GET {docs} lists the routes"
+            prefix = request.scope.get("root_path", "")
+            text = f"Not found: GET {prefix}{swagger_ui.PATH} lists the routes"
+            if openai.serves(_path(request)):
+                text += f"; the base URL of OpenAI's clients ends with {prefix}/v1"
         elif error.status_code == 405:
             methods = {method.strip() for method in headers["Allow"].split(",")}
             if "GET" in methods:

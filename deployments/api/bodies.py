@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from fastapi import Request
+from ray.exceptions import RayError
 from starlette.requests import ClientDisconnect
 
 from deployments.api import body as json_body
@@ -171,7 +172,7 @@ class _Reader:
         return Body(await asyncio.to_thread(parse, body, self._media_type))
 
     def _json_limit(self) -> tuple[int, RequestTooLargeError]:
-        limit = json_body.MAX_BODY_BYTES
+        limit = min(json_body.MAX_BODY_BYTES, self._args.max_uploads_bytes)
         return limit, RequestTooLargeError(
             f"The request body is larger than {limit >> 20} MiB:"
             " send a large file in a form, or give its URL as 'audio'"
@@ -232,7 +233,8 @@ class _Reader:
                     raise too_large
                 self._share.hold(received, self._args.max_uploads_bytes)
                 yield piece
-        except ClientDisconnect:
+        except (ClientDisconnect, RayError):
+            # Where the proxy has dropped the request first, Serve raises Ray's error.
             raise RequestCancelledError("The caller left") from None
         except TimeoutError:
             raise RequestTimeoutError(

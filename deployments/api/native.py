@@ -179,7 +179,7 @@ def _refuse_query(request: Request) -> None:
     for name in request.query_params:
         instead = "leave it out"
         if request.method == "POST":
-            instead = "the request's fields go into the body, JSON or a form"
+            instead = "the request's fields go into the body"
         raise InvalidRequestError(
             f"Unknown query parameter: '{short(name)}'. This API takes none: {instead}"
         )
