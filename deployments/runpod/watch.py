@@ -4,8 +4,6 @@ when it cannot recover by itself.
 
 import asyncio
 import logging
-import os
-import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -67,18 +65,6 @@ class ServiceWatch:
     def _die(self, reason: str) -> None:
         logger.error("event=service_died reason=%s", reason)
         self.died = True
-
-
-def end_all_processes() -> None:
-    """End this process, with status 1, and every one below it.
-
-    Where Ray has died, its own shutdown would wait for processes that are gone.
-    """
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            process.kill()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _runs(process: psutil.Process) -> bool:

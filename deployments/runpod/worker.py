@@ -48,6 +48,7 @@ from deployments.ray_node import (
 from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
 from deployments.runpod.health import HealthPort, all_interfaces, check_port
+from deployments.runpod.processes import end_all_processes
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 from deployments.serve_config import ConfigError
 
@@ -68,8 +69,7 @@ _REFUSED = (
 
 def main() -> int:
     """Run the worker; gives the exit status."""
-    # PID 1 ignores SIGTERM unless a handler is set; the loop of jobs installs its own later.
-    signal.signal(signal.SIGTERM, _exit)
+    _end_at_sigterm()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("deployments").setLevel(logging.INFO)
     stages = Stages()
@@ -91,9 +91,7 @@ def main() -> int:
         logger.error("error: %s", error)
         return 1
     if not alive:
-        from deployments.runpod import watch
-
-        watch.end_all_processes()
+        end_all_processes(1)
     return 0
 
 
@@ -155,8 +153,18 @@ def _serve_http(
     return load_balancing.serve_http(router, not_ready)
 
 
-def _exit(*_: object) -> None:
-    sys.exit(0)
+def _end_at_sigterm() -> None:
+    """During the start, SIGTERM ends this process and every one below it.
+
+    PID 1 ignores SIGTERM unless a handler is set; what does the work sets its own later. No
+    exception ends the start, because one that breaks off an import leaves a lock behind, on which
+    another thread's import would wait for ever.
+    """
+
+    def end(*_: object) -> None:
+        end_all_processes(0)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _check_gpu(args: AppArgs) -> None:
@@ -204,6 +212,8 @@ def _start(
             imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         start_ray(show_logs=True)
+        # Ray has set a handler of its own.
+        _end_at_sigterm()
         stages.done("ray")
         application.result()
         stages.done("imports")
