@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from deployments import api
 from deployments.api import body as json_body
 from deployments.local import loopback
-from tests.support.asgi import Exchange, post
+from tests.support.asgi_bodies import Exchange, post
 from tests.support.handles import Handle, events, transcript
 from tests.support.routers import AUDIO, RECORDING, router
 
