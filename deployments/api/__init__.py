@@ -11,7 +11,7 @@ from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
 from deployments.keys import Keys
-from deployments.router.request_log import log_refusal
+from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
@@ -20,7 +20,8 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
 
     keys: that callers need; None: everybody may call
 
-    A failure outside any API's own routes, as of an unknown path, is answered in the native form.
+    A failure outside any API's own routes, as of an unknown path, is answered in OpenAI's form
+    where OpenAI's clients ask, and otherwise in the native form.
     """
     app = GuardedApp(
         keys=keys or Keys(stated=True),
@@ -49,16 +50,32 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
                 methods.add("HEAD")
             headers["Allow"] = ", ".join(sorted(methods))
             text = f"Method not allowed: this route takes {headers['Allow']}"
-        log_refusal(request.headers.get("x-request-id"), error.status_code, kind)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status_code, kind)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, request_id, error.status_code, text, kind, headers
+            )
         return error_response(error.status_code, text, kind, headers)
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
         error = WhisperServeError("Internal error; the log names it")
-        log_refusal(request.headers.get("x-request-id"), error.status, error.type)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status, error.type)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, request_id, error.status, str(error), error.type, {}
+            )
         return contract_response(error)
 
     return app
+
+
+def _path(request: Request) -> str:
+    """The path below the application's prefix."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 class _HeadAsGet:

@@ -7,20 +7,20 @@ refused is refused before its body is read.
 from collections.abc import Collection
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.api import openai
 from deployments.api.origins import may_post
 from deployments.http_errors import error_response
 from deployments.keys import Keys, is_loopback
-from deployments.router.request_log import caller_key, log_refusal
+from deployments.router.request_log import caller_key, log_refusal, valid_request_id
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
-_OPENAI_PREFIXES = ("/v1/", "/audio/")
 _READABLE_HEADERS = ("x-request-id", "retry-after", "x-should-retry")
 
 
@@ -166,15 +166,13 @@ def _refused(
     kind: of the native API, and in the log
     code: of OpenAI's API; None: as the kind
     """
-    if scope["type"] == "http":
-        request_id = Headers(scope=scope).get("x-request-id")
-        log_refusal(request_id, status, kind)
-    if not f"{_route(scope)}/".startswith(_OPENAI_PREFIXES):
+    if scope["type"] != "http":
         return error_response(status, text, kind)
-    error = {
-        "message": text,
-        "type": "invalid_request_error",
-        "param": None,
-        "code": code or kind,
-    }
-    return JSONResponse({"error": error}, status)
+    request = Request(scope)
+    request_id = valid_request_id(request.headers.get("x-request-id"))
+    log_refusal(request_id, status, kind)
+    if openai.serves(_route(scope)):
+        return openai.framework_error(
+            request, request_id, status, text, code or kind, {}
+        )
+    return error_response(status, text, kind)

@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 from starlette.testclient import TestClient
 
 from deployments import api
+from deployments.config import AppArgs
 from deployments.contract.errors import (
     ModelUnavailableError,
     OverloadedError,
@@ -38,7 +39,7 @@ def served() -> TestClient:
         ("GET", "/transcribe", "POST"),
         ("HEAD", "/transcribe", "POST"),
         ("PUT", "/transcribe", "POST"),
-        ("POST", "/models", "GET, HEAD"),
+        ("POST", "/health", "GET, HEAD"),
         ("DELETE", "/health", "GET, HEAD"),
     ],
 )
@@ -101,7 +102,7 @@ UNKNOWN = "Unknown query parameter"
         ),
         (
             "GET",
-            "/models?key=SECRET",
+            "/health?key=SECRET",
             f"{UNKNOWN}: 'key'. This API takes none: leave it out",
         ),
     ],
@@ -227,7 +228,7 @@ def test_json_that_breaks_off_is_told_where(
     [
         ("GET", "/nowhere?key=SECRET", {}, "status=404 reason=not_found"),
         ("GET", "/transcribe", {}, "status=405 reason=method_not_allowed"),
-        ("GET", "/models?key=SECRET", {}, "status=422 reason=invalid_request"),
+        ("GET", "/health?key=SECRET", {}, "status=422 reason=invalid_request"),
         ("POST", "/transcribe", {"content": b"{"}, "status=422 reason=invalid_request"),
         (
             "POST",
@@ -271,12 +272,14 @@ def test_a_failure_outside_a_transcription_is_logged_by_its_kind_and_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
-        async def models(self) -> None:
+        args = AppArgs()
+
+        async def health(self) -> None:
             raise ValueError("secret")
 
     app = api.build(Broken())  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "deployments"):
-        response = TestClient(app).get("/models")
+        response = TestClient(app).get("/health")
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
     [record] = caplog.records
     assert "reason=ValueError@test_http.py:" in record.getMessage()

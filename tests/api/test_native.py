@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from deployments import api
 from deployments.api import body
+from deployments.config import AppArgs
 from deployments.contract import errors
 from deployments.contract.answer import Answer
 from deployments.contract.errors import (
@@ -152,11 +153,13 @@ def test_an_error_of_our_own_making_shows_nothing_of_itself() -> None:
 
 def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
     class Broken:
-        async def models(self) -> None:
+        args = AppArgs()
+
+        async def health(self) -> None:
             raise ValueError("secret")
 
     app = api.build(Broken())  # type: ignore[arg-type]
-    response = TestClient(app, raise_server_exceptions=False).get("/models")
+    response = TestClient(app, raise_server_exceptions=False).get("/health")
     assert response.status_code == 500
     assert response.json() == {
         "error": "Internal error; the log names it",
@@ -169,7 +172,7 @@ def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
     [
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/transcribe", 405, "method_not_allowed"),
-        ("POST", "/models", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
     ],
 )
 def test_what_does_not_exist_is_answered_in_the_same_form(
@@ -182,7 +185,7 @@ def test_what_does_not_exist_is_answered_in_the_same_form(
 
 def test_models_and_health_are_told() -> None:
     served = client(Handle(), "tiny.en", running=0)
-    [model] = served.get("/models").json()
+    model = served.get("/models").json()["data"][0]
     assert model["name"] == "tiny.en"
     assert model["running_replicas"] == 0
     assert isinstance(model["weights_cached"], bool)

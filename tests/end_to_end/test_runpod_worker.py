@@ -76,8 +76,8 @@ def slots_in_use(http_port: int) -> int:
     """Slots of the worker's model; 0 while the model is loading."""
     models = requests.get(
         f"http://127.0.0.1:{http_port}/models", timeout=LIMIT_S
-    ).json()
-    [used] = [model["slots_in_use"] for model in models if model["default"]]
+    ).json()["data"]
+    [used] = {model["slots_in_use"] for model in models if model["default"]}
     return used or 0
 
 
