@@ -39,8 +39,10 @@ class GuardedApp(FastAPI):
         self._allowed_origins = tuple(allowed_origins)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The guards lie outside all else: `add_middleware` would put them within Starlette's
-        answer to unforeseen errors, which a page could then not read.
+        """Put the guards around all else.
+
+        `add_middleware` would put them within Starlette's answer to an unforeseen error, which the
+        page of an allowed origin could then not read.
         """
         app: ASGIApp = super().build_middleware_stack()
         app = Guard(app, self._keys, self._allowed_origins)
@@ -142,14 +144,13 @@ def _keys_in(headers: Headers) -> set[bytes]:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the connection came to loopback, or through no network at all.
+    """Whether the connection came to loopback, or to a Unix socket, which has no port.
 
     The proxy may run on another machine than this process, or listen on several addresses, so what
     counts is the address of each connection.
     """
-    address, port = scope.get("server") or (None, None)
-    # Without a port it is a Unix socket.
-    return address is None or port is None or is_loopback(address)
+    address, port = scope.get("server") or ("", 0)
+    return port is None or is_loopback(address)
 
 
 def _unauthorized(scope: Scope, text: str) -> JSONResponse:

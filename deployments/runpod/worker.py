@@ -75,8 +75,6 @@ def main() -> int:
         health = _health_port(settings)
         args = settings.applied_to(serve_config.read_args())
         _check_gpu(args)
-        if settings.http_port is not None:
-            launch.check_keys(all_interfaces())
         router = _start(settings, args, stages)
         # Imported by now; at the head of this file it would come before the environment is set.
         from deployments.runpod import serving, watch
@@ -137,6 +135,8 @@ def _start(
     settings: Settings, args: AppArgs, stages: Stages
 ) -> "DeploymentHandle[Any]":
     """Start Ray and the application; gives the router's handle."""
+    if settings.http_port is not None:
+        launch.check_keys(all_interfaces())
     _read_ahead(_find_weights(args))
     configure_environment()
     prepare_environment()

@@ -268,7 +268,7 @@ def test_without_keys_a_callers_key_is_ignored() -> None:
         (("::1", 8000), True),
         (("::ffff:127.0.0.1", 8000), True),
         (("/run/serve.sock", None), True),
-        (None, True),
+        (None, False),
         (("192.0.2.2", 8000), False),
         (("fd00::2", 8000), False),
         (("fe80::1%eth0", 8000), False),
