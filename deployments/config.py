@@ -29,7 +29,7 @@ _SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 # Apps have schemes of their own, such as `app://obsidian.md`.
 _ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^\s/:?#@\[\]*]+)(?P<port>:\d{1,5})?"
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:\d{1,5})?"
 )
 # What the deployments are made from. The rest are limits, which a running Router can change.
 _NEEDS_RESTART = (

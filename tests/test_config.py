@@ -281,3 +281,44 @@ def test_a_value_out_of_range_is_refused(field: str, value: Any) -> None:
 def test_a_models_value_out_of_range_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=field):
         app_args(models=[{"name": "base", field: value}])
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("https://page.example", "https://page.example"),
+        (" https://Page.Example/ ", "https://page.example"),
+        ("https://page.example:443", "https://page.example"),
+        ("http://page.example:80/", "http://page.example"),
+        ("http://page.example:443", "http://page.example:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("app://obsidian.md", "app://obsidian.md"),
+        ("*", "*"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_write_it(written: str, kept: str) -> None:
+    assert AppArgs(allowed_origins=[written]).allowed_origins == [kept]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "null",
+        "page.example",
+        "localhost:3000",
+        "https://page.example/path",
+        "https://*.page.example",
+        "https://user@page.example",
+        "https://a.example https://b.example",
+        "https://page.example:",
+        "https://page.example?x",
+        "https://bücher.example",
+    ],
+)
+def test_what_is_no_origin_is_refused(written: str) -> None:
+    with pytest.raises(
+        ValueError, match="allowed_origins: .* must be \\* or like https:"
+    ):
+        AppArgs(allowed_origins=[written])

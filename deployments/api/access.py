@@ -7,20 +7,20 @@ refused is refused before its body is read.
 from collections.abc import Collection
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.api import openai
 from deployments.api.origins import may_post
 from deployments.http_errors import error_response
 from deployments.keys import Keys, is_loopback
-from deployments.router.request_log import caller_key, log_refusal
+from deployments.router.request_log import caller_key, log_refusal, valid_request_id
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
-_OPENAI_PREFIXES = ("/v1/", "/audio/")
 _READABLE_HEADERS = ("x-request-id", "retry-after", "x-should-retry")
 
 
@@ -39,8 +39,10 @@ class GuardedApp(FastAPI):
         self._allowed_origins = tuple(allowed_origins)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The guards lie outside all else: `add_middleware` would put them within Starlette's
-        answer to unforeseen errors, which a page could then not read.
+        """Put the guards around all else.
+
+        `add_middleware` would put them within Starlette's answer to an unforeseen error, which the
+        page of an allowed origin could then not read.
         """
         app: ASGIApp = super().build_middleware_stack()
         app = Guard(app, self._keys, self._allowed_origins)
@@ -142,14 +144,13 @@ def _keys_in(headers: Headers) -> set[bytes]:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the connection came to loopback, or through no network at all.
+    """Whether the connection came to loopback, or to a Unix socket, which has no port.
 
     The proxy may run on another machine than this process, or listen on several addresses, so what
     counts is the address of each connection.
     """
-    address, port = scope.get("server") or (None, None)
-    # Without a port it is a Unix socket.
-    return address is None or port is None or is_loopback(address)
+    address, port = scope.get("server") or ("", 0)
+    return port is None or is_loopback(address)
 
 
 def _unauthorized(scope: Scope, text: str) -> JSONResponse:
@@ -166,15 +167,13 @@ def _refused(
     kind: of the native API, and in the log
     code: of OpenAI's API; None: as the kind
     """
-    if scope["type"] == "http":
-        request_id = Headers(scope=scope).get("x-request-id")
-        log_refusal(request_id, status, kind)
-    if not f"{_route(scope)}/".startswith(_OPENAI_PREFIXES):
+    if scope["type"] != "http":
         return error_response(status, text, kind)
-    error = {
-        "message": text,
-        "type": "invalid_request_error",
-        "param": None,
-        "code": code or kind,
-    }
-    return JSONResponse({"error": error}, status)
+    request = Request(scope)
+    request_id = valid_request_id(request.headers.get("x-request-id"))
+    log_refusal(request_id, status, kind)
+    if openai.serves(_route(scope)):
+        return openai.framework_error(
+            request, request_id, status, text, code or kind, {}
+        )
+    return error_response(status, text, kind)

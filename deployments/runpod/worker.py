@@ -80,8 +80,6 @@ def main() -> int:
         health = _health_port(settings)
         args = settings.applied_to(serve_config.read_args())
         _check_gpu(args)
-        if settings.http_port is not None:
-            launch.check_keys(all_interfaces())
         router = _start(settings, args, stages)
         if settings.load_balancing:
             alive = _serve_http(router, settings, args, health, stages)
@@ -202,6 +200,8 @@ def _start(
     settings: Settings, args: AppArgs, stages: Stages
 ) -> "DeploymentHandle[Any]":
     """Start Ray and the application; gives the router's handle."""
+    if settings.http_port is not None:
+        launch.check_keys(all_interfaces())
     _read_ahead(_find_weights(args))
     configure_environment()
     prepare_environment()

@@ -106,14 +106,18 @@ def test_prometheus_finds_what_the_replica_does(loaded: App, audio_url: Url) -> 
         "whisper_windows_waiting",
         "whisper_queue_seconds_count",
         "whisper_batch_occupancy_count",
+        "whisper_requests_total",
+        "whisper_request_audio_seconds_total",
     ]
 
     def exported() -> bool:
         values = [_metric(name) for name in names]
-        windows, seconds, slots_in_use, waiting, queued, batched = values
+        windows, seconds, slots_in_use, waiting, queued, batched, *whole = values
+        answered, seconds_of_requests = whole
         at_rest = slots_in_use == waiting == 0
         # The last of three recordings, and the seconds of two.
-        return at_rest and queued == batched >= 3 and windows >= 3 and seconds >= 22
+        done = queued == batched >= 3 and windows >= 3 and seconds >= 22
+        return at_rest and done and answered >= 3 and seconds_of_requests >= 22
 
     wait_for(exported, METRICS_TIMEOUT_S)
 

@@ -87,7 +87,7 @@ def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
     # Nobody has said whether other machines need a key.
     lan = f"http://{lan_address()}:{port}/to/text"
     assert health(lan) == "speech"
-    refused = requests.get(f"{lan}/models", timeout=60)
+    refused = requests.get(f"{lan}/openapi.json", timeout=60)
     assert (refused.status_code, refused.json()["type"]) == (403, "keys_not_set")
 
 

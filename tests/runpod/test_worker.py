@@ -66,6 +66,19 @@ def test_a_driver_that_is_too_old_ends_the_worker_at_once(
     )
 
 
+def test_a_door_to_other_machines_needs_a_decision_about_keys(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_driver(monkeypatch)
+    monkeypatch.delenv("WHISPER_MODEL")
+    monkeypatch.setenv("WHISPER_HTTP_PORT", "8000")
+    monkeypatch.setenv("API_KEYS", "")
+    monkeypatch.setenv("API_KEYS_FILE", "")
+    error = lines(caplog)[-1]
+    assert error.startswith("error: other machines can reach ")
+    assert error.endswith("or API_KEYS=none if callers are checked elsewhere")
+
+
 def test_a_variable_that_a_user_config_would_overrule_ends_the_worker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
