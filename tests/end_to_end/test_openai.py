@@ -81,5 +81,5 @@ def test_a_translation_is_english(client: OpenAI) -> None:
             model="whisper-1",
             response_format="verbose_json",
         )
-    assert answer.language == "english"  # type: ignore[union-attr]
+    assert answer.language == "english"
     assert answer.text
