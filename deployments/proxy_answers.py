@@ -37,6 +37,7 @@ from deployments.http_errors import (
     in_openai_form,
 )
 from deployments.logs import error_location, log_through_serve
+from deployments.proxy_uploads import PacedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ _OPENAI = re.compile(r"/(?:v1|audio|models)(?:/|$)")
 def middlewares() -> list[Middleware]:
     """What Serve wraps its proxy in. Called once, in the proxy's process."""
     log_through_serve()
-    return [Middleware(ContractAnswers)]
+    # The first is the innermost.
+    return [Middleware(PacedBodies), Middleware(ContractAnswers)]
 
 
 class ContractAnswers:

@@ -27,11 +27,11 @@ Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def wrapped(proxy: Proxy) -> ASGIApp:
-    """The proxy as Serve wraps it: its own middleware within, ours without."""
-    [middleware] = middlewares()
-    return middleware.cls(
-        RequestIdMiddleware(proxy), *middleware.args, **middleware.kwargs
-    )
+    """The proxy as Serve wraps it: its own middleware within, ours without, the last outermost."""
+    app: ASGIApp = RequestIdMiddleware(proxy)
+    for middleware in middlewares():
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    return app
 
 
 def client(proxy: Proxy) -> TestClient:
@@ -261,4 +261,4 @@ def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
     assert hasattr(constants, VARIABLE)
-    assert len(call_function_from_import_path(CALLBACK)) == 1
+    assert call_function_from_import_path(CALLBACK)

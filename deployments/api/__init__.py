@@ -9,6 +9,7 @@ from deployments.api import native, openai
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
+from deployments.proxy_uploads import ReportedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
@@ -29,6 +30,7 @@ def build(router: Router) -> FastAPI:
     app.include_router(native.routes(router, bodies))
     app.include_router(openai.routes(router, bodies))
     app.add_middleware(_HeadAsGet)
+    app.add_middleware(ReportedBodies)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
