@@ -40,50 +40,47 @@ class PacedBodies:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._bodies = 0
+        self._incomplete: set[_Body] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, send, self._window)
+        body = _Body(receive, send, self._incomplete)
         extensions = {**(scope.get("extensions") or {}), EXTENSION: {}}
-        self._bodies += 1
+        self._incomplete.add(body)
         try:
             await self._app(
                 {**scope, "extensions": extensions}, body.receive, body.send
             )
         finally:
-            self._bodies -= 1
-
-    def _window(self) -> int:
-        return min(_MOST_BYTES, max(_LEAST_BYTES, _ALL_BYTES // self._bodies))
+            self._incomplete.discard(body)
 
 
 class _Body:
     """One request's body in the proxy. Counts bytes since its beginning.
 
-    window: how many bytes may be on their way
+    incomplete: the bodies of which more is to come
     """
 
-    def __init__(self, receive: Receive, send: Send, window: Callable[[], int]) -> None:
-        self._receive, self._send, self._window = receive, send, window
+    def __init__(self, receive: Receive, send: Send, incomplete: set["_Body"]) -> None:
+        self._receive, self._send, self._incomplete = receive, send, incomplete
         self._passed_on = 0
         self._fetched = 0
         # What the application says that it has taken; None as long as it says nothing.
         self._taken: int | None = None
         self._moved = asyncio.Event()
-        self._complete = False
 
     async def receive(self) -> Message:
-        # After the body the caller may leave, which the proxy must learn at once.
-        while not self._complete and self._on_the_way() > self._window():
+        # After the body nothing is held back: the proxy must learn at once that the caller leaves.
+        while self in self._incomplete and self._on_the_way() > self._window():
             self._moved.clear()
             await self._moved.wait()
         message = await self._receive()
         size = len(message.get("body", b""))
         self._passed_on += size
-        self._complete = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self._incomplete.discard(self)
         return _Piece(message, lambda: self._count_fetched(size))
 
     async def send(self, message: Message) -> None:
@@ -92,6 +89,10 @@ class _Body:
             self._moved.set()
         else:
             await self._send(message)
+
+    def _window(self) -> int:
+        """How many bytes may be on their way."""
+        return min(_MOST_BYTES, max(_LEAST_BYTES, _ALL_BYTES // len(self._incomplete)))
 
     def _on_the_way(self) -> int:
         done = self._fetched if self._taken is None else self._taken

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.proxy_uploads import PacedBodies, ReportedBodies
-from tests.support.asgi import Exchange, post
+from tests.support.asgi_bodies import Exchange, post
 
 CHUNKED = {"transfer-encoding": "chunked"}
 PIECE = b"x" * 65536

@@ -10,8 +10,14 @@ import errno
 import io
 import re
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -134,7 +140,8 @@ class _Reader:
         return Body(form.fields, form.file)
 
     async def _file_alone(self, pieces: AsyncGenerator[bytes, None]) -> Body:
-        file = self._new_file()
+        with _room_on_disk():
+            file = self._new_file()
 
         def finish() -> None:
             if not file.tell():
@@ -192,10 +199,10 @@ class _Reader:
         finish: Callable[[], None],
     ) -> None:
         """Give what arrives to `feed`, which writes to the disk, in a thread."""
-        try:
+        waiting: list[bytes] = []
+        size = 0
+        with _room_on_disk():
             async with aclosing(pieces):
-                waiting: list[bytes] = []
-                size = 0
                 async for piece in pieces:
                     waiting.append(piece)
                     size += len(piece)
@@ -204,12 +211,6 @@ class _Reader:
                         waiting, size = [], 0
             await asyncio.to_thread(feed, b"".join(waiting))
             await asyncio.to_thread(finish)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            raise OverloadedError(
-                "The service's disk has no room for the file: try again later"
-            ) from None
 
     async def _pieces(
         self, limit: int, too_large: RequestTooLargeError
@@ -244,7 +245,10 @@ class _Reader:
 
 
 class _UploadedFile(io.BufferedRandom):
-    """A temporary file without a name, which ends with the process at the latest."""
+    """A temporary file without a name: nothing is left of it where the process dies.
+
+    on_close: called when the file is closed, perhaps more than once
+    """
 
     def __init__(self, on_close: Callable[[], None]) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
@@ -256,6 +260,19 @@ class _UploadedFile(io.BufferedRandom):
             super().close()
         finally:
             self._on_close()
+
+
+@contextmanager
+def _room_on_disk() -> Iterator[None]:
+    """Raises OverloadedError where the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OverloadedError(
+            "The service's disk has no room for the file: try again later"
+        ) from None
 
 
 def _media_type(request: Request) -> str:

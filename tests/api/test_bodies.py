@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from deployments import api
 from deployments.api import body as json_body
 from deployments.local import loopback
-from tests.support.asgi import Exchange, post
+from tests.support.asgi_bodies import Exchange, post
 from tests.support.handles import Handle, events, transcript
 from tests.support.routers import AUDIO, RECORDING, router
 
@@ -479,3 +479,16 @@ def test_over_a_socket_a_caller_who_sends_too_much_gets_the_answer(
     number = port(max_download_bytes=2 * MIB)
     status, answer = posted(number, pieces, FORM["content-type"])
     assert (status, answer["error"]) == (413, TOO_LARGE)
+
+
+def test_the_description_shows_a_form_with_a_file() -> None:
+    app, _ = application()
+    content = app.openapi()["paths"]["/transcribe"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data"}
+    form_fields = content["multipart/form-data"]["schema"]["properties"]
+    json_fields = content["application/json"]["schema"]["properties"]
+    assert set(form_fields) == {"file", *json_fields}
+    assert (form_fields["file"]["type"], form_fields["file"]["format"]) == (
+        "string",
+        "binary",
+    )
