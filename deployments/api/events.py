@@ -9,6 +9,13 @@ from contextlib import aclosing
 
 from fastapi.responses import StreamingResponse
 
+# One event in an OpenAPI description, as FastAPI describes its own.
+EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
+}
+
 # A comment, which clients ignore. Gateways cut connections on which nothing is sent.
 _PING = ": ping\n\n"
 _PING_INTERVAL_S = 10.0
