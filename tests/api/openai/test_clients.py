@@ -196,6 +196,12 @@ def test_home_assistant_names_languages_that_whisper_has_under_another_code(
     assert service.options.language_code == code
 
 
+def test_home_assistant_may_send_ogg(service: Service) -> None:
+    ogg = (FOLDER / "sonnet.ogg").read_bytes()
+    answer = send(service.url, clients.home_assistant(ogg, "en", "ogg"))
+    assert answer.json()["text"] == TEXT
+
+
 def test_home_assistant_is_told_when_whisper_does_not_know_the_language(
     service: Service,
 ) -> None:
