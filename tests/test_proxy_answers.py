@@ -98,6 +98,27 @@ def test_a_failure_that_the_proxy_answers_is_one_of_the_contract(
     assert line.startswith(f"request_id=mine model=- status={status} reason={kind} ")
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/speech/v1/models"])
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (DeploymentUnavailableError(ROUTER), 503, "service_unavailable", "5"),
+        (TimeoutError(), 504, "request_timeout", None),
+    ],
+    ids=["unavailable", "timeout"],
+)
+def test_openais_clients_get_an_error_in_openais_form(
+    path: str, error: Exception, status: int, code: str, retry_after: str | None
+) -> None:
+    response = client(failing(error)).post(path, headers={"x-request-id": "mine"})
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["code"] == code
+    assert response.headers.get("retry-after") == retry_after
+    assert response.headers["x-should-retry"] == str(retry_after is not None).lower()
+    assert response.headers.get_list("x-request-id") == ["mine"]
+
+
 def test_a_path_without_an_application_is_not_found() -> None:
     text = "Path '/secret' not found. Ping http://.../-/routes for available routes."
     response = client(sending(*convert_object_to_asgi_messages(text, 404))).get(

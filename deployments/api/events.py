@@ -15,6 +15,13 @@ from deployments.contract.errors import RequestCancelledError
 
 MEDIA_TYPE = "text/event-stream"
 
+# One event in an OpenAPI description, as FastAPI describes its own.
+EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
+}
+
 # A comment, which clients ignore. Gateways cut connections on which nothing is sent.
 _PING = ": ping\n\n"
 _PING_INTERVAL_S = 10.0

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from deployments.api.events import EVENT_SCHEMA
 from deployments.api.openai.errors import ErrorBody
 from deployments.api.openai.form import FORMATS
 from deployments.contract.request import TranscriptionRequest
@@ -36,7 +37,7 @@ TRANSCRIPTION_ANSWERS: dict[int | str, dict[str, Any]] = {
             },
             "text/plain": {"schema": {"type": "string"}},
             "text/vtt": {"schema": {"type": "string"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"itemSchema": EVENT_SCHEMA},
         },
     },
 }

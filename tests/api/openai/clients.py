@@ -199,15 +199,19 @@ def wyoming_openai(audio: bytes, stream: bool = False) -> Request:
     return _openai_python(texts, "recording.wav", "audio/wav", audio)
 
 
-def home_assistant(audio: bytes, language: str) -> Request:
-    """Home Assistant's own openai_conversation: the SDK with a tuple (name, bytes)."""
+def home_assistant(audio: bytes, language: str, ending: str = "wav") -> Request:
+    """Home Assistant's own openai_conversation: the SDK with a tuple (name, bytes).
+
+    ending: of the file's name, wav or ogg
+    """
     texts = [
         ("model", "gpt-4o-mini-transcribe"),
         ("language", language),
         ("prompt", "Kitchen"),
         ("response_format", "json"),
     ]
-    return _openai_python(texts, "a.wav", "audio/x-wav", audio)
+    media_type = "audio/x-wav" if ending == "wav" else "audio/ogg"
+    return _openai_python(texts, f"a.{ending}", media_type, audio)
 
 
 def subtitle_edit(audio: bytes, stream: bool = False) -> Request:

@@ -196,6 +196,12 @@ def test_home_assistant_names_languages_that_whisper_has_under_another_code(
     assert service.options.language_code == code
 
 
+def test_home_assistant_may_send_ogg(service: Service) -> None:
+    ogg = (FOLDER / "sonnet.ogg").read_bytes()
+    answer = send(service.url, clients.home_assistant(ogg, "en", "ogg"))
+    assert answer.json()["text"] == TEXT
+
+
 def test_home_assistant_is_told_when_whisper_does_not_know_the_language(
     service: Service,
 ) -> None:
@@ -263,11 +269,11 @@ def test_a_base_url_may_end_in_v1_or_not(service: Service, path: str) -> None:
         "/v1/audio/transcription",
     ],
 )
-def test_a_base_url_that_is_wrong_is_answered_with_what_is_right(
+def test_a_base_url_that_is_wrong_is_answered_with_where_the_routes_are_listed(
     service: Service, path: str
 ) -> None:
     error = assert_error(send(service.url, clients.curl(AUDIO, path)), 404)
-    assert "/v1" in error["message"]
+    assert error["message"] == "Not found: GET /docs lists the routes"
     assert service.transcriptions == 0
 
 

@@ -47,6 +47,15 @@ def call(service: Service, body: str) -> Any:
     return json.loads(printed)
 
 
+def test_the_lock_pins_the_sdk_and_names_no_registry() -> None:
+    text = (javascript.PROJECT / "package-lock.json").read_text()
+    sdk = json.loads(text)["packages"]["node_modules/openai"]
+    package = json.loads((javascript.PROJECT / "package.json").read_text())
+    assert package["dependencies"] == {"openai": sdk["version"]}
+    assert sdk["integrity"].startswith("sha512-")
+    assert "http" not in text
+
+
 def test_a_read_stream_is_sent_in_chunks_with_the_file_first_and_is_transcribed(
     service: Service,
 ) -> None:
