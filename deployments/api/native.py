@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
-from deployments.api.events import MEDIA_TYPE, event_stream, message
+from deployments.api.events import EVENT_SCHEMA, MEDIA_TYPE, event_stream, message
 from deployments.api.leaving import until_caller_leaves
 from deployments.contract.answer import (
     Answer,
@@ -58,7 +58,7 @@ _EVENTS = {
     "description": "The transcription, or the events on the way to it",
     "content": {
         MEDIA_TYPE: {
-            "schema": {"type": "string"},
+            "itemSchema": EVENT_SCHEMA,
             "example": message('{"event":"stage","stage":"downloading"}', "stage")
             + message('{"event":"progress","done":30.0,"total":240.0}', "progress")
             + message('{"event":"segment","segment":{"id":0}}', "segment")
