@@ -1,4 +1,4 @@
-# transcribe: one recording, from a fresh clone to JSON on stdout
+# transcribe: one recording, from a fresh clone to JSON on stdout; DOOR=openai uses OpenAI's API
 # serve:      the application on the configured port, or on PORT, until Ctrl-C
 # test:       check, then the fast tests
 # test-slow:  all other tests
@@ -9,8 +9,9 @@
 
 AUDIO ?= tests/audio/jfk.flac
 ARGS ?= {}
+DOOR ?= native
 AUDIO_DIR ?= tests/audio
-export AUDIO ARGS
+export AUDIO ARGS DOOR
 
 RUN := .venv/bin/python
 # The Python of a new .venv: the newest supported one that can make virtual environments.
@@ -36,7 +37,7 @@ BUILDAH_ISOLATION ?= chroot
 .PHONY: transcribe serve test test-slow check parity equality image-test
 
 transcribe: .venv/installed
-	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" $(AT_PORT)
+	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" --door "$$DOOR" $(AT_PORT)
 
 serve: .venv/installed
 	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT)

@@ -3,6 +3,7 @@
 It imports no torch, because Serve also runs the builder in a helper process of its controller.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments import api
 from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
+from deployments.keys import Keys
 from deployments.replica import scaling
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.memory import give_back_large_buffers
@@ -40,7 +42,7 @@ class _Ingress(Router):
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
         give_back_large_buffers()
-        return api.build(self)
+        return api.build(self, Keys.from_environment(os.environ))
 
 
 def build_app(args: AppArgs) -> Application:

@@ -3,6 +3,7 @@
 Unknown keys are refused, so that a misspelt option fails at start and not silently.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ from deployments.contract.request import short
 
 _SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
+# Apps have schemes of their own, such as `app://obsidian.md`.
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^\s/:?#@\[\]*]+)(?P<port>:\d{1,5})?"
+)
 # What the deployments are made from. The rest are limits, which a running Router can change.
 _NEEDS_RESTART = (
     "default_model",
@@ -151,6 +156,11 @@ class AppArgs(_Args):
         description="of web pages that may use the service from a browser (CORS), such as"
         " https://example.com",
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
+        return [_origin(text) for text in origins]
 
     @model_validator(mode="after")
     def _names_agree(self) -> "AppArgs":
@@ -288,3 +298,19 @@ def requests_per_replica(slots: int) -> int:
     accepted stays with it, so the others wait in the router for the first replica with room.
     """
     return 2 * slots
+
+
+def _origin(text: str) -> str:
+    """The origin as a browser writes it in its header: no default port, no slash at the end."""
+    plain = text.strip().lower().removesuffix("/")
+    if plain == "*":
+        return plain
+    found = _ORIGIN.fullmatch(plain)
+    if found is None:
+        raise ValueError(
+            f"allowed_origins: '{short(text)}' must be * or like https://example.com:8443,"
+            " without a path"
+        )
+    port = found["port"] or ""
+    default = {"http": ":80", "https": ":443"}.get(found["scheme"])
+    return f"{found['scheme']}://{found['host']}{'' if port == default else port}"

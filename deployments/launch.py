@@ -6,6 +6,7 @@ can import it while Ray starts.
 
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deployments import serve_config
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import ModelUnavailableError
+from deployments.keys import Keys, KeysError, check_reach
 from deployments.logs import Stages
 from deployments.ray_node import StartError, start_ray
 from deployments.replica import nvidia
@@ -23,6 +25,20 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 _STATUS_INTERVAL_S = 5.0
+
+
+def check_keys(http_host: str) -> None:
+    """Check what the environment says of API keys, before anything is started.
+
+    http_host: the address to listen on
+
+    Raises StartError if it is wrong, or if other machines can reach the service and nobody has said
+    whether they need a key.
+    """
+    try:
+        check_reach(Keys.from_environment(os.environ), http_host)
+    except KeysError as error:
+        raise StartError(str(error)) from None
 
 
 def start_app(
@@ -41,8 +57,9 @@ def start_app(
 
     Raises ConfigError if there is to be HTTP and the configuration opens none, DeviceError if the
     GPU cannot be used, ModelUnavailableError if a preloaded model cannot start for a known reason,
-    StartError if it or the Router has not started within `placement_timeout_s` and
-    `model_start_timeout_s`, and RuntimeError if Serve or a model cannot start for another reason.
+    StartError if `check_keys` raises it, or if a model or the Router has not started within
+    `placement_timeout_s` and `model_start_timeout_s`, and RuntimeError if Serve or a model cannot
+    start for another reason.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -53,6 +70,7 @@ def start_app(
 
     if http_port is not None:
         serve_config.require_http(config)
+        check_keys(config.http_options.host if http_host is None else http_host)
     stages = stages or Stages()
     [application] = config.applications
     # In this process Serve writes INFO lines to stderr, whatever its configured level is.

@@ -12,6 +12,7 @@ This module relies on the proxy of ray 2.60, and a test names what it relies on:
     state the length, so the errors of other applications on the same proxy stay as they are.
 -   The proxy sends nothing at all where the replica that worked on the request has died.
 -   An x-request-id in the request is kept, and repeated in the answer.
+-   The headers that change its limits for one request have the names below; they are taken off.
 
 What applications send passes unchanged and piece by piece.
 """
@@ -46,6 +47,9 @@ VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = f"{__name__}:middlewares"
 
 _ID_HEADER = "x-request-id"
+# With these, any caller could lift the proxy's limit of time for a request, or let its work go on
+# after the caller has left.
+_OPERATORS_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 _TOO_MANY_REQUESTS = 429
 # Where clients of OpenAI's API ask, below whatever prefix the application has.
 _OPENAI = re.compile(r"/(?:v1|audio|models)(?:/|$)")
@@ -73,6 +77,8 @@ class ContractAnswers:
         # One id for answer, body and log, also where the caller's own fits into no log line.
         headers = MutableHeaders(scope=scope)
         headers[_ID_HEADER] = valid_request_id(headers.get(_ID_HEADER))
+        for name in _OPERATORS_HEADERS:
+            del headers[name]
         exchange, started = _Exchange(receive, send), time.monotonic()
         answer = await self._answer_in_place_of(exchange, scope)
         if answer is not None:
@@ -157,8 +163,7 @@ class _Exchange:
         if status == 408:
             return self.contract(
                 RequestTimeoutError(
-                    "The request took longer than http_options.request_timeout_s,"
-                    " or than its own header x-request-timeout-seconds"
+                    "The request took longer than http_options.request_timeout_s"
                 )
             )
         if status == _TOO_MANY_REQUESTS or b"backpressure" in self._text:

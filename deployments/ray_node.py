@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deployments import proxy_answers
 from deployments.cpus import CpuThreadsError, cpu_threads
+from deployments.keys import KEYS_FILE
 
 _OBJECT_STORE_BYTES = 1 << 30
 # Ray starts this many processes at once, in reserve: for Serve's controller and proxy, the Router
@@ -69,10 +70,16 @@ def prepare_environment() -> None:
         raise StartError(str(error)) from None
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+    if file := os.environ.get(KEYS_FILE, "").strip():
+        # The Router's process has another working directory.
+        os.environ[KEYS_FILE] = os.path.abspath(file)
     if "ray" not in sys.modules:
         # Every port that Ray opens demands a token. A new Ray does this by default, but then prints
         # a warning. A Ray that is already imported would not read the variable.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not sys.stderr.isatty():
+        # The lines of Ray's workers would hold colour codes in a file as well.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     for name in ("NO_PROXY", "no_proxy"):
         # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
         hosts = [*filter(None, os.environ.get(name, "").split(",")), "127.0.0.1", "::1"]

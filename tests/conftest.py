@@ -1,10 +1,9 @@
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-
-from tests.support import package_log
 
 # Before Ray is imported: a call of Serve's own threads after the tests' Ray has ended would start a
 # second one.
@@ -36,7 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def package_log_kept() -> Iterator[None]:
+def package_log() -> Iterator[None]:
     """A Router or a replica directs the package's log to Serve's; each test begins without that."""
-    with package_log.kept():
-        yield
+    package, serve = logging.getLogger("deployments"), logging.getLogger("ray.serve")
+
+    def reset() -> None:
+        package.handlers, serve.filters = [], []
+        package.setLevel(logging.NOTSET)
+        package.propagate = True
+
+    # Also at the beginning, because a Router that several tests share is made before the first.
+    reset()
+    yield
+    reset()

@@ -15,10 +15,11 @@ import sys
 import pytest
 import yaml
 
+from tests.support import javascript
 from tests.support.markdown import ROOT, Block, all_blocks, blocks_of
 
 BLOCKS = all_blocks()
-CHECKED = {"sh", "python", "json", "yaml"}
+CHECKED = {"sh", "python", "javascript", "json", "yaml"}
 # Nothing can be said of their content.
 UNCHECKED = {"", "text", "markdown", "mermaid", "dockerfile", "promql"}
 COMMANDS = [block for block in BLOCKS if block.language == "sh"]
@@ -42,6 +43,8 @@ def test_a_block_is_well_formed(block: Block) -> None:
         assert done.returncode == 0, done.stderr
     elif block.language == "python":
         compile(block.text, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    elif block.language == "javascript":
+        javascript.check(block.text)
     elif block.language == "json":
         json.loads(block.text)
     elif block.language == "yaml":

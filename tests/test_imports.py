@@ -19,6 +19,7 @@ ROOMS = [
     "contract",
     "config",
     "logs",
+    "keys",
     "cpus",
     "audio",
     "checkpoints",

@@ -22,6 +22,30 @@ def test_http_that_the_configuration_does_not_open_is_refused_before_anything_st
         launch.start_app(config, args, http_port=8000)
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        (
+            {},
+            "other machines can reach 0.0.0.0, and there are no API keys: set API_KEYS",
+        ),
+        ({"API_KEYS": "alice:secret"}, "API_KEYS, line 1 must be name:sha256"),
+    ],
+)
+def test_a_door_without_a_decision_about_keys_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    for name in ("API_KEYS", "API_KEYS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config, args = read_config()
+    with pytest.raises(StartError) as caught:
+        launch.start_app(config, args, http_host="0.0.0.0", http_port=8000)
+    assert str(caught.value).startswith(told)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from ray.serve._private import constants
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.http_util import (
     RequestIdMiddleware,
     convert_object_to_asgi_messages,
     get_http_response_status,
+    parse_disconnect_disabled_header,
+    parse_request_timeout_header,
     send_http_response_on_exception,
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -182,6 +185,26 @@ def test_the_id_in_the_request_is_the_one_in_the_answer() -> None:
     assert client(proxy).get("/").headers.get_list("x-request-id") == seen
 
 
+def test_a_caller_cannot_lift_the_limits_of_the_proxy() -> None:
+    seen: list[str] = []
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        seen.extend(name.decode() for name in headers)
+        assert parse_request_timeout_header(headers, 9.0) == 9.0
+        assert not parse_disconnect_disabled_header(headers)
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    headers = [
+        (constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, "0"),
+        (constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.title(), "-1"),
+        (constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER, "?1"),
+        ("x-request-ids", "kept"),
+    ]
+    assert client(proxy).get("/", headers=headers).text == "ok"
+    assert "x-request-ids" in seen
+
+
 def called(proxy: Proxy, receive: Receive) -> list[Message]:
     """What is sent to a caller whose messages come from `receive`."""
     sent: list[Message] = []
@@ -257,7 +280,6 @@ def test_other_connections_than_http_are_left_alone() -> None:
 
 
 def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
-    from ray.serve._private import constants
     from ray.serve._private.utils import call_function_from_import_path
 
     assert hasattr(constants, VARIABLE)

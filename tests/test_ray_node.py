@@ -57,6 +57,15 @@ def test_a_variable_that_is_set_keeps_its_value(environment: dict[str, str]) -> 
     assert environment["RAY_worker_niceness"] == "5"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_gets_colour_codes(
+    is_terminal: bool, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    prepare_environment()
+    assert ("RAY_COLOR_PREFIX" in environment) is not is_terminal
+
+
 def test_a_folder_whose_path_is_too_long_for_a_socket_is_not_taken(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -120,6 +129,15 @@ def test_this_machines_own_servers_are_reached_without_a_proxy(
     environment["no_proxy"] = "example.com"
     prepare_environment()
     assert environment["no_proxy"] == "example.com,127.0.0.1,::1"
+
+
+def test_the_file_of_keys_is_found_from_any_folder(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment["API_KEYS_FILE"] = "keys"
+    prepare_environment()
+    assert environment["API_KEYS_FILE"] == str(tmp_path / "keys")
 
 
 def _short_folder() -> Path:

@@ -1,36 +1,48 @@
 """The HTTP door. `build` makes one FastAPI application of the routes of every API."""
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api import native, openai
+from deployments.api import native, openai, readiness, swagger_ui
+from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
+from deployments.keys import Keys
 from deployments.proxy_uploads import ReportedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
-def build(router: Router) -> FastAPI:
+def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     """The routes over a router's methods.
+
+    keys: that callers need; None: everybody may call
 
     A failure outside any API's own routes, as of an unknown path, is answered in OpenAI's form
     where OpenAI's clients ask, and otherwise in the native form.
     """
-    app = FastAPI(
+    app = GuardedApp(
+        keys=keys or Keys(stated=True),
+        allowed_origins=router.args.allowed_origins,
         title="Whisper",
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
         # A redirect has no body, and `curl` does not follow it.
         redirect_slashes=False,
+        # FastAPI's own pages load their scripts from a public CDN.
+        docs_url=None,
+        redoc_url=None,
     )
     bodies = Bodies(router)
     app.include_router(native.routes(router, bodies))
     app.include_router(openai.routes(router, bodies))
+    app.include_router(readiness.routes(router))
+    app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
     app.add_middleware(ReportedBodies)
+    app.add_middleware(_InWork, router)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -38,8 +50,10 @@ def build(router: Router) -> FastAPI:
         headers = dict(error.headers or {})
         text = error.detail
         if error.status_code == 404:
-            docs = request.scope.get("root_path", "") + str(app.docs_url)
-            text = f"Not found: GET {docs} lists the routes"
+            prefix = request.scope.get("root_path", "")
+            text = f"Not found: GET {prefix}{swagger_ui.PATH} lists the routes"
+            if openai.serves(_path(request)):
+                text += f"; the base URL of OpenAI's clients ends with {prefix}/v1"
         elif error.status_code == 405:
             methods = {method.strip() for method in headers["Allow"].split(",")}
             if "GET" in methods:
@@ -66,6 +80,21 @@ def build(router: Router) -> FastAPI:
         return contract_response(error)
 
     return app
+
+
+class _InWork:
+    """ASGI middleware that lets the router count the requests in work, to their last byte."""
+
+    def __init__(self, app: ASGIApp, router: Router) -> None:
+        self._app, self._router = app, router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # `lifespan` lasts as long as the application.
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._router.requests.request():
+            await self._app(scope, receive, send)
 
 
 def _path(request: Request) -> str:

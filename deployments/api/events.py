@@ -4,10 +4,16 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from deployments.api.leaving import until_caller_leaves
+from deployments.contract.errors import RequestCancelledError
+
+MEDIA_TYPE = "text/event-stream"
 
 # A comment, which clients ignore. Gateways cut connections on which nothing is sent.
 _PING = ": ping\n\n"
@@ -19,14 +25,10 @@ def event_stream(
 ) -> StreamingResponse:
     """Answer with messages that are made by `message`; a ping comes first, and whenever none does.
 
-    The generator is closed when the caller leaves.
+    The generator is closed at the end and when the caller leaves. Its error ends the connection, so
+    that the caller sees that the stream is not whole.
     """
-    return StreamingResponse(
-        _with_pings(messages, ping_interval_s),
-        media_type="text/event-stream",
-        # nginx would collect the events.
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+    return _EventStream(messages, ping_interval_s)
 
 
 def message(data: str, event: str | None = None) -> str:
@@ -39,31 +41,44 @@ def message(data: str, event: str | None = None) -> str:
     return f"{head}data: {data}\n\n"
 
 
+class _EventStream(StreamingResponse):
+    media_type = MEDIA_TYPE
+
+    def __init__(self, messages: AsyncGenerator[str, None], interval_s: float) -> None:
+        self._messages = messages
+        self._texts = _with_pings(messages, interval_s)
+        # nginx would collect the events.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._texts, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # There is nobody left to be told.
+        with suppress(RequestCancelledError):
+            await until_caller_leaves(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._messages), aclosing(self._texts):
+            await self.stream_response(send)
+
+
 async def _with_pings(
     messages: AsyncGenerator[str, None], interval_s: float
-) -> AsyncIterator[str]:
-    queue: asyncio.Queue[str | None] = asyncio.Queue(1)
-
-    async def pump() -> None:
+) -> AsyncGenerator[str, None]:
+    yield _PING
+    while True:
+        coming = asyncio.ensure_future(_next(messages))
         try:
-            async with aclosing(messages):
-                async for text in messages:
-                    await queue.put(text)
+            while not (await asyncio.wait((coming,), timeout=interval_s))[0]:
+                yield _PING
         finally:
-            await queue.put(None)
+            # Nothing happens here unless the stream is left.
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        text = coming.result()
+        if text is None:
+            return
+        yield text
 
-    pumping = asyncio.ensure_future(pump())
-    try:
-        yield _PING
-        while True:
-            try:
-                async with asyncio.timeout(interval_s):
-                    text = await queue.get()
-            except TimeoutError:
-                text = _PING
-            if text is None:
-                break
-            yield text
-        await pumping
-    finally:
-        pumping.cancel()
+
+async def _next(messages: AsyncGenerator[str, None]) -> str | None:
+    return await anext(messages, None)

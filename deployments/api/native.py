@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
-from deployments.contract.answer import Answer, ErrorAnswer, Health
+from deployments.api.events import MEDIA_TYPE, event_stream, message
+from deployments.api.leaving import until_caller_leaves
+from deployments.contract.answer import (
+    Answer,
+    ErrorAnswer,
+    ErrorEvent,
+    Event,
+    Health,
+)
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
-from deployments.contract.request import TranscriptionRequest, short
+from deployments.contract.request import TranscriptionRequest, short, take_stream
+from deployments.contract.values import number
 from deployments.http_errors import contract_response
 from deployments.router.request_log import logged_request
 from deployments.router.router import Router
@@ -33,10 +42,29 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 # The fields of a form that may be repeated.
 _LISTS = ("suppress_tokens", "clip_timestamps")
+_STREAM = {
+    "type": "boolean",
+    "default": False,
+    "description": "whether events are answered, as with Accept: text/event-stream",
+}
 _FILE = {
     "type": "string",
     "format": "binary",
     "description": "an audio or video file, in place of audio and audio_base64",
+}
+
+
+_EVENTS = {
+    "description": "The transcription, or the events on the way to it",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {"type": "string"},
+            "example": message('{"event":"stage","stage":"downloading"}', "stage")
+            + message('{"event":"progress","done":30.0,"total":240.0}', "progress")
+            + message('{"event":"segment","segment":{"id":0}}', "segment")
+            + message('{"event":"result","result":{}}', "result"),
+        }
+    },
 }
 
 
@@ -46,17 +74,32 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
     @api.post(
         "/transcribe",
         response_model=Answer,
-        responses=_ERRORS,
+        responses=_ERRORS | {200: _EVENTS},
         openapi_extra={"requestBody": _request_body()},
     )
     async def transcribe(request: Request) -> Response:
-        """Transcribe an audio or video file: by URL, inside the JSON, or uploaded in a form."""
+        """Transcribe an audio or video file, by URL, inside the JSON, or uploaded in a form.
+
+        With `Accept: text/event-stream`, or with `"stream": true` in the request, the answer is a
+        stream of events.
+        """
         request_id = _request_id(request)
         async with AsyncExitStack() as stack:
             with _failures_logged(request):
                 body = await stack.enter_async_context(bodies.read(request, _LISTS))
-            # The fields are not kept in a variable: they may be large, and the work long.
-            answer = await router.answer(body.take_fields(), request_id, body.file)
+                streamed = take_stream(body.fields)
+            if streamed is None:
+                streamed = _accepts_events(request)
+            if streamed:
+                # The fields are not kept in a variable: they may be large, and the work long.
+                events = router.events(body.take_fields(), request_id, upload=body.file)
+                # What is wrong with the request is raised here, and answered with its status.
+                first = await anext(events)
+                return event_stream(_messages(first, events, stack.pop_all()))
+            answer = await until_caller_leaves(
+                request.receive,
+                router.answer(body.take_fields(), request_id, body.file),
+            )
         # In a thread, because hours of words are megabytes of JSON.
         content = await asyncio.to_thread(answer.model_dump_json)
         return Response(content, media_type="application/json")
@@ -85,6 +128,39 @@ class _NativeRoute(APIRoute):
                 return contract_response(error)
 
         return answer
+
+
+async def _messages(
+    first: Event, events: AsyncGenerator[Event, None], held: AsyncExitStack
+) -> AsyncGenerator[str, None]:
+    """The events of a stream as messages.
+
+    held: what the work needs until it ends
+    """
+    async with held, aclosing(events):
+        try:
+            yield await _message(first)
+            async for event in events:
+                yield await _message(event)
+        except WhisperServeError as error:
+            yield await _message(
+                ErrorEvent(error=str(error), type=error.type, status=error.status)
+            )
+
+
+async def _message(event: Event | ErrorEvent) -> str:
+    # In a thread, because hours of words are megabytes of JSON.
+    return message(await asyncio.to_thread(event.model_dump_json), event.event)
+
+
+def _accepts_events(request: Request) -> bool:
+    """Whether the caller names event streams, and names no JSON that it likes better."""
+    wish: dict[str, float] = {}
+    for media_range in request.headers.get("accept", "").lower().split(","):
+        name, *parameters = (part.strip() for part in media_range.split(";"))
+        weights = [number(p[2:]) for p in parameters if p.startswith("q=")]
+        wish[name] = weights[0] if weights and isinstance(weights[0], float) else 1.0
+    return wish.get(MEDIA_TYPE, 0.0) > wish.get("application/json", 0.0)
 
 
 def _request_id(request: Request) -> str | None:
@@ -117,13 +193,17 @@ def _request_body() -> dict[str, Any]:
         "audio_base64": base64.b64encode(audio).decode(),
         "word_timestamps": True,
     }
-    schema = TranscriptionRequest.model_json_schema()
-    form = TranscriptionRequest.model_json_schema()
-    form["properties"] = {"file": _FILE, **form["properties"]}
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": schema, "example": example},
-            "multipart/form-data": {"schema": form},
+            "application/json": {"schema": _schema(), "example": example},
+            "multipart/form-data": {"schema": _schema(file=_FILE)},
         },
     }
+
+
+def _schema(**first: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a request of HTTP, which has fields of its own beside the contract's."""
+    schema = TranscriptionRequest.model_json_schema()
+    schema["properties"] = {**first, **schema["properties"], "stream": _STREAM}
+    return schema

@@ -159,6 +159,18 @@ class Result(_Answered):
 Event = Stage | Progress | SegmentEvent | Result
 
 
+class ErrorEvent(_Answered):
+    """An event, the last of a stream over HTTP that fails: what the answer would have been.
+
+    status: the HTTP status that a request without a stream is answered with
+    """
+
+    event: Literal["error"] = "error"
+    error: str
+    type: str
+    status: int
+
+
 class ServedModel(_Answered):
     """One model of the application.
 
@@ -186,6 +198,12 @@ class Health(_Answered):
     application: str
     status: Literal["ok"] = "ok"
     default_model: str
+
+
+class Ready(_Answered):
+    """Says that requests to the default model need not wait for its start."""
+
+    status: Literal["ready"] = "ready"
 
 
 def segments_of(segments: list[dict[str, Any]], words: bool) -> list[Segment]:

@@ -21,6 +21,7 @@ from deployments.contract.options import (
     WholeNumber,
     blank_to_null,
 )
+from deployments.contract.values import boolean
 
 # The most characters of a caller's own text that an error quotes.
 _MAX_ECHO = 60
@@ -146,6 +147,20 @@ def unwrapped(payload: Any) -> Any:
     """What is inside `{"input": ...}`, or the payload itself."""
     wrapped = isinstance(payload, dict) and set(payload) == {"input"}
     return payload["input"] if wrapped else payload
+
+
+def take_stream(payload: Any) -> bool | None:
+    """Take the field `stream` out of a request, where events are wanted in place of an answer.
+
+    None where it is absent. Raises InvalidRequestError.
+    """
+    stream = None
+    for fields in (payload, unwrapped(payload)):
+        if isinstance(fields, dict) and "stream" in fields:
+            stream = boolean(blank_to_null(fields.pop("stream")))
+    if stream is None or isinstance(stream, bool):
+        return stream
+    raise InvalidRequestError("Invalid stream: must be true or false")
 
 
 def parse_request(payload: Any) -> TranscriptionRequest:

@@ -146,6 +146,7 @@ class Engine:
         self,
         audio: np.ndarray,
         *,
+        on_start: Callable[[], None] | None = None,
         on_progress: OnProgress | None = None,
         on_segments: OnSegments | None = None,
         cancelled: Cancelled | None = None,
@@ -157,6 +158,8 @@ class Engine:
 
         audio: waveform at 16 kHz, shape (samples,): float32, or int16 as ffmpeg delivers it before
             `whisper.load_audio` divides it by 32,768
+        on_start(): called once, when the first window has its slot and the work on it begins. It is
+            called on the engine's thread, so it must be quick.
         on_progress(done_seconds, total_seconds): called once with 0 at the start, then after each
             window
         on_segments(segments): called after each window with the segments that have become final
@@ -173,7 +176,7 @@ class Engine:
         `max_busy_s`, EngineClosedError if the engine is or gets closed, and whatever
         `whisper.transcribe` raises.
         """
-        session = Session(self.scheduler, cancelled or _never, max_busy_s)
+        session = Session(self.scheduler, cancelled or _never, max_busy_s, on_start)
         try:
             result = transcribe(
                 session,

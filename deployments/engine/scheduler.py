@@ -181,6 +181,7 @@ class Scheduler:
             self.queues.put_back(task)
 
     def _detect(self, tasks: list[DetectTask]) -> None:
+        _start(tasks)
         detected = self.runner.detect_languages([task.mel for task in tasks])
         for task, (features, probabilities) in zip(tasks, detected, strict=True):
             task.transcription.detected = task.mel, features
@@ -194,6 +195,7 @@ class Scheduler:
             self.queues.succeed(task, frames)
 
     def _begin(self, tasks: list[DecodeTask]) -> None:
+        _start(tasks)
         new = [task for task in tasks if task.transcription.window is not task.mel]
         for task, features in zip(new, self._features(new), strict=True):
             self.runner.decoder.write_cross_kv(_slot(task), features)
@@ -271,6 +273,11 @@ def _log_failure(error: Exception, windows: int, retry: int) -> None:
         type(error).__name__,
         retry,
     )
+
+
+def _start(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        task.transcription.start()
 
 
 def _slot(task: Task) -> int:

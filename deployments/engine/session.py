@@ -15,6 +15,7 @@ from deployments.engine.tasks import (
     DecodeTask,
     DetectTask,
     MelTask,
+    OnStart,
     Transcription,
     Usage,
 )
@@ -31,11 +32,15 @@ class Session:
     """
 
     def __init__(
-        self, scheduler: Scheduler, cancelled: Cancelled, max_busy_s: float = math.inf
+        self,
+        scheduler: Scheduler,
+        cancelled: Cancelled,
+        max_busy_s: float = math.inf,
+        on_start: OnStart | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = scheduler.runner
-        self._transcription = Transcription(cancelled, max_busy_s)
+        self._transcription = Transcription(cancelled, max_busy_s, on_start)
         self._language_probability: float | None = None
         self._decodings = 0
         self.facts = self._runner.facts

@@ -15,6 +15,7 @@ from deployments.engine.upstream.log_mel import Mel, Spectrogram
 from deployments.engine.upstream.timing import Passage
 
 Cancelled = Callable[[], bool]
+OnStart = Callable[[], None]
 
 
 class TranscriptionCancelled(Exception):
@@ -57,14 +58,21 @@ class Transcription:
     window: the window whose cross-attention keys and values are in the slot
     detected: the window in which the language was detected, and its features
     cancelled: asked now and then whether the work is to end
+    on_start: called once, when the work on the first window begins
     max_busy_s: how much of the engine's time the work may take
 
     `TaskQueues` grants the slot and takes it back, under its lock. The engine's thread changes the
     rest, while the caller's thread waits for a task.
     """
 
-    def __init__(self, cancelled: Cancelled, max_busy_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        cancelled: Cancelled,
+        max_busy_s: float = math.inf,
+        on_start: OnStart | None = None,
+    ) -> None:
         self.cancelled = cancelled
+        self._on_start = on_start
         self._max_busy_s = max_busy_s
         self._busy_s = 0.0
         self.slot: int | None = None
@@ -86,6 +94,12 @@ class Transcription:
         self.window = None
         self.detected = None
         return slot
+
+    def start(self) -> None:
+        """The work on a window begins. Raises what the caller's callback raises."""
+        if self._on_start is not None:
+            self._on_start()
+            self._on_start = None
 
     def begin_window(self, mel: Mel) -> None:
         """The audio of this window is in the slot from now on."""

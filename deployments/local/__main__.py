@@ -1,7 +1,7 @@
 """The application on this machine, in a Ray of its own: for good, or for one recording.
 
     python -m deployments.local serve [--port PORT]
-    python -m deployments.local transcribe AUDIO [--args JSON] [--port PORT]
+    python -m deployments.local transcribe AUDIO [--args JSON] [--door DOOR] [--port PORT]
 
 Results go to stdout, everything else to stderr. The exit status is 0, 1 after an error that one
 line on stderr explains, or 130 after Ctrl-C.
@@ -22,6 +22,7 @@ from deployments.contract.errors import (
 )
 from deployments.local import commands
 from deployments.local.console import say
+from deployments.local.doors import DOORS
 from deployments.local.interrupts import Interrupts
 from deployments.local.processes import adopt_orphans, end_children
 from deployments.ray_node import StartError, log_folder, prepare_environment
@@ -53,6 +54,7 @@ def main() -> int:
                     arguments.args,
                     result,
                     interrupts.check,
+                    arguments.door,
                 )
         return 0
     except (
@@ -83,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("audio", help="URL or path of an audio or video file")
     transcribe.add_argument(
         "--args", default="{}", help="more fields of the request, JSON"
+    )
+    transcribe.add_argument(
+        "--door", choices=DOORS, default="native", help="the HTTP API to use"
     )
     for command in (serve, transcribe):
         command.add_argument("--port", type=_port, help="instead of the configured one")

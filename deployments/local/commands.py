@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shlex
 import threading
 from collections.abc import Callable
@@ -14,15 +15,19 @@ import requests
 from deployments import checkpoints
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import WhisperServeError
-from deployments.contract.request import parse_request
-from deployments.launch import running_app
+from deployments.keys import KEYS, KEYS_FILE, NONE, is_loopback
+from deployments.launch import check_keys, running_app
 from deployments.local import loopback
-from deployments.local.console import progress, readable_json, say
+from deployments.local.console import progress, say
+from deployments.local.doors import DOORS, Refused
 from deployments.ray_node import handle_environment
 from deployments.serve_config import CONFIG, base_url
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
+
+
+_LOOPBACK = "127.0.0.1"
 
 
 class CommandError(Exception):
@@ -43,6 +48,7 @@ def serve(
     """
     host, port = config.http_options.host, config.http_options.port
     _check_address(host, port)
+    check_keys(host)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
@@ -66,8 +72,9 @@ def transcribe(
     fields: str,
     out: TextIO,
     check_interrupted: Callable[[], None] = lambda: None,
+    door: str = "native",
 ) -> None:
-    """Transcribe one recording and write the answer as JSON.
+    """Transcribe one recording and write the answer.
 
     An application that runs on the configured port is used; otherwise one is started for this
     request.
@@ -75,24 +82,29 @@ def transcribe(
     audio: URL or path
     fields: more fields of the request, a JSON object
     check_interrupted: as of `serve`
+    door: of `DOORS`, by name
 
     Raises CommandError, CheckpointError, requests.RequestException if the application does not
     answer, and ConfigError, DeviceError, ModelUnavailableError, StartError and RuntimeError as
     `running_app` does.
     """
-    request = _request(audio, fields)
-    model = _requested_model(request, args)
+    request = DOORS[door](audio, _parsed(fields))
+    try:
+        # A wrong request fails before anything starts.
+        model = request.model(args)
+    except WhisperServeError as error:
+        raise CommandError(str(error)) from None
+    if "://" not in audio and not Path(audio).is_file():
+        raise CommandError(f"no such file: {audio}")
     with contextlib.ExitStack() as stack:
-        if "://" not in audio:
-            if not Path(audio).is_file():
-                raise CommandError(f"no such file: {audio}")
-            request["audio"] = stack.enter_context(loopback.served(Path(audio)))
         host = config.http_options.host
         url = _running_url(config)
         if url is not None:
             say(f"using the application that runs on {url}")
         else:
             _check_address(host, 0)
+            _keep_to_this_machine(config)
+            host = config.http_options.host
             for name in dict.fromkeys([args.default_model, model.name]):
                 _fetch_weights(args.model(name))
             with progress("starting Ray Serve and the model"):
@@ -101,37 +113,31 @@ def transcribe(
                 )
                 check_interrupted()
             stack.callback(say, "stopping")
-        with progress("transcribing"):
-            answer = loopback.session().post(
-                f"{url}/transcribe", json=request, timeout=None
-            )
-    result = answer.json()
-    if not answer.ok:
-        raise CommandError(result["error"])
-    print(readable_json(result), file=out)
+        try:
+            with progress("transcribing"):
+                answer = request.ask(url)
+        except Refused as error:
+            raise CommandError(str(error)) from None
+    out.write(answer)
 
 
-def _request(audio: str, fields: str) -> dict[str, Any]:
+def _parsed(fields: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(fields) | {"audio": audio})
+        return dict(json.loads(fields) | {})
     except (ValueError, TypeError):
         raise CommandError(
             """ARGS must be a JSON object, such as '{"language": "pt"}'"""
         ) from None
 
 
-def _requested_model(request: dict[str, Any], args: AppArgs) -> ModelArgs:
-    """The model of the request. Checked here, so that a wrong request fails before anything starts.
-
-    Raises CommandError.
-    """
-    try:
-        parsed = parse_request(request)
-        model = args.model(parsed.model or args.default_model)
-        args.check_fits(parsed, model)
-    except WhisperServeError as error:
-        raise CommandError(str(error)) from None
-    return model
+def _keep_to_this_machine(config: "ServeDeploySchema") -> None:
+    """Let an application of this command's own need no key, and be out of others' reach instead."""
+    if not is_loopback(config.http_options.host):
+        config.http_options.host = (
+            "::1" if ":" in config.http_options.host else _LOOPBACK
+        )
+    os.environ.pop(KEYS_FILE, None)
+    os.environ[KEYS] = NONE
 
 
 def _fetch_weights(model: ModelArgs) -> None:

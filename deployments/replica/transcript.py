@@ -37,7 +37,7 @@ class Reply(Enum):
     """A replica's first word to a request."""
 
     ACCEPTED = "accepted"
-    # It has as many requests as it will soon decode; nothing follows.
+    # It has as many requests as it will soon decode; how many windows wait follows in a Stage.
     FULL = "full"
 
 

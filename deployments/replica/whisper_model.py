@@ -14,19 +14,14 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from deployments import checkpoints
 from deployments.audio import SAMPLE_RATE
 from deployments.config import ModelArgs, max_batch_windows, requests_per_replica
-from deployments.contract.answer import (
-    Progress,
-    SegmentEvent,
-    segments_of,
-    words_of,
-)
+from deployments.contract.answer import Stage, segments_of, words_of
 from deployments.contract.errors import (
     CheckpointError,
     DecodingLimitError,
@@ -47,6 +42,7 @@ from deployments.replica import nvidia
 from deployments.replica.load_attempt import LoadAttempt
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.owners import OwnerWatch
+from deployments.replica.reports import Reports
 from deployments.replica.scaling import LOAD_FAILED
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
@@ -54,7 +50,6 @@ from deployments.replica.warnings import language_warnings, warnings_of
 
 if TYPE_CHECKING:
     from deployments.engine import Engine, Usage
-    from deployments.engine.upstream.transcribe import OnProgress, OnSegments
 
 logger = logging.getLogger(__name__)
 
@@ -117,16 +112,25 @@ class WhisperModel:
     ) -> AsyncGenerator[Reply | ReplicaEvent, None]:
         """Whether the request is accepted, and then its events; the transcript comes last.
 
-        segments, progress: whether these events are wanted
+        A full replica tells in a stage how many windows wait.
+
+        segments, progress: whether these events are wanted; stages are wanted with the progress
         """
-        if self._accepted >= self._max_accepted():
+        accepted, slots = self._accepted, self._slots()
+        if accepted >= requests_per_replica(slots):
             yield Reply.FULL
+            yield Stage(stage="queued", windows_ahead=accepted - slots)
             return
         self._accepted += 1
+        reports = Reports(
+            segments=segments, progress=progress, words=options.word_timestamps
+        )
         try:
             yield Reply.ACCEPTED
+            # A request has one window at a time, so there is a slot for each of the first ones.
+            windows_ahead = accepted - slots if accepted >= slots else None
             async with aclosing(
-                self._events(audio, options, segments, progress)
+                self._events(audio, options, reports, windows_ahead)
             ) as events:
                 async for event in events:
                     yield event
@@ -160,47 +164,26 @@ class WhisperModel:
             self._attempt = LoadAttempt(self._load)
         return await self._attempt.wait()
 
-    def _max_accepted(self) -> int:
+    def _slots(self) -> int:
         engine = self._attempt.engine
-        slots = (
-            engine.stats().slots if engine else max_batch_windows(self._gpu_share > 0)
-        )
-        return requests_per_replica(slots)
+        if engine is None:
+            return max_batch_windows(self._gpu_share > 0)
+        return engine.stats().slots
 
     async def _events(
         self,
         audio: SharedAudio,
         options: TranscriptionOptions,
-        segments: bool,
-        progress: bool,
+        reports: Reports,
+        windows_ahead: int | None,
     ) -> AsyncGenerator[ReplicaEvent, None]:
-        events: asyncio.Queue[ReplicaEvent | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def emit(event: ReplicaEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        def on_progress(done: float, total: float) -> None:
-            emit(Progress(done=done, total=total))
-
-        def on_segments(final: list[dict[str, Any]]) -> None:
-            for segment in segments_of(final, options.word_timestamps):
-                emit(SegmentEvent(segment=segment))
-
         work = asyncio.ensure_future(
-            self._transcribe(
-                audio,
-                options,
-                on_progress if progress else None,
-                on_segments if segments else None,
-            )
+            self._transcribe(audio, options, reports, windows_ahead)
         )
-        work.add_done_callback(lambda _: events.put_nowait(None))
         try:
             with self._owners.watching(audio.owner, work):
-                while (event := await events.get()) is not None:
+                async for event in reports.until_done(work):
                     yield event
-                yield await work
         finally:
             work.cancel()
             # The outcome is looked at here, because nobody else may be left to do so.
@@ -289,11 +272,14 @@ class WhisperModel:
         self,
         shared: SharedAudio,
         options: TranscriptionOptions,
-        on_progress: "OnProgress | None",
-        on_segments: "OnSegments | None",
+        reports: Reports,
+        windows_ahead: int | None,
     ) -> Transcript:
         engine = await self.engine()
         audio = await shared.samples()
+        duration_s = len(audio) / SAMPLE_RATE
+        if windows_ahead is not None:
+            reports.queued(duration_s, windows_ahead)
         cancelled = threading.Event()
 
         def work() -> Transcript:
@@ -301,11 +287,10 @@ class WhisperModel:
             started = time.monotonic()
             result = engine.transcribe(
                 audio,
-                on_progress=on_progress,
-                on_segments=on_segments,
                 cancelled=cancelled.is_set,
                 on_usage=used.append,
                 max_busy_s=self._max_busy_s(audio),
+                **reports.callbacks(duration_s),
                 **options.whisper_options(),
             )
             seconds = time.monotonic() - started

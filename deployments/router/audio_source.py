@@ -19,8 +19,10 @@ from deployments.audio.decode import DecodedAudio, decode_audio
 from deployments.audio.download import FetchLimits, fetch_audio
 from deployments.audio.not_audio import kind_of_text
 from deployments.config import AppArgs
+from deployments.contract.answer import Stage
 from deployments.contract.errors import AudioUrlError, InvalidAudioError
 from deployments.contract.request import TranscriptionRequest, UploadRequest
+from deployments.router.stages import Tell, untold
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,27 @@ class AudioLoader:
         source: AudioSource,
         track: int | str | None = None,
         channel: int | None = None,
+        tell: Tell = untold,
     ) -> Waveform:
         """Download and decode. Cancelling the call ends the work soon.
 
         track, channel: as in `decode_audio`
+        tell: told when the download and the decoding begin
 
         Raises AudioUrlError, AudioHostError, InvalidAudioError and InvalidRequestError.
         """
         cancelled = threading.Event()
         # In this request's context, for the request id that Serve puts into log lines.
         context = contextvars.copy_context()
-        work = partial(context.run, self._load, source, track, channel, cancelled)
+        loop = asyncio.get_running_loop()
+
+        def tell_loop(stage: Stage) -> None:
+            loop.call_soon_threadsafe(tell, stage)
+
+        work = partial(
+            context.run, self._load, source, track, channel, cancelled, tell_loop
+        )
         try:
-            loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, work)
         finally:
             cancelled.set()
@@ -121,8 +131,11 @@ class AudioLoader:
         track: int | str | None,
         channel: int | None,
         cancelled: threading.Event,
+        tell: Tell,
     ) -> Waveform:
         started = time.monotonic()
+        if isinstance(source, RemoteAudio):
+            tell(Stage(stage="downloading"))
         with ExitStack() as stack:
             file = stack.enter_context(
                 fetch_audio(source.url, self._limits, cancelled.is_set, source.headers)
@@ -130,6 +143,7 @@ class AudioLoader:
                 else source
             )
             downloaded = time.monotonic()
+            tell(Stage(stage="decoding"))
             try:
                 decoded = decode_audio(
                     file,

@@ -14,34 +14,39 @@ from collections.abc import (
     Iterator,
 )
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.audio import SAMPLE_RATE
 from deployments.config import AppArgs, ModelArgs
-from deployments.contract.errors import (
-    ModelUnavailableError,
-    OverloadedError,
-    RequestTimeoutError,
-)
+from deployments.contract.answer import Stage
+from deployments.contract.errors import ModelUnavailableError, OverloadedError
 from deployments.contract.options import TranscriptionOptions
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
+from deployments.router.deadline import Deadline
+from deployments.router.line import Line
 from deployments.router.places import Places
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
     retried_once,
 )
+from deployments.router.stages import Tell, untold
 from deployments.router.start_failure import NoReplicaError, start_failure
 
 logger = logging.getLogger(__name__)
 
 # A replica that answered this recently is not asked again whether it is ready.
 _STILL_READY_S = 1.0
+# A replica that has loaded the model answers sooner than this. Later, callers are told of a start.
+_READY_WITHIN_S = 0.5
 # A replica that is busy loading may leave the question about its slots unanswered.
 _SLOTS_TIMEOUT_S = 1.0
 # Idle replicas are asked no more often than this: Serve may count a call as traffic, and so keep
@@ -75,13 +80,15 @@ class ModelClient:
         self._gpu_share = gpu_share
         self._share_audio = share_audio
         self._places = Places(self.max_concurrency)
-        self._dispatching = asyncio.Lock()
+        self._line = Line()
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
         # When a replica last said whether it has room.
         self._replied_at = -math.inf
         # By number of replicas: what they told when they were last idle, and when that was.
         self._idle: dict[int, tuple[SlotUse, float]] = {}
+        # What the replicas said of it when they last answered.
+        self._loaded = False
 
     @property
     def max_concurrency(self) -> int:
@@ -94,19 +101,21 @@ class ModelClient:
         self._places.resize(self.max_concurrency)
 
     @asynccontextmanager
-    async def admitted(self) -> AsyncIterator[None]:
+    async def admitted(self, tell: Tell = untold) -> AsyncIterator[None]:
         """Hold one of the model's places, which are given in order of arrival.
+
+        tell: told where the request has to wait
 
         The places bound how much audio is in memory at once. Raises OverloadedError where too many
         requests wait already.
         """
-        if (
-            self._places.all_held
-            and self._places.waiting >= self._args.max_waiting_requests
-        ):
-            raise OverloadedError(
-                f"Too many requests wait for model '{self.model.name}', try again later"
-            )
+        if self._places.all_held:
+            if self._places.waiting >= self._args.max_waiting_requests:
+                raise OverloadedError(
+                    f"Too many requests wait for model '{self.model.name}',"
+                    " try again later"
+                )
+            tell(Stage(stage="queued"))
         async with self._places.one():
             yield
 
@@ -116,19 +125,22 @@ class ModelClient:
         options: TranscriptionOptions,
         segments: bool = True,
         progress: bool = True,
+        tell: Tell = untold,
     ) -> AsyncGenerator[ReplicaEvent, None]:
         """A replica's events; the transcript, which comes last, tells `model_start_s`.
 
         audio: int16 waveform at 16 kHz, shape (samples,)
-        segments, progress: whether these events are wanted
+        segments, progress: whether these events are wanted; stages are wanted with the progress
+        tell: told of a start of the model and of waiting for a replica
 
         A request whose replica dies is tried once more, but not after a segment has gone out.
         Raises ModelUnavailableError, RequestTimeoutError and what the replica raises.
         """
-        deadline = _Deadline(self._args.request_timeout_s)
+        request = _Request(audio, options, segments, progress, tell)
+        deadline = Deadline(self._args.request_timeout_s)
 
         def attempt() -> AsyncGenerator[ReplicaEvent, None]:
-            return self._attempt(audio, options, segments, progress, deadline)
+            return self._attempt(request, deadline)
 
         def on_retry() -> None:
             logger.warning("event=replica_died model=%s retry=true", self.model.name)
@@ -151,6 +163,7 @@ class ModelClient:
         None where no replica has loaded the model, or one does not answer within a second.
         """
         if not replicas:
+            self._loaded = False
             return None
         idle, asked_at = self._idle.get(replicas, (None, -math.inf))
         if not self._places.held and time.monotonic() - asked_at < _STILL_IDLE_S:
@@ -159,7 +172,10 @@ class ModelClient:
             answers = await self._handle.broadcast("slots").results_async(
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
             )
-        except (TimeoutError, DeploymentUnavailableError):
+        except TimeoutError:
+            return None
+        except DeploymentUnavailableError:
+            self._loaded = False
             return None
         except (RayError, RuntimeError) as error:
             # GET /models must answer even if one model cannot.
@@ -171,6 +187,7 @@ class ModelClient:
             return None
         # A replica that is still loading answers None, and one that has died an error.
         loaded = [answer for answer in answers if isinstance(answer, SlotUse)]
+        self._loaded = bool(loaded)
         if not loaded:
             return None
         total = SlotUse(
@@ -182,19 +199,24 @@ class ModelClient:
             self._idle[replicas] = (total, time.monotonic())
         return total
 
+    async def loaded(self, replicas: int) -> bool:
+        """Whether a replica has loaded the model. Starts no replica.
+
+        Where none answers within a second, as on a busy machine, what the last answer said holds.
+
+        replicas: how many run
+        """
+        await self.slots(replicas)
+        return self._loaded
+
     async def _attempt(
-        self,
-        audio: np.ndarray,
-        options: TranscriptionOptions,
-        segments: bool,
-        progress: bool,
-        deadline: "_Deadline",
+        self, request: "_Request", deadline: Deadline
     ) -> AsyncGenerator[ReplicaEvent, None]:
         """One replica's events. Raises ReplicaLostError if the replica dies."""
         with self._errors_translated():
-            model_start_s = await self._start()
+            model_start_s = await self._start(request)
             waiting_since = time.monotonic()
-            events = await self._dispatch(audio, options, segments, progress)
+            events = await self._dispatch(request)
             waited_s = time.monotonic() - waiting_since
             exhausted = False
             try:
@@ -218,13 +240,7 @@ class ModelClient:
                     events.cancel()
                 self._request_ended.set()
 
-    async def _dispatch(
-        self,
-        audio: np.ndarray,
-        options: TranscriptionOptions,
-        segments: bool,
-        progress: bool,
-    ) -> Any:
+    async def _dispatch(self, request: "_Request") -> Any:
         """The further events of a replica that has accepted the request.
 
         While all replicas are full, the request waits for the first one that has room. Requests
@@ -232,11 +248,13 @@ class ModelClient:
         """
         stream = self._handle.options(stream=True).stream
         waiting_since = time.monotonic()
-        async with self._dispatching:
-            shared = await asyncio.to_thread(self._share_audio, audio)
+        async with self._line.turn(partial(request.tell_stage, "queued")):
+            shared = await asyncio.to_thread(self._share_audio, request.audio)
             while True:
                 self._request_ended.clear()
-                events: Any = stream.remote(shared, options, segments, progress)
+                events: Any = stream.remote(
+                    shared, request.options, request.segments, request.progress
+                )
                 # The limit counts from the last answer of any replica, so that the next requests in
                 # line do not wait for the whole limit once more.
                 silent_since = max(waiting_since, self._replied_at)
@@ -244,13 +262,15 @@ class ModelClient:
                 self._replied_at = time.monotonic()
                 if reply is Reply.ACCEPTED:
                     return events
+                waiting = await anext(events)
                 # To the end, because a stream that is left early counts as cancelled.
                 await anext(events, None)
+                self._line.no_room(waiting.windows_ahead)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_STILL_FULL_S):
                         await self._request_ended.wait()
 
-    async def _start(self) -> float:
+    async def _start(self, request: "_Request") -> float:
         """Wait until a replica has loaded the model, starting one if there is none.
 
         Returns the seconds that this took. Raises ModelUnavailableError.
@@ -258,19 +278,28 @@ class ModelClient:
         started = time.monotonic()
         if started - self._answered_at < _STILL_READY_S:
             return 0.0
-        if self._gpu_share:
-            limit = self._args.placement_timeout_s
-            ping = self._handle.ping.remote()
-            await self._answer_within(
-                limit,
-                ping,
-                f"no free share of a GPU (it needs {self._gpu_share:g} of one)"
-                f" within {limit:g} s",
-                ping,
-            )
-        ready = self._handle.ready.remote()
-        await self._first_answer(ready, ready, time.monotonic())
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_READY_WITHIN_S, request.tell_stage, "starting_model")
+        try:
+            if self._gpu_share:
+                await self._placement()
+            ready = self._handle.ready.remote()
+            await self._first_answer(ready, ready, time.monotonic())
+        finally:
+            timer.cancel()
         return time.monotonic() - started
+
+    async def _placement(self) -> None:
+        """Wait until a replica has its share of a GPU."""
+        limit = self._args.placement_timeout_s
+        ping = self._handle.ping.remote()
+        await self._answer_within(
+            limit,
+            ping,
+            f"no free share of a GPU (it needs {self._gpu_share:g} of one)"
+            f" within {limit:g} s",
+            ping,
+        )
 
     async def _first_answer(
         self, answer: Awaitable[Any], call: Any, silent_since: float
@@ -312,31 +341,20 @@ class ModelClient:
         return ModelUnavailableError(self.model.name, reason)
 
 
-class _Deadline:
-    """`request_timeout_s` of one request, which runs while the request is with a replica.
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What a replica is asked for, and who is told what happens until it begins."""
 
-    The start of the model is not counted: it has a limit of its own.
-    """
+    audio: np.ndarray
+    options: TranscriptionOptions
+    segments: bool
+    progress: bool
+    tell: Tell
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._spent = 0.0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Raises RequestTimeoutError when the time is used up."""
-        started = time.monotonic()
-        timer = asyncio.timeout(self._limit - self._spent)
-        try:
-            async with timer:
-                yield
-        except TimeoutError:
-            # A replica may raise a TimeoutError of its own.
-            if not timer.expired():
-                raise
-            raise RequestTimeoutError(
-                f"The request took longer than the limit of {self._limit:g} s"
-                " (request_timeout_s)"
-            ) from None
-        finally:
-            self._spent += time.monotonic() - started
+    def tell_stage(
+        self,
+        stage: Literal["queued", "starting_model"],
+        windows_ahead: int | None = None,
+    ) -> None:
+        duration = len(self.audio) / SAMPLE_RATE
+        self.tell(Stage(stage=stage, duration=duration, windows_ahead=windows_ahead))

@@ -7,12 +7,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from deployments.contract.errors import WhisperServeError
 from deployments.logs import error_location
+from deployments.router.metrics import count_request
 
 logger = logging.getLogger(__name__)
+
+# The name of the API key with which the request came; a door sets it.
+caller_key: ContextVar[str] = ContextVar("caller_key", default="-")
 
 # A caller's own id goes into the log, so it may hold only what fits into a line there.
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -24,6 +29,7 @@ class RequestLog:
 
     duration_s: seconds of audio
     queue_s: seconds spent waiting for a place and for slots
+    key: name of the caller's API key
     """
 
     request_id: str
@@ -31,6 +37,7 @@ class RequestLog:
     duration_s: float = 0.0
     queue_s: float = 0.0
     batch_windows: float = 0.0
+    key: str = field(default_factory=caller_key.get)
 
 
 def valid_request_id(request_id: str | None) -> str:
@@ -85,7 +92,7 @@ def _write(
     logger.log(
         level,
         "request_id=%s model=%s status=%d reason=%s duration=%.2f seconds=%.3f"
-        " queue=%.3f batch_windows=%.1f",
+        " queue=%.3f batch_windows=%.1f key=%s",
         entry.request_id,
         entry.model,
         status,
@@ -94,4 +101,7 @@ def _write(
         seconds,
         entry.queue_s,
         entry.batch_windows,
+        entry.key,
     )
+    audio_s = entry.duration_s if status == 200 else 0.0
+    count_request(entry.model, status, entry.key, audio_s)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from ray import serve
@@ -36,8 +37,10 @@ from deployments.router.audio_source import (
     Waveform,
     source_of,
 )
+from deployments.router.drain import Drain
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
+from deployments.router.stages import Tell, untold, with_stages
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ class Router:
     running_replicas: tells how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
     application: the Serve application's name, for GET /health
+
+    requests: where HTTP counts the requests that it has in work
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Router:
         }
         self._audio = self._audio_loader()
         self._limits_taken = False
+        self.requests = Drain()
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
         """Called by Serve with the deployment's `user_config`: at the start and at each change.
@@ -120,26 +126,24 @@ class Router:
 
         request: of the contract, as it came through a door
         request_id: for the log and the answer; None: a new one
-        segments, progress: whether these events are wanted; a request whose replica dies is tried
-            once more, but not after a segment has gone out
+        segments, progress: whether these events are wanted, and stages with the progress; a request
+            whose replica dies is tried once more, but not after a segment has gone out
         upload: the audio, where it came beside the request; it is closed when it has been read
+
+        Where stages are wanted, the first one comes before any work, and what is wrong with the
+        request itself is raised in place of it.
 
         Raises a WhisperServeError, whose text is fit for the caller.
         """
         with logged_request(request_id) as entry:
             job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
-            async with (
-                self._waveform_of(job, entry) as audio,
-                aclosing(
-                    job.client.stream(audio.samples, job.options, segments, progress)
-                ) as events,
-            ):
+            work = partial(self._work, job, entry, segments, progress)
+            async with aclosing(
+                with_stages(work) if progress else work(untold)
+            ) as events:
                 async for event in events:
-                    if isinstance(event, Transcript):
-                        yield Result(result=_answer(event, audio, entry))
-                    else:
-                        yield event
+                    yield event
 
     async def answer(
         self,
@@ -192,19 +196,43 @@ class Router:
         return [model.model_dump() for model in await asyncio.gather(*described)]
 
     async def ready(self) -> bool:
-        """Whether a request to the default model is transcribed without waiting for its start."""
+        """Whether requests should come here: the default model is loaded, and no drain has begun.
+
+        Where the default model may stop when idle, it is not asked, because it starts when needed.
+        """
+        if self.requests.started:
+            return False
         model = self._args.model(self._args.default_model)
         if not self._args.min_replicas(model):
             return True
         running = await asyncio.to_thread(self._running_replicas)
         replicas = running.get(model.deployment, 0)
-        return await self._clients[model.name].slots(replicas) is not None
+        return await self._clients[model.name].loaded(replicas)
+
+    async def drain(self) -> None:
+        """Be ready no longer, and return when no HTTP request is in work."""
+        await self.requests.done()
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
         default = self._args.default_model
         health = Health(application=self._application, default_model=default)
         return health.model_dump()
+
+    async def _work(
+        self, job: "_Job", entry: RequestLog, segments: bool, progress: bool, tell: Tell
+    ) -> AsyncGenerator[Event, None]:
+        async with (
+            self._waveform_of(job, entry, tell) as audio,
+            aclosing(
+                job.client.stream(audio.samples, job.options, segments, progress, tell)
+            ) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Transcript):
+                    yield Result(result=_answer(event, audio, entry))
+                else:
+                    yield event
 
     def _audio_loader(self) -> AudioLoader:
         threads = sum(client.max_concurrency for client in self._clients.values())
@@ -229,13 +257,13 @@ class Router:
 
     @asynccontextmanager
     async def _waveform_of(
-        self, job: "_Job", entry: RequestLog
+        self, job: "_Job", entry: RequestLog, tell: Tell
     ) -> AsyncIterator[Waveform]:
         """The job's audio, with one of the model's places for as long as it is in memory."""
         waiting = time.monotonic()
-        async with job.client.admitted():
+        async with job.client.admitted(tell):
             entry.queue_s = time.monotonic() - waiting
-            yield await self._audio.load(job.source, job.track, job.channel)
+            yield await self._audio.load(job.source, job.track, job.channel, tell)
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official

@@ -1,15 +1,23 @@
-"""What is posted of a running job: progress now and then, and segments if they are streamed."""
+"""What is posted of a running job: progress now and then, and its stream if there is one."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 from aiohttp import ClientError
 
-from deployments.contract.answer import Progress, SegmentEvent
+from deployments.contract.answer import (
+    Answer,
+    Event,
+    Progress,
+    Result,
+    SegmentEvent,
+    Stage,
+)
+from deployments.contract.errors import WhisperServeError
 from deployments.logs import error_location
 from deployments.runpod.job import to_json
 from deployments.runpod.job_api import JobApi, Refused, reason_of
@@ -18,9 +26,13 @@ logger = logging.getLogger(__name__)
 
 # The most bytes of one post to a job's stream; the job API takes 1 MB.
 MAX_CHUNK_BYTES = 900_000
+# Characters, of up to four bytes each.
+_LONGEST_TEXT = MAX_CHUNK_BYTES // 4
 _PROGRESS_INTERVAL_S = 2.0
 _TIMEOUT_S = 10.0
 _STREAM_TRIES = 3
+
+_Item = TypeVar("_Item", str, dict[str, Any])
 
 
 class Reports:
@@ -43,6 +55,7 @@ class Reports:
         self._job_id = job_id
         self._interval_s = interval_s
         self._segments: list[dict[str, Any]] = []
+        self._texts: list[str] = []
         self._latest: Progress | None = None
         self._reported_s = 0.0
         self._reported_at = time.monotonic()
@@ -56,6 +69,15 @@ class Reports:
             self._latest = event
         elif not self._stream_rejected:
             self._segments.append(event.segment.model_dump())
+        self._changed.set()
+
+    def add_text(self, text: str) -> None:
+        """Note a piece of a stream that is text. A reader joins what is posted."""
+        if not self._stream_rejected:
+            self._texts += [
+                text[start : start + _LONGEST_TEXT]
+                for start in range(0, len(text), _LONGEST_TEXT)
+            ]
         self._changed.set()
 
     @asynccontextmanager
@@ -95,8 +117,8 @@ class Reports:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._segments:
-                await self._post_segments(self._api)
+            while self._segments or self._texts:
+                await self._post_chunk(self._api)
             if self._closed:
                 return
             if (progress := self._due_progress()) is not None:
@@ -125,25 +147,49 @@ class Reports:
                 *(self._job_id, reason_of(error)),
             )
 
-    async def _post_segments(self, api: JobApi) -> None:
+    async def _post_chunk(self, api: JobApi) -> None:
+        pieces = len(self._segments) + len(self._texts)
         chunk = self._next_chunk()
         try:
-            await api.post_segments(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
+            await api.post_chunk(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
         except (Refused, ClientError, TimeoutError) as error:
-            # The result repeats every segment, so do not delay it for an unreachable stream.
+            # The result repeats all of it, so do not delay it for an unreachable stream.
             logger.error(
-                "event=stream_rejected job=%s segments=%d error=%s",
-                *(self._job_id, len(chunk) + len(self._segments), reason_of(error)),
+                "event=stream_rejected job=%s pieces=%d error=%s",
+                *(self._job_id, pieces, reason_of(error)),
             )
             self._stream_rejected = True
             self._segments.clear()
+            self._texts.clear()
 
-    def _next_chunk(self) -> list[dict[str, Any]]:
-        chunk: list[dict[str, Any]] = []
-        size = 0
-        while self._segments:
-            size += len(to_json(self._segments[0])) + len(", ")
-            if chunk and size > MAX_CHUNK_BYTES:
-                break
-            chunk.append(self._segments.pop(0))
-        return chunk
+    def _next_chunk(self) -> Any:
+        if self._texts:
+            return "".join(_taken(self._texts))
+        return {"segments": _taken(self._segments)}
+
+
+async def answer_of(events: AsyncGenerator[Event, None], reports: Reports) -> Answer:
+    """The answer, which comes with the last event. The other events are reported."""
+    answer: Answer | None = None
+    async with aclosing(events):
+        # To the end, because a stream that is left early counts as cancelled.
+        async for event in events:
+            if isinstance(event, Result):
+                answer = event.result
+            elif not isinstance(event, Stage):
+                reports.add(event)
+    if answer is None:
+        raise WhisperServeError("The service gave no result")
+    return answer
+
+
+def _taken(items: list[_Item]) -> list[_Item]:
+    """The first items, as many as fit into a chunk; at least one. They leave the list."""
+    taken: list[_Item] = []
+    size = 0
+    while items:
+        size += len(to_json(items[0])) + len(", ")
+        if taken and size > MAX_CHUNK_BYTES:
+            break
+        taken.append(items.pop(0))
+    return taken

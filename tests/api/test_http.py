@@ -17,7 +17,7 @@ from deployments.contract.errors import (
     WhisperServeError,
 )
 from tests.support.handles import Handle, events, transcript
-from tests.support.routers import RECORDING, router
+from tests.support.routers import RECORDING, BrokenRouter, router
 
 
 def client() -> TestClient:
@@ -77,7 +77,6 @@ def test_below_a_prefix_everything_is_found_below_it() -> None:
     below = TestClient(app, root_path="/speech")
     missing = below.get("/speech/nowhere").json()["error"]
     assert missing == "Not found: GET /speech/docs lists the routes"
-    assert "'/speech/openapi.json'" in below.get("/speech/docs").text
     document = below.get("/speech/openapi.json").json()
     assert document["servers"] == [{"url": "/speech"}]
     assert below.get("/speech/health").status_code == 200
@@ -274,17 +273,13 @@ def test_a_question_that_is_answered_has_no_line_in_the_log(
 def test_a_failure_outside_a_transcription_is_logged_by_its_kind_and_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Broken:
-        async def health(self) -> None:
-            raise ValueError("secret")
-
-    app = api.build(Broken())  # type: ignore[arg-type]
+    app = api.build(BrokenRouter())  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "deployments"):
         response = TestClient(app).get("/health")
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
     [record] = caplog.records
-    assert "reason=ValueError@test_http.py:" in record.getMessage()
-    assert "secret" not in caplog.text and "Traceback" not in caplog.text
+    assert "reason=ValueError@routers.py:" in record.getMessage()
+    assert "SECRET" not in caplog.text and "Traceback" not in caplog.text
 
 
 def test_a_caller_who_leaves_during_the_upload_is_no_failure(

@@ -23,7 +23,7 @@ from deployments.contract.errors import (
 from deployments.local import loopback
 from deployments.replica.transcript import SlotUse
 from tests.support.handles import FOREVER, SEGMENT, Handle, Response, events, transcript
-from tests.support.routers import AUDIO, RECORDING, router
+from tests.support.routers import AUDIO, RECORDING, BrokenRouter, router
 
 
 def client(handle: Handle, *names: str, **args: Any) -> TestClient:
@@ -152,11 +152,7 @@ def test_an_error_of_our_own_making_shows_nothing_of_itself() -> None:
 
 
 def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
-    class Broken:
-        async def health(self) -> None:
-            raise ValueError("secret")
-
-    app = api.build(Broken())  # type: ignore[arg-type]
+    app = api.build(BrokenRouter())  # type: ignore[arg-type]
     response = TestClient(app, raise_server_exceptions=False).get("/health")
     assert response.status_code == 500
     assert response.json() == {

@@ -15,6 +15,7 @@ import pytest
 
 from deployments.local import loopback
 from deployments.ray_node import handle_environment
+from tests.support import javascript
 from tests.support.app import App, Url, clean_environment
 from tests.support.markdown import ROOT, Block, all_blocks
 from tests.test_docs import is_command_of_the_project
@@ -27,6 +28,8 @@ PYTHON = [
         (b for b in RUN if b.language == "python"), lambda b: (b.page, b.section)
     )
 ]
+
+JAVASCRIPT = [block for block in RUN if block.language == "javascript"]
 
 # An answer with an HTTP error fails the example.
 PRELUDE = 'curl() { command curl --fail-with-body "$@"; }\n'
@@ -78,7 +81,15 @@ def test_the_python_examples_of_a_section_run(
     run(app, audio_url, text, sys.executable, "-c")
 
 
-def test_there_are_examples_of_both_kinds() -> None:
+@pytest.mark.parametrize("block", JAVASCRIPT, ids=[b.place for b in JAVASCRIPT])
+def test_a_javascript_example_prints_what_was_said(app: App, block: Block) -> None:
+    text = block.text.replace(APPLICATION, app.url.removeprefix("http://"))
+    assert re.search("country|nation", javascript.run(text, folder=ROOT))
+
+
+def test_there_are_examples_of_each_kind() -> None:
     assert any("curl" in block.text for block in SHELL)
     assert any("serve.get_" in block.text for blocks in PYTHON for block in blocks)
     assert any("requests.post" in block.text for blocks in PYTHON for block in blocks)
+    assert any("OpenAI(" in block.text for blocks in PYTHON for block in blocks)
+    assert any("stream: true" in block.text for block in JAVASCRIPT)

@@ -8,9 +8,10 @@ import pytest
 import requests
 import yaml
 
+from deployments.keys import new_key
 from deployments.local import loopback
 from deployments.serve_config import CONFIG
-from tests.support.app import wait_for
+from tests.support.app import lan_address, wait_for
 from tests.support.own_ray import ROOT, OwnRay, own_ray
 from tools.weights import weights
 
@@ -32,7 +33,7 @@ def port() -> int:
 def configuration(folder: Path, port: int, **application: Any) -> str:
     """The path of the shipped configuration with one model, on a port of its own."""
     content = yaml.safe_load(CONFIG.read_text())
-    content["http_options"]["port"] = port
+    content["http_options"] |= {"host": "0.0.0.0", "port": port}
     content["applications"][0] |= application
     args = {
         "default_model": "tiny.en",
@@ -83,6 +84,30 @@ def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
         "type": "not_found",
     }
     assert requests.get(f"{root}/-/healthz", timeout=10).text == "success"
+    # Nobody has said whether other machines need a key.
+    lan = f"http://{lan_address()}:{port}/to/text"
+    assert health(lan) == "speech"
+    refused = requests.get(f"{lan}/models", timeout=60)
+    assert (refused.status_code, refused.json()["type"]) == (403, "keys_not_set")
+
+
+def test_keys_may_come_with_the_applications_own_environment(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    key, line = new_key("alice")
+    file = configuration(
+        tmp_path,
+        port,
+        name="guarded",
+        route_prefix="/guarded",
+        runtime_env={"env_vars": {"API_KEYS": line}},
+    )
+    user.serve("deploy", "--address", user.dashboard, file)
+    url = f"http://{lan_address()}:{port}/guarded"
+    wait_for(lambda: health(url) == "guarded", 300)
+    assert requests.get(f"{url}/models", timeout=60).status_code == 401
+    answer = requests.get(f"{url}/models", headers={"x-api-key": key}, timeout=60)
+    assert answer.status_code == 200
 
 
 def test_serve_run_starts_the_application_and_ends_it(

@@ -50,6 +50,7 @@ def worker(
         log,
         PORT_HEALTH=str(health_port),
         WHISPER_HTTP_PORT=str(http_port),
+        API_KEYS="none",
         WHISPER_BEAM_SIZE="2e+00",
         WHISPER_WORD_TIMESTAMPS="True",
         WHISPER_LANGUAGE="",
@@ -148,6 +149,22 @@ def test_segments_are_streamed_before_the_whole_result(
     assert streamed_segments == answer["segments"]
     assert output(worker, other)["transcription"] == answer["transcription"]
     assert not worker.api.of(other, "stream")
+
+
+def test_a_job_may_hold_a_call_of_openais_api(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    fields = {"url": audio_url("jfk.flac"), "model": "whisper-1", "stream": True}
+    call = {"openai_route": "/v1/audio/transcriptions", "openai_input": fields}
+    job, models = worker.api.submit(call, {"openai_route": "/v1/models"})
+    text = output(worker, job)["text"]
+    assert "fellow Americans" in text
+    pieces = [post.body["output"] for post in worker.api.of(job, "stream")]
+    *messages, last, end = "".join(pieces).split("\n\n")
+    assert (last, end) == ("data: [DONE]", "")
+    assert json.loads(messages[-1].removeprefix("data: "))["text"] == text
+    listed = output(worker, models)["data"]
+    assert "tiny.en" in [model["id"] for model in listed]
 
 
 def test_a_result_over_the_limit_loses_its_tokens_and_says_so(

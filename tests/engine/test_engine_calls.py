@@ -40,16 +40,20 @@ def test_callbacks_follow_the_work_from_start_to_end(
     engine: Engine, silent: bool
 ) -> None:
     progress: list[tuple[float, float]] = []
+    started: list[int] = []
     segments: list[dict[str, Any]] = []
     options = BRIEF
     if silent:
         options = options | {"no_speech_threshold": 0.0, "logprob_threshold": 0.0}
     result = engine.transcribe(
         recording(62.5),
+        on_start=lambda: started.append(len(progress)),
         on_progress=lambda done, total: progress.append((done, total)),
         on_segments=segments.extend,
         **options,
     )
+    # Once, after the beginning and before the first window's end.
+    assert started == [1]
     assert progress[0] == (0, 62.5)
     assert progress[-1] == (62.5, 62.5)
     assert len(progress) >= 4

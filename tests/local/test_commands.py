@@ -14,6 +14,7 @@ import pytest
 from deployments import checkpoints, serve_config
 from deployments.config import AppArgs
 from deployments.local import commands, loopback
+from deployments.ray_node import StartError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -30,6 +31,9 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StartedError
 
     monkeypatch.setattr(commands, "running_app", start)
+    # A command settles these for its own process.
+    monkeypatch.setenv("API_KEYS", "")
+    monkeypatch.setenv("API_KEYS_FILE", "")
 
 
 @pytest.fixture
@@ -90,6 +94,14 @@ def test_a_port_in_use_is_reported(config: "ServeDeploySchema") -> None:
     assert str(caught.value).startswith(f"port {port} on 127.0.0.1 is in use")
 
 
+def test_other_machines_are_not_served_before_a_decision_about_keys(
+    config: "ServeDeploySchema",
+) -> None:
+    config.http_options.host = "0.0.0.0"
+    with pytest.raises(StartError, match=r"^other machines can reach 0\.0\.0\.0, and"):
+        commands.serve(config, AppArgs())
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70])
 def test_an_address_of_another_machine_is_told_before_anything_starts(
     config: "ServeDeploySchema", host: str
@@ -108,12 +120,16 @@ def test_an_address_of_another_machine_is_told_before_anything_starts(
 
 @contextmanager
 def answering(port: int, body: bytes) -> Iterator[list[str]]:
-    """A server on this port that answers everything alike; gives the paths it was asked for."""
+    """A server on this port that answers everything alike.
+
+    Gives the paths that it was asked for, each with the key that came with it.
+    """
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            key = self.headers.get("Authorization")
+            asked.append(f"{self.path} {key}" if key else self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -136,6 +152,17 @@ def test_an_application_that_runs_is_used(config: "ServeDeploySchema") -> None:
         commands.transcribe(config, AppArgs(), str(AUDIO / "jfk.mp3"), "{}", out)
     assert asked == ["/health", "/transcribe"]
     assert out.getvalue() == '{\n  "application": "whisper"\n}\n'
+
+
+def test_the_users_key_opens_an_application_that_needs_one(
+    config: "ServeDeploySchema", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHISPER_API_KEY", "a-key")
+    with answering(config.http_options.port, b'{"application": "whisper"}') as asked:
+        commands.transcribe(
+            config, AppArgs(), str(AUDIO / "jfk.mp3"), "{}", io.StringIO()
+        )
+    assert asked == ["/health", "/transcribe Bearer a-key"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from whisper.model import Whisper
 
 from deployments.config import ModelArgs
-from deployments.contract.answer import Progress, SegmentEvent, words_of
+from deployments.contract.answer import Progress, SegmentEvent, Stage, words_of
 from deployments.contract.errors import (
     DecodingLimitError,
     InvalidRequestError,
@@ -426,9 +426,8 @@ async def test_events_are_told_only_if_they_are_wanted(
     wanted = []
 
     def work(_: Engine, __: np.ndarray, **options: Any) -> None:
-        wanted.append(
-            (options["on_segments"] is not None, options["on_progress"] is not None)
-        )
+        names = ("on_segments", "on_progress", "on_start")
+        wanted.append(tuple(options[name] is not None for name in names))
         raise TranscriptionCancelled
 
     monkeypatch.setattr(Engine, "transcribe", work)
@@ -438,7 +437,37 @@ async def test_events_are_told_only_if_they_are_wanted(
                 shared(NOISE), _options(), segments, not segments
             ):
                 pass
-    assert wanted == [(True, False), (False, True)]
+    assert wanted == [(True, False, False), (False, True, True)]
+
+
+async def test_a_transcription_is_told_to_begin_and_then_how_far_it_has_come(
+    replica: WhisperModel,
+) -> None:
+    audio = np.tile(NOISE, 31)
+    events = [event async for event in replica.stream(shared(audio), _options())]
+    accepted, stage, *rest = events
+    assert accepted is Reply.ACCEPTED
+    assert stage == Stage(stage="transcribing", duration=31.0)
+    done = [event.done for event in rest if isinstance(event, Progress)]
+    assert done[0] == 0.0 and done[-1] == 31.0
+    assert done == sorted(set(done))
+    assert not any(isinstance(event, Stage) for event in rest)
+
+
+async def test_a_request_beyond_the_slots_is_told_how_many_windows_come_before_it(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _held_up(monkeypatch)
+    slots = (await replica.slots() or SlotUse(0, 0, 0)).slots
+    accepted = [replica.stream(shared(NOISE), _options()) for _ in range(slots + 2)]
+    for events in accepted:
+        assert await anext(events) is Reply.ACCEPTED
+    for windows_ahead, events in enumerate(accepted[slots:]):
+        assert await anext(events) == Stage(
+            stage="queued", duration=1.0, windows_ahead=windows_ahead
+        )
+    for events in accepted:
+        await events.aclose()
 
 
 async def test_leaving_a_stream_ends_its_work(
@@ -447,7 +476,7 @@ async def test_leaving_a_stream_ends_its_work(
     ended = threading.Event()
 
     def work(_: Engine, __: np.ndarray, **options: Any) -> None:
-        options["on_progress"](0.0, 1.0)
+        options["on_start"]()
         while not options["cancelled"]():
             time.sleep(0.01)
         ended.set()
@@ -456,6 +485,7 @@ async def test_leaving_a_stream_ends_its_work(
     monkeypatch.setattr(Engine, "transcribe", work)
     events = replica.stream(shared(NOISE), _options())
     assert await anext(events) is Reply.ACCEPTED
+    assert await anext(events) == Stage(stage="transcribing", duration=1.0)
     assert await anext(events) == Progress(done=0.0, total=1.0)
     await events.aclose()
     assert await asyncio.to_thread(ended.wait, 5)
@@ -480,7 +510,7 @@ async def test_a_full_replica_declines_a_request_and_still_answers_questions(
     for events in accepted:
         assert await anext(events) is Reply.ACCEPTED
     declined = [e async for e in replica.stream(shared(NOISE), _options())]
-    assert declined == [Reply.FULL]
+    assert declined == [Reply.FULL, Stage(stage="queued", windows_ahead=8)]
     await replica.ready()
     assert await replica.slots() is not None
     await accepted[0].aclose()

@@ -1,7 +1,7 @@
 """The router's side of one model, on a handle that answers as told. No Ray cluster."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.config import AppArgs, ModelArgs
+from deployments.contract.answer import Stage
 from deployments.contract.errors import (
     InvalidAudioError,
     ModelUnavailableError,
@@ -18,7 +19,7 @@ from deployments.contract.errors import (
     TranscriptionError,
 )
 from deployments.contract.options import TranscriptionOptions
-from deployments.replica.transcript import SlotUse, Transcript
+from deployments.replica.transcript import ReplicaEvent, SlotUse, Transcript
 from deployments.router import model_client
 from deployments.router.model_client import ModelClient
 from tests.support.handles import (
@@ -298,6 +299,47 @@ async def test_where_no_replica_answers_those_who_wait_are_told_together() -> No
             *(last(model) for _ in range(300)), return_exceptions=True
         )
     assert all("still starting" in str(failure) for failure in failures)
+
+
+async def test_only_a_start_that_takes_a_while_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_client, "_READY_WITHIN_S", 0.05)
+    for delay_s, is_told in ((0.0, False), (0.5, True)):
+        told: list[Stage] = []
+        handle = Handle(ready=[Response(None, delay_s)], stream=[events(transcript())])
+        audio = np.zeros(32_000, dtype=np.int16)
+        stream = client(handle).stream(audio, OPTIONS, tell=told.append)
+        assert [type(event) async for event in stream] == [Transcript]
+        expected = [Stage(stage="starting_model", duration=2.0)] if is_told else []
+        assert told == expected
+
+
+async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead() -> (
+    None
+):
+    handle = Handle(stream=[full(8), full(8), full(7), events(transcript())])
+    model = client(handle)
+    told: list[list[Stage]] = [[], []]
+    first, second = (
+        asyncio.ensure_future(_all(model.stream(AUDIO, OPTIONS, tell=stages.append)))
+        for stages in told
+    )
+    await asyncio.gather(first, second)
+    ahead = [[stage.windows_ahead for stage in stages] for stages in told]
+    assert ahead == [[8, 7], [9, 8]]
+    assert {stage.stage for stages in told for stage in stages} == {"queued"}
+
+
+async def test_a_request_that_finds_room_is_told_nothing() -> None:
+    told: list[Stage] = []
+    handle = Handle(stream=[events(transcript())])
+    await _all(client(handle).stream(AUDIO, OPTIONS, tell=told.append))
+    assert told == []
+
+
+async def _all(stream: AsyncGenerator[ReplicaEvent, None]) -> list[ReplicaEvent]:
+    return [event async for event in stream]
 
 
 async def test_other_limits_hold_at_once() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from deployments.contract.answer import Progress, Result, SegmentEvent
+from deployments.contract.answer import Progress, Result, SegmentEvent, Stage
 from deployments.contract.errors import (
     AudioUrlError,
     InvalidAudioError,
@@ -31,6 +32,11 @@ from tests.support.handles import (
     Response,
     events,
     transcript,
+)
+from tests.support.misbehaving_server import (
+    Connection,
+    MisbehavingServer,
+    answer_with,
 )
 from tests.support.routers import AUDIO, RECORDING, router
 
@@ -141,22 +147,73 @@ async def test_words_are_in_the_answer_exactly_when_they_were_asked_for() -> Non
 async def test_the_last_event_is_what_a_unary_request_is_answered() -> None:
     handle = answering(PROGRESS, SEGMENT, transcript())
     got = [event async for event in router(handle).events(RECORDING, "1")]
-    assert [type(event) for event in got] == [Progress, SegmentEvent, Result]
+    assert [type(event) for event in got] == [Stage, Progress, SegmentEvent, Result]
     assert isinstance(got[-1], Result)
     unary = await router(answering(transcript())).answer(RECORDING, "1")
     same = {"timings": unary.timings}
     assert got[-1].result.model_copy(update=same) == unary
 
 
+async def test_what_is_wrong_with_a_request_comes_in_place_of_its_first_stage() -> None:
+    work = events(transcript(), delay_s=FOREVER)
+    handle = Handle(stream=[work])
+    small = router(handle, max_requests_per_model=1, max_waiting_requests=0)
+    with pytest.raises(InvalidRequestError):
+        await anext(small.events({"audio": ""}))
+    first = asyncio.ensure_future(small.answer(RECORDING))
+    while "stream" not in handle.calls:
+        await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError):
+        await anext(small.events(RECORDING))
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_request_without_a_place_is_queued_before_its_audio_is_fetched() -> (
+    None
+):
+    work = events(transcript(), delay_s=FOREVER)
+    handle = Handle(stream=[work, events(transcript())])
+    small = router(handle, max_requests_per_model=1)
+    first = asyncio.ensure_future(small.answer(RECORDING))
+    while "stream" not in handle.calls:
+        await asyncio.sleep(0.01)
+    with MisbehavingServer() as server:
+        server.answer(answer_with(body=(AUDIO / "jfk.flac").read_bytes()))
+        waiting = small.events({"audio": server.url()})
+        assert await anext(waiting) == Stage(stage="queued")
+        assert not server.requests
+        first.cancel()
+        stages = [event async for event in waiting if isinstance(event, Stage)]
+    assert stages == [Stage(stage="downloading"), Stage(stage="decoding")]
+
+
+async def test_a_stage_arrives_while_the_work_on_it_goes_on() -> None:
+    let_go = threading.Event()
+
+    def held_back(connection: Connection) -> None:
+        connection.request()
+        let_go.wait(60)
+
+    with MisbehavingServer() as server:
+        server.answer(held_back)
+        stream = router(answering(transcript())).events({"audio": server.url()})
+        assert await anext(stream) == Stage(stage="downloading")
+        await stream.aclose()
+        let_go.set()
+
+
 async def test_a_handles_callers_get_plain_dicts() -> None:
     handle = answering(PROGRESS, SEGMENT, transcript())
     got = [event async for event in router(handle).stream(RECORDING, "1")]
-    assert got[0] == {"event": "progress", "done": 0.0, "total": 1.0}
-    assert got[1] == {"event": "segment", "segment": SEGMENT.segment.model_dump()}
-    assert got[2]["event"] == "result"
-    assert got[2]["result"]["transcription"] == "hello"
+    stage, progress, segment, result = got
+    assert stage == {"event": "stage", "stage": "decoding"}
+    assert progress == {"event": "progress", "done": 0.0, "total": 1.0}
+    assert segment == {"event": "segment", "segment": SEGMENT.segment.model_dump()}
+    assert result["event"] == "result"
+    assert result["result"]["transcription"] == "hello"
     answer = await router(answering(transcript())).transcribe(RECORDING, "1")
-    assert answer.keys() == got[2]["result"].keys()
+    assert answer.keys() == result["result"].keys()
 
 
 async def test_a_model_gets_the_options_and_the_waveform_and_nothing_of_the_door() -> (
@@ -287,6 +344,7 @@ async def test_a_stream_that_is_left_early_counts_as_cancelled(
 ) -> None:
     work = events(SEGMENT, transcript())
     stream = router(Handle(stream=[work])).events(RECORDING)
+    assert await anext(stream) == Stage(stage="decoding")
     assert await anext(stream) == SEGMENT
     await stream.aclose()
     assert work.cancelled
@@ -314,7 +372,7 @@ async def test_each_request_is_one_line_of_the_log(lines: list[str]) -> None:
         await served.answer({"audio": ""}, "yours")
     assert len(lines) == 2
     assert lines[0].startswith("request_id=mine model=base status=200 reason=ok ")
-    assert lines[0].endswith(" batch_windows=2.5")
+    assert lines[0].endswith(" batch_windows=2.5 key=-")
     assert lines[1].startswith(
         "request_id=yours model=- status=422 reason=invalid_request "
     )

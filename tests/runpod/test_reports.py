@@ -108,7 +108,7 @@ async def test_a_stream_that_is_refused_does_not_hold_up_the_job(
     reports = Reports(api, "job", streamed=True)
     async with reports.posted():
         reports.add(segment(0))
-    assert "event=stream_rejected job=job segments=1 error=HTTP_400" in caplog.text
+    assert "event=stream_rejected job=job pieces=1 error=HTTP_400" in caplog.text
     assert len(stand_in.of("job")) == 1
 
 
@@ -117,3 +117,18 @@ async def test_without_a_job_api_nothing_is_posted() -> None:
     async with reports.posted():
         reports.add(segment(0))
         reports.add(progress(10))
+
+
+async def test_a_stream_of_texts_goes_out_in_order_in_chunks_that_are_small_enough(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    texts = [f"{number} {'ß' * 25_000}" for number in range(100)] + [
+        "\U0001f442" * 500_000
+    ]
+    reports = Reports(api, "job")
+    async with reports.posted():
+        for text in texts:
+            reports.add_text(text)
+    chunks = stand_in.of("job", "stream")
+    assert max(chunk.size for chunk in chunks) <= MAX_CHUNK_BYTES + 100
+    assert "".join(chunk.body["output"] for chunk in chunks) == "".join(texts)

@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import http.server
+import ipaddress
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import ray
 import requests
 import torch
@@ -121,6 +125,18 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.05)
+
+
+def lan_address() -> str:
+    """An address at which other machines could reach this one; skips the test if there is none."""
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if (
+                address.family == socket.AF_INET
+                and not ipaddress.ip_address(address.address).is_loopback
+            ):
+                return address.address
+    pytest.skip("this machine has loopback alone")
 
 
 @contextlib.contextmanager

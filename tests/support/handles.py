@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.contract.answer import Progress, Segment, SegmentEvent
+from deployments.contract.answer import Progress, Segment, SegmentEvent, Stage
 from deployments.replica.transcript import Reply, Transcript
 
 # Longer than any test waits.
@@ -96,9 +96,10 @@ def events(*items: Any, delay_s: float = 0.0) -> Response:
     return Response([Reply.ACCEPTED, *items], delay_s)
 
 
-def full() -> Response:
+def full(windows_waiting: int = 8) -> Response:
     """The response of a replica that has no room for the request."""
-    return Response([Reply.FULL])
+    told = Stage(stage="queued", windows_ahead=windows_waiting)
+    return Response([Reply.FULL, told])
 
 
 def transcript(text: str = "hello", **fields: Any) -> Transcript:

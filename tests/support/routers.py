@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from deployments.config import AppArgs, ModelArgs
+from deployments.router.drain import Drain
 from deployments.router.router import Router
 from tests.support.handles import Handle
 from tests.support.shared_audio import shared
@@ -32,3 +33,16 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
         running_replicas=lambda: {model.deployment: running for model in models},
         share_audio=shared,
     )
+
+
+class BrokenRouter:
+    """A Router that fails in an unforeseen way, with a text that is for nobody."""
+
+    args = AppArgs()
+    requests = Drain()
+
+    async def health(self) -> None:
+        raise ValueError("SECRET")
+
+    async def models(self) -> None:
+        raise ValueError("SECRET")

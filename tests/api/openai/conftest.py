@@ -7,9 +7,9 @@ from openai import OpenAI
 
 from deployments import api
 from deployments.replica.transcript import SlotUse
+from tests.api.openai.recorder import Recorder
 from tests.api.openai.service import Service
 from tests.api.openai.transcripts import TRANSCRIPT, segment_events
-from tests.support import package_log
 from tests.support.handles import Handle, Response
 from tests.support.http_server import served_app
 from tests.support.routers import router
@@ -18,15 +18,15 @@ from tests.support.routers import router
 @pytest.fixture(scope="session")
 def running_service() -> Iterator[Service]:
     handle = Handle(slots=[Response([SlotUse(8, 0, 0)])], stream=[])
-    with package_log.kept():
-        app = api.build(router(handle, "base", "tiny.en", "turbo"))
+    app = Recorder(api.build(router(handle, "base", "tiny.en", "turbo")))
     with served_app(app) as url:
-        yield Service(url, handle)
+        yield Service(url, handle, app)
 
 
 @pytest.fixture
 def service(running_service: Service) -> Service:
     running_service.answers(*segment_events(), TRANSCRIPT)
+    running_service.http.clear()
     return running_service
 
 

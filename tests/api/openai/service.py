@@ -7,14 +7,16 @@ from ray.exceptions import RayTaskError
 
 from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
+from tests.api.openai.recorder import Recorder
 from tests.support.handles import Handle, Response, events
 
 
 class Service:
-    """url: without a slash at the end. handle: of all models."""
+    """url: without a slash at the end. handle: of all models. http: keeps what clients send."""
 
-    def __init__(self, url: str, handle: Handle) -> None:
+    def __init__(self, url: str, handle: Handle, http: Recorder) -> None:
         self.url = url
+        self.http = http
         self._handle = handle
 
     def answers(self, *items: Any, delay_s: float = 0.0) -> Response:

@@ -1,5 +1,6 @@
 """What OpenAI's routes say in HTTP: methods, paths, bodies, headers, and the bytes of a stream."""
 
+import http.client
 import json
 import logging
 from typing import Any
@@ -18,7 +19,7 @@ from tests.api.openai.service import Service, failing
 from tests.api.openai.transcripts import TEXT
 from tests.support.app import wait_for
 from tests.support.handles import FOREVER, Handle, events, transcript
-from tests.support.routers import AUDIO, RECORDING, router
+from tests.support.routers import AUDIO, RECORDING, BrokenRouter, router
 
 ROUTE = "/v1/audio/transcriptions"
 
@@ -79,11 +80,7 @@ def test_below_a_prefix_the_door_is_the_same() -> None:
 
 
 def test_an_unforeseen_failure_has_openais_form_too() -> None:
-    class Broken:
-        async def models(self) -> None:
-            raise ValueError("SECRET")
-
-    app = api.build(Broken())  # type: ignore[arg-type]
+    app = api.build(BrokenRouter())  # type: ignore[arg-type]
     response = TestClient(app, raise_server_exceptions=False).get("/v1/models")
     assert response.status_code == 500
     error = response.json()["error"]
@@ -195,6 +192,18 @@ def test_pings_come_before_the_first_text(service: Service) -> None:
     ) as stream:
         assert stream.status_code == 200
         assert next(stream.iter_lines()) == b": ping"
+    wait_for(lambda: response.cancelled)
+
+
+def test_a_caller_who_leaves_ends_the_work(service: Service) -> None:
+    response = service.answers(transcript(), delay_s=FOREVER)
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
+    headers = {"content-type": "application/json"}
+    connection.request(
+        "POST", ROUTE, json.dumps({"file": RECORDING["audio_base64"]}), headers
+    )
+    wait_for(lambda: service.transcriptions)
+    connection.close()
     wait_for(lambda: response.cancelled)
 
 

@@ -250,6 +250,7 @@ def test_models_are_listed_and_found_by_any_of_their_names(client: OpenAI) -> No
         ({"prompt": "<|en|>"}, openai.BadRequestError, "prompt", "invalid_value"),
         ({"temperature": 2}, openai.BadRequestError, "temperature", "invalid_value"),
         ({"file": b"no audio"}, openai.BadRequestError, "file", "invalid_audio"),
+        ({"file": b""}, openai.BadRequestError, "file", "invalid_value"),
         (
             {"extra_body": {"url": "https://example.com/a.mp3"}},
             openai.BadRequestError,

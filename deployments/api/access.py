@@ -1,0 +1,185 @@
+"""Who may use the HTTP door: API keys, and web pages of other origins.
+
+Everything here is plain ASGI, because streams and large uploads pass through it. A request that is
+refused is refused before its body is read.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.api.origins import may_post
+from deployments.http_errors import error_response
+from deployments.keys import Keys, is_loopback
+from deployments.router.request_log import caller_key, log_refusal
+
+# Probes have no key. What they learn is that the service runs.
+_OPEN_PATHS = ("/health", "/ready", "/ping")
+_OPENAI_PREFIXES = ("/v1/", "/audio/")
+_READABLE_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    "x-should-retry",
+    "x-whisper-warnings",
+)
+
+
+class GuardedApp(FastAPI):
+    """A FastAPI application whose every route is guarded, and every unknown path.
+
+    keys: that open it
+    allowed_origins: of web pages that may use it from a browser, see `AppArgs`
+    """
+
+    def __init__(
+        self, *, keys: Keys, allowed_origins: Collection[str], **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._keys = keys
+        self._allowed_origins = tuple(allowed_origins)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The guards lie outside all else: `add_middleware` would put them within Starlette's
+        answer to unforeseen errors, which a page could then not read.
+        """
+        app: ASGIApp = super().build_middleware_stack()
+        app = Guard(app, self._keys, self._allowed_origins)
+        if not self._allowed_origins:
+            return app
+        # Outermost, so that refusals can be read by the pages that are allowed, and so that a
+        # preflight request, which never holds a key, is answered.
+        return CORSMiddleware(
+            app,
+            allow_origins=self._allowed_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=_READABLE_HEADERS,
+        )
+
+
+class Guard:
+    """ASGI middleware: lets in who has a key, where one is needed, and no page of another site."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, allowed_origins: Collection[str]):
+        self._app = app
+        self._keys = keys
+        self._allowed_origins = allowed_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        caller_key.set("-")
+        refusal = await self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+        else:
+            await refusal(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """What to answer in place of the application, if anything."""
+        if _is_open(scope):
+            return None
+        headers = Headers(scope=scope)
+        if self._keys.required:
+            given = _keys_in(headers)
+            if len(given) != 1:
+                return _unauthorized(scope, _TWO_KEYS if given else _NO_KEY)
+            owner = await self._keys.owner(*given)
+            if owner is None:
+                return _unauthorized(scope, _WRONG_KEY)
+            caller_key.set(owner)
+        elif not self._keys.stated and not _is_local(scope):
+            return _refused(scope, 403, _NOT_STATED, "keys_not_set")
+        posts = scope.get("method") == "POST"
+        any_host = self._keys.required
+        if posts and not may_post(headers, self._allowed_origins, any_host=any_host):
+            return _refused(scope, 403, _CROSS_SITE, "cross_site")
+        return None
+
+
+_NO_KEY = "An API key is needed: send it in the header Authorization: Bearer KEY"
+_TWO_KEYS = "The request holds two different API keys: send one"
+_WRONG_KEY = "The API key is not one of this service's"
+_NOT_STATED = (
+    "This service has no API keys, so it answers on loopback alone: set API_KEYS or API_KEYS_FILE"
+    " where it runs, or API_KEYS=none if callers are checked elsewhere"
+)
+_CROSS_SITE = (
+    "A web page that this service does not know sent the request: add the page's origin, such as"
+    " https://example.com, to allowed_origins"
+)
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether the request needs no key.
+
+    The path is read as Starlette's router reads it, and never rebuilt from the Host.
+    """
+    if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+        return False
+    return _route(scope) in _OPEN_PATHS
+
+
+def _route(scope: Scope) -> str:
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
+
+
+def _keys_in(headers: Headers) -> set[bytes]:
+    """The different keys that a request holds. Other schemes than Bearer are no keys."""
+    given = set(headers.getlist("x-api-key"))
+    for header in headers.getlist("authorization"):
+        scheme, _, credentials = header.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            given.add(credentials)
+    # Starlette reads headers as Latin-1, so this gives back the bytes that were sent.
+    return {key.strip().encode("latin-1") for key in given if key.strip()}
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether the connection came to loopback, or through no network at all.
+
+    The proxy may run on another machine than this process, or listen on several addresses, so what
+    counts is the address of each connection.
+    """
+    address, port = scope.get("server") or (None, None)
+    # Without a port it is a Unix socket.
+    return address is None or port is None or is_loopback(address)
+
+
+def _unauthorized(scope: Scope, text: str) -> JSONResponse:
+    response = _refused(scope, 401, text, "unauthorized", "invalid_api_key")
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _refused(
+    scope: Scope, status: int, text: str, kind: str, code: str | None = None
+) -> JSONResponse:
+    """The refusal, logged, in the form of the API that was called.
+
+    kind: of the native API, and in the log
+    code: of OpenAI's API; None: as the kind
+    """
+    if scope["type"] == "http":
+        request_id = Headers(scope=scope).get("x-request-id")
+        log_refusal(request_id, status, kind)
+    if not f"{_route(scope)}/".startswith(_OPENAI_PREFIXES):
+        return error_response(status, text, kind)
+    error = {
+        "message": text,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": code or kind,
+    }
+    return JSONResponse({"error": error}, status)

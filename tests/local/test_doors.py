@@ -1,0 +1,70 @@
+"""The doors of the local command, against the HTTP application itself. No Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import api
+from deployments.config import AppArgs
+from deployments.contract.errors import InvalidRequestError
+from deployments.local import loopback
+from deployments.local.doors import DOORS, Refused
+from tests.support.handles import SEGMENT, Handle, events, transcript
+from tests.support.http_server import served_app
+from tests.support.routers import AUDIO, router
+
+RECORDING = AUDIO / "jfk-phone.wav"
+EACH_DOOR = pytest.mark.parametrize("door", DOORS)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    spoken = events(SEGMENT, transcript(segments=[SEGMENT.segment]))
+    with served_app(api.build(router(Handle(stream=[spoken])))) as url:
+        yield url
+
+
+def asked(url: str, door: str, audio: str, **fields: Any) -> str:
+    request = DOORS[door](audio, fields)
+    assert request.model(AppArgs()).name == "base"
+    return request.ask(url)
+
+
+@EACH_DOOR
+def test_a_file_and_a_url_give_the_same_text(url: str, door: str) -> None:
+    with loopback.served(RECORDING) as recording:
+        answers = [asked(url, door, audio) for audio in (str(RECORDING), recording)]
+    texts = [json.loads(answer) for answer in answers]
+    name = {"native": "transcription", "openai": "text"}[door]
+    assert [text[name] for text in texts] == ["hello", "hello"]
+
+
+def test_formats_that_are_no_json_are_printed_as_they_are(url: str) -> None:
+    subtitles = asked(url, "openai", str(RECORDING), response_format="srt")
+    assert subtitles.startswith("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
+
+
+def test_a_list_is_sent_as_a_field_that_is_repeated(url: str) -> None:
+    fields = {
+        "response_format": "verbose_json",
+        "timestamp_granularities[]": ["word", "segment"],
+    }
+    answer = json.loads(asked(url, "openai", str(RECORDING), **fields))
+    assert {"words", "segments"} <= answer.keys()
+
+
+@EACH_DOOR
+def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
+    with pytest.raises(InvalidRequestError, match="Invalid beam_size"):
+        DOORS[door](str(RECORDING), {"beam_size": 99}).model(AppArgs())
+
+
+@EACH_DOOR
+def test_the_applications_error_is_told(url: str, door: str, tmp_path: Path) -> None:
+    text = tmp_path / 'a "quoted" name.txt'
+    text.write_text("no recording")
+    with pytest.raises(Refused, match="Audio d(ownload|ecoding) failed"):
+        DOORS[door](str(text), {}).ask(url)

@@ -1,0 +1,73 @@
+"""What is counted of each request. Ray's counters are replaced by lists. No Ray cluster."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray.serve.metrics
+
+from deployments.contract.errors import OverloadedError
+from deployments.router import metrics
+from deployments.router.request_log import caller_key, log_refusal, logged_request
+
+Counted = list[tuple[str, float, dict[str, str]]]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    """What the counters were told: name, increment, tags."""
+    counted: Counted = []
+
+    class Counter:
+        def __init__(self, name: str, description: str, tag_keys: Any) -> None:
+            assert description.endswith(".")
+            self._name, self._tag_keys = name, tag_keys
+
+        def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+            assert value > 0  # Ray raises otherwise
+            assert tags is not None
+            assert tuple(tags) == self._tag_keys
+            counted.append((self._name, value, tags))
+
+    monkeypatch.setattr(ray.serve.metrics, "Counter", Counter)
+    metrics._counters.cache_clear()
+    yield counted
+    metrics._counters.cache_clear()
+
+
+def test_a_request_is_counted_by_model_status_and_key(counted: Counted) -> None:
+    token = caller_key.set("alice")
+    with logged_request(None) as entry:
+        entry.model, entry.duration_s = "base", 11.0
+    caller_key.reset(token)
+    assert counted == [
+        ("whisper_requests", 1, {"model": "base", "status": "200", "key": "alice"}),
+        ("whisper_request_audio_seconds", 11, {"model": "base", "key": "alice"}),
+    ]
+
+
+def test_the_audio_of_a_request_that_failed_is_not_counted(counted: Counted) -> None:
+    with pytest.raises(OverloadedError), logged_request(None) as entry:
+        entry.model, entry.duration_s = "base", 11.0
+        raise OverloadedError
+    assert counted == [
+        ("whisper_requests", 1, {"model": "base", "status": "503", "key": "-"})
+    ]
+
+
+def test_what_a_door_refuses_is_counted_too(counted: Counted) -> None:
+    log_refusal(None, 401, "unauthorized")
+    assert counted == [
+        ("whisper_requests", 1, {"model": "-", "status": "401", "key": "-"})
+    ]
+
+
+def test_outside_a_replica_rays_own_counters_do_no_harm(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics._counters.cache_clear()
+    with caplog.at_level(logging.INFO), logged_request("an-id") as entry:
+        entry.duration_s = 1.0
+    [told] = [r.getMessage() for r in caplog.records]
+    assert told.startswith("request_id=an-id model=- status=200 ")
