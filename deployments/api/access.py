@@ -21,7 +21,12 @@ from deployments.router.request_log import caller_key, log_refusal, valid_reques
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
-_READABLE_HEADERS = ("x-request-id", "retry-after", "x-should-retry")
+_READABLE_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    "x-should-retry",
+    "x-whisper-warnings",
+)
 
 
 class GuardedApp(FastAPI):

@@ -391,7 +391,7 @@ def test_an_allowed_page_can_read_every_answer(
     assert {
         name.strip()
         for name in asked.headers["access-control-expose-headers"].split(",")
-    } == {"x-request-id", "retry-after", "x-should-retry"}
+    } == {"x-request-id", "retry-after", "x-should-retry", "x-whisper-warnings"}
 
 
 def test_a_websocket_needs_a_key_too() -> None:

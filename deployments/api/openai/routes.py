@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
 from deployments.api.events import event_stream
+from deployments.api.leaving import until_caller_leaves
 from deployments.api.openai import errors, schema, stream
 from deployments.api.openai.answer import render
 from deployments.api.openai.form import AnswerForm, Task
@@ -58,7 +59,7 @@ def routes(router: Router, bodies: Bodies, early_s: float = _EARLY_S) -> APIRout
             answering = router.answer(parsed.request, request_id, body.file)
             del parsed
             try:
-                answer = await answering
+                answer = await until_caller_leaves(request.receive, answering)
             except WhisperServeError as error:
                 return _error_response(error, form.names)
         # In a thread, because hours of words are megabytes of text.

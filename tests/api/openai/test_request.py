@@ -100,7 +100,7 @@ def test_an_unknown_model_is_not_found(name: str) -> None:
         ({"url": URL, "file": "", "audio": None}, {"audio": URL}),
         (
             {"url": URL, "audio_headers": '{"Authorization": "Bearer x"}'},
-            {"audio": URL, "audio_headers": {"Authorization": "Bearer x"}},
+            {"audio": URL, "audio_headers": '{"Authorization": "Bearer x"}'},
         ),
         (
             {"url": URL, "audio_headers[Authorization]": "Bearer x"},

@@ -1,5 +1,6 @@
 """What OpenAI's routes say in HTTP: methods, paths, bodies, headers, and the bytes of a stream."""
 
+import http.client
 import json
 import logging
 from typing import Any
@@ -192,6 +193,18 @@ def test_pings_come_before_the_first_text(service: Service) -> None:
     ) as stream:
         assert stream.status_code == 200
         assert next(stream.iter_lines()) == b": ping"
+    wait_for(lambda: response.cancelled)
+
+
+def test_a_caller_who_leaves_ends_the_work(service: Service) -> None:
+    response = service.answers(transcript(), delay_s=FOREVER)
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
+    headers = {"content-type": "application/json"}
+    connection.request(
+        "POST", ROUTE, json.dumps({"file": RECORDING["audio_base64"]}), headers
+    )
+    wait_for(lambda: service.transcriptions)
+    connection.close()
     wait_for(lambda: response.cancelled)
 
 
