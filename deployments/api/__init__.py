@@ -5,29 +5,36 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api import native, openai
+from deployments.api import native, openai, readiness, swagger_ui
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
-from deployments.router.request_log import log_refusal
+from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
 def build(router: Router) -> FastAPI:
     """The routes over a router's methods.
 
-    A failure outside any API's own routes, as of an unknown path, is answered in the native form.
+    A failure outside any API's own routes, as of an unknown path, is answered in OpenAI's form
+    where OpenAI's clients ask, and otherwise in the native form.
     """
     app = FastAPI(
         title="Whisper",
         summary="OpenAI's Whisper: audio in; segments, words, language and text out.",
         # A redirect has no body, and `curl` does not follow it.
         redirect_slashes=False,
+        # FastAPI's own pages load their scripts from a public CDN.
+        docs_url=None,
+        redoc_url=None,
     )
     bodies = Bodies(router)
     app.include_router(native.routes(router, bodies))
     app.include_router(openai.routes(router, bodies))
+    app.include_router(readiness.routes(router))
+    app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
+    app.add_middleware(_InWork, router)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -35,7 +42,7 @@ def build(router: Router) -> FastAPI:
         headers = dict(error.headers or {})
         text = error.detail
         if error.status_code == 404:
-            docs = request.scope.get("root_path", "") + str(app.docs_url)
+            docs = request.scope.get("root_path", "") + swagger_ui.PATH
             text = f"Not found: GET {docs} lists the routes"
         elif error.status_code == 405:
             methods = {method.strip() for method in headers["Allow"].split(",")}
@@ -43,16 +50,47 @@ def build(router: Router) -> FastAPI:
                 methods.add("HEAD")
             headers["Allow"] = ", ".join(sorted(methods))
             text = f"Method not allowed: this route takes {headers['Allow']}"
-        log_refusal(request.headers.get("x-request-id"), error.status_code, kind)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status_code, kind)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, request_id, error.status_code, text, kind, headers
+            )
         return error_response(error.status_code, text, kind, headers)
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
         error = WhisperServeError("Internal error; the log names it")
-        log_refusal(request.headers.get("x-request-id"), error.status, error.type)
+        request_id = valid_request_id(request.headers.get("x-request-id"))
+        log_refusal(request_id, error.status, error.type)
+        if openai.serves(_path(request)):
+            return openai.framework_error(
+                request, request_id, error.status, str(error), error.type, {}
+            )
         return contract_response(error)
 
     return app
+
+
+class _InWork:
+    """ASGI middleware that lets the router count the requests in work, to their last byte."""
+
+    def __init__(self, app: ASGIApp, router: Router) -> None:
+        self._app, self._router = app, router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # `lifespan` lasts as long as the application.
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._router.requests.request():
+            await self._app(scope, receive, send)
+
+
+def _path(request: Request) -> str:
+    """The path below the application's prefix."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 class _HeadAsGet:

@@ -19,7 +19,6 @@ from deployments.contract.answer import (
     ErrorEvent,
     Event,
     Health,
-    ServedModel,
 )
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import TranscriptionRequest, short, take_stream
@@ -91,12 +90,6 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         # In a thread, because hours of words are megabytes of JSON.
         content = await asyncio.to_thread(answer.model_dump_json)
         return Response(content, media_type="application/json")
-
-    @api.get("/models", response_model=list[ServedModel])
-    async def models(request: Request) -> list[dict[str, Any]]:
-        """The served models: cached weights, running replicas, and the use of their slots."""
-        with _failures_logged(request):
-            return await router.models()
 
     @api.get("/health", response_model=Health)
     async def health(request: Request) -> dict[str, Any]:

@@ -200,6 +200,12 @@ class Health(_Answered):
     default_model: str
 
 
+class Ready(_Answered):
+    """Says that requests to the default model need not wait for its start."""
+
+    status: Literal["ready"] = "ready"
+
+
 def segments_of(segments: list[dict[str, Any]], words: bool) -> list[Segment]:
     """Segments of `whisper.transcribe` as plain numbers and text.
 

@@ -87,6 +87,8 @@ class ModelClient:
         self._replied_at = -math.inf
         # By number of replicas: what they told when they were last idle, and when that was.
         self._idle: dict[int, tuple[SlotUse, float]] = {}
+        # What the replicas said of it when they last answered.
+        self._loaded = False
 
     @property
     def max_concurrency(self) -> int:
@@ -161,6 +163,7 @@ class ModelClient:
         None where no replica has loaded the model, or one does not answer within a second.
         """
         if not replicas:
+            self._loaded = False
             return None
         idle, asked_at = self._idle.get(replicas, (None, -math.inf))
         if not self._places.held and time.monotonic() - asked_at < _STILL_IDLE_S:
@@ -169,7 +172,10 @@ class ModelClient:
             answers = await self._handle.broadcast("slots").results_async(
                 timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
             )
-        except (TimeoutError, DeploymentUnavailableError):
+        except TimeoutError:
+            return None
+        except DeploymentUnavailableError:
+            self._loaded = False
             return None
         except (RayError, RuntimeError) as error:
             # GET /models must answer even if one model cannot.
@@ -181,6 +187,7 @@ class ModelClient:
             return None
         # A replica that is still loading answers None, and one that has died an error.
         loaded = [answer for answer in answers if isinstance(answer, SlotUse)]
+        self._loaded = bool(loaded)
         if not loaded:
             return None
         total = SlotUse(
@@ -191,6 +198,16 @@ class ModelClient:
         if len(loaded) == replicas and not total.slots_in_use:
             self._idle[replicas] = (total, time.monotonic())
         return total
+
+    async def loaded(self, replicas: int) -> bool:
+        """Whether a replica has loaded the model. Starts no replica.
+
+        Where none answers within a second, as on a busy machine, what the last answer said holds.
+
+        replicas: how many run
+        """
+        await self.slots(replicas)
+        return self._loaded
 
     async def _attempt(
         self, request: "_Request", deadline: Deadline

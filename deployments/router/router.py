@@ -37,6 +37,7 @@ from deployments.router.audio_source import (
     Waveform,
     source_of,
 )
+from deployments.router.drain import Drain
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
 from deployments.router.stages import Tell, untold, with_stages
@@ -55,6 +56,8 @@ class Router:
     running_replicas: tells how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
     application: the Serve application's name, for GET /health
+
+    requests: where HTTP counts the requests that it has in work
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Router:
         }
         self._audio = self._audio_loader()
         self._limits_taken = False
+        self.requests = Drain()
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
         """Called by Serve with the deployment's `user_config`: at the start and at each change.
@@ -192,13 +196,22 @@ class Router:
         return [model.model_dump() for model in await asyncio.gather(*described)]
 
     async def ready(self) -> bool:
-        """Whether a request to the default model is transcribed without waiting for its start."""
+        """Whether requests should come here: the default model is loaded, and no drain has begun.
+
+        Where the default model may stop when idle, it is not asked, because it starts when needed.
+        """
+        if self.requests.started:
+            return False
         model = self._args.model(self._args.default_model)
         if not self._args.min_replicas(model):
             return True
         running = await asyncio.to_thread(self._running_replicas)
         replicas = running.get(model.deployment, 0)
-        return await self._clients[model.name].slots(replicas) is not None
+        return await self._clients[model.name].loaded(replicas)
+
+    async def drain(self) -> None:
+        """Be ready no longer, and return when no HTTP request is in work."""
+        await self.requests.done()
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""

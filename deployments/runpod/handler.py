@@ -1,6 +1,7 @@
 """From a RunPod job to the Router and back: the contract's third door.
 
-A job's result is the contract's answer, or `{"error": "<short text>"}`. The handler never raises,
+A job's result is the contract's answer, what OpenAI's API answers where the job holds a call of it,
+or `{"error": "<short text>"}`. The handler never raises,
 because RunPod's SDK would post the traceback.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import AppArgs
-from deployments.contract.answer import Answer, Event, Result, Stage
+from deployments.contract.answer import Event
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import take_stream, unwrapped
 from deployments.logs import error_location
@@ -25,7 +26,8 @@ from deployments.router.retry import (
 )
 from deployments.runpod.job import INTERNAL_ERROR, Job
 from deployments.runpod.job_api import JobApi
-from deployments.runpod.reports import Reports
+from deployments.runpod.openai_calls import OpenAICalls, is_call
+from deployments.runpod.reports import Reports, answer_of
 from deployments.runpod.result_size import fit_to_limit
 from deployments.runpod.settings import Settings
 
@@ -49,14 +51,15 @@ class JobHandler:
         args: AppArgs,
         api: JobApi | None = None,
     ) -> None:
-        self._router = router.options(stream=True)
+        self._router = router
         self._settings = settings
         self._args = args
         self._api = api
-        self._in_work: set[asyncio.Task[dict[str, Any]]] = set()
+        self._openai = OpenAICalls(self._events, self._models, settings, args, api)
+        self._in_work: set[asyncio.Task[Any]] = set()
         self._service_died = False
 
-    async def handle(self, job: Job) -> dict[str, Any]:
+    async def handle(self, job: Job) -> Any:
         """One job's result as it is to be posted. Cancelling this call stops the job's work."""
         work = asyncio.ensure_future(self._result_of(job))
         self._in_work.add(work)
@@ -80,14 +83,17 @@ class JobHandler:
         for work in self._in_work:
             work.cancel()
 
-    async def _result_of(self, job: Job) -> dict[str, Any]:
+    async def _result_of(self, job: Job) -> Any:
         try:
             if self._service_died:
                 return {"error": _SERVICE_DIED}
+            if is_call(job_input := unwrapped(job.get("input"))):
+                return await self._openai.result_of(job["id"], job_input)
             request, streamed = self._request_of(job)
             reports = Reports(self._api, job["id"], streamed)
             async with reports.posted():
-                answer = await self._transcribe(job["id"], request, reports)
+                events = self._events(job["id"], request, streamed)
+                answer = await answer_of(events, reports)
             limit = self._settings.max_result_bytes
             return await asyncio.to_thread(fit_to_limit, answer, limit)
         except WhisperServeError as error:
@@ -107,33 +113,26 @@ class JobHandler:
         request = self._settings.with_defaults(job_input, self._args)
         return request, take_stream(request) or False
 
-    async def _transcribe(
-        self, job_id: str, request: dict[str, Any], reports: Reports
-    ) -> Answer:
-        """The answer, which comes with the last event. A router that dies is asked once more."""
-        attempt = partial(self._events, job_id, request, reports.streamed)
-        on_retry = partial(
-            logger.warning, "event=router_died job=%s retry=true", job_id
-        )
-        answer: Answer | None = None
-        try:
-            async with aclosing(retried_once(attempt, on_retry)) as events:
-                # To the end, because a stream that is left early counts as cancelled.
-                async for event in events:
-                    if isinstance(event, Result):
-                        answer = event.result
-                    elif not isinstance(event, Stage):
-                        reports.add(event)
-        except ReplicaLostError:
-            raise WhisperServeError(_JOB_LOST) from None
-        if answer is None:
-            raise WhisperServeError("The service gave no result")
-        return answer
-
     async def _events(
         self, job_id: str, request: dict[str, Any], segments: bool
     ) -> AsyncGenerator[Event, None]:
-        events: Any = self._router.events.remote(
+        """The Router's events. A router that dies is asked once more."""
+        attempt = partial(self._attempt, job_id, request, segments)
+        on_retry = partial(
+            logger.warning, "event=router_died job=%s retry=true", job_id
+        )
+        try:
+            async with aclosing(retried_once(attempt, on_retry)) as events:
+                async for event in events:
+                    yield event
+        except ReplicaLostError:
+            raise WhisperServeError(_JOB_LOST) from None
+
+    async def _attempt(
+        self, job_id: str, request: dict[str, Any], segments: bool
+    ) -> AsyncGenerator[Event, None]:
+        router = self._router.options(stream=True)
+        events: Any = router.events.remote(
             request, job_id, segments=segments, progress=True
         )
         try:
@@ -144,3 +143,10 @@ class JobHandler:
             # Nothing else would end the work of a job that is cancelled.
             events.cancel()
             raise
+
+    async def _models(self) -> Any:
+        try:
+            with ray_errors_translated():
+                return await self._router.models.remote()
+        except ReplicaLostError:
+            raise WhisperServeError(_JOB_LOST) from None

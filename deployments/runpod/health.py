@@ -10,6 +10,16 @@ def all_interfaces() -> str:
     return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
+def check_port(port: int) -> None:
+    """Raises OSError if `all_interfaces` cannot be listened on at this port."""
+    server = socket.create_server(
+        (all_interfaces(), port),
+        family=_Server.address_family,
+        dualstack_ipv6=socket.has_dualstack_ipv6(),
+    )
+    server.close()
+
+
 class _Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 

@@ -6,9 +6,14 @@ from typing import Any
 
 # As RunPod hands it out: `id` and `input`, and more that no worker needs.
 Job = dict[str, Any]
-Handler = Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]
+# The result is the output, or `{"error": text}`.
+Handler = Callable[[Job], Coroutine[Any, Any, Any]]
 
 INTERNAL_ERROR = "Internal error; the worker's log names it"
+
+
+def is_error(result: Any) -> bool:
+    return isinstance(result, dict) and "error" in result
 
 
 def to_json(value: Any) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from deployments.runpod import sdk
-from deployments.runpod.job import INTERNAL_ERROR, Job, to_json
+from deployments.runpod.job import INTERNAL_ERROR, Job, is_error, to_json
 from deployments.runpod.outage_log import Backoff, OutageLog
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class JobApi:
                 yield job_id
             await asyncio.sleep(pause_s)
 
-    async def deliver(self, job: Job, result: dict[str, Any]) -> None:
+    async def deliver(self, job: Job, result: Any) -> None:
         """Post a job's result until the job API takes it, as long as patience lasts.
 
         A result that is no JSON, or that is refused, is logged, and the job gets an error in its
@@ -126,7 +126,7 @@ class JobApi:
         result: the output, or `{"error": text}`
         """
         job_id = job["id"]
-        body = result if "error" in result else {"output": result}
+        body = result if is_error(result) else {"output": result}
         try:
             data = await asyncio.to_thread(to_json, body)
         except ValueError as error:
@@ -143,7 +143,7 @@ class JobApi:
             *(job_id, len(data), refused.status),
             json.dumps(refused.answer[:_LOGGED_ANSWER_CHARS]),
         )
-        if "error" not in body:
+        if not is_error(body):
             megabytes = f"{len(data) / 1e6:.1f} MB"
             text = (
                 f"The job API refused the result of {megabytes} (HTTP {refused.status})"
@@ -163,11 +163,11 @@ class JobApi:
         data = to_json({"status": "IN_PROGRESS", "output": output})
         await self._post(sdk.result_url(job_id), job_id, data, timeout_s)
 
-    async def post_segments(
-        self, job_id: str, segments: list[Any], timeout_s: float, tries: int
+    async def post_chunk(
+        self, job_id: str, chunk: Any, timeout_s: float, tries: int
     ) -> None:
         """A chunk of a job's stream. Raises Refused, and what the last try raises."""
-        data = to_json({"output": {"segments": segments}})
+        data = to_json({"output": chunk})
         url = sdk.stream_url(job_id)
         for failures in range(1, tries):
             with suppress(ClientError, TimeoutError):

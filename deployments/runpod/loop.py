@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import os
-import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from deployments.logs import error_location
 from deployments.runpod import heartbeat, sdk
-from deployments.runpod.job import Handler, Job
+from deployments.runpod.job import Handler, Job, is_error
 from deployments.runpod.job_api import JobApi
+from deployments.runpod.signals import stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class JobLoop:
         try:
             result = await self._handler(job)
             await self._api.deliver(job, result)
-            status = "error" if "error" in result else "ok"
+            status = "error" if is_error(result) else "ok"
         except Exception as error:  # noqa: BLE001 - one job's failure must not end the others
             logger.error(
                 "event=job_lost job=%s error=%s at=%s",
@@ -120,14 +119,14 @@ async def run_jobs(
 ) -> None:
     """Run the loop, with heartbeats, until SIGTERM or SIGINT comes or `watch` returns.
 
-    Jobs in work are finished. From then on both signals are ignored: the process is about to end.
+    Jobs in work are finished.
 
     heartbeat_check_s: seconds between two looks at the heartbeat's process
     """
     beating = _start_heartbeat(heartbeat_check_s)
     watching = asyncio.ensure_future(watch())
     watching.add_done_callback(lambda _: loop.stop())
-    with _signals(loop.stop):
+    with stop_signals(loop.stop):
         try:
             await loop.run()
         finally:
@@ -142,20 +141,6 @@ def _start_heartbeat(check_s: float) -> asyncio.Future[None] | None:
         return None
     process = heartbeat.Heartbeat(ping, sdk.JobsProgress().set_mirror)
     return asyncio.ensure_future(process.keep_alive(check_s))
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    event_loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        event_loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            event_loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:

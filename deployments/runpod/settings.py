@@ -14,6 +14,10 @@ from deployments.contract.values import is_blank, is_null, whole_number
 
 # RunPod's limit for a result of /run; /runsync allows twice as much.
 _JOB_API_LIMIT_BYTES = 10_000_000
+# By RunPod's own names: queue-based, and load balancing.
+_ENDPOINT_TYPES = ("QB", "LB")
+# RunPod's default for PORT.
+_HTTP_PORT = 80
 # Longer than RunPod lets any job live.
 _MOST_SECONDS = 7 * 24 * 3600
 # The limits of the configuration that a variable can set, and how far. `variable_of` names it.
@@ -37,8 +41,10 @@ class Settings:
     limits: options of the configuration that are set here, by name
     max_concurrency: jobs in work at the same time; None: what the engine's slots hold
     max_result_bytes: of a result as it is sent
-    http_port: where the HTTP door opens as well; None: it does not
-    health_port: where `GET /ping` is answered; None: nowhere
+    load_balancing: whether the worker takes no jobs and serves HTTP instead
+    http_port: where the HTTP door opens; None: it does not
+    health_port: where `GET /ping` is answered from the start; None: nowhere
+    ignored: variables that are set and have no effect on this type of endpoint
     """
 
     model: str | None
@@ -46,8 +52,10 @@ class Settings:
     limits: dict[str, int]
     max_concurrency: int | None
     max_result_bytes: int
+    load_balancing: bool
     http_port: int | None
     health_port: int | None
+    ignored: tuple[str, ...]
 
     def with_defaults(self, job_input: dict[str, Any], args: AppArgs) -> dict[str, Any]:
         """A job's input with the defaults for what it leaves out.
@@ -114,6 +122,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         for variable, value in environment.items()
         if (text := value.strip())
     }
+    load_balancing = _is_load_balancing(values)
+    http_port, health_port = _ports(values, load_balancing)
     return Settings(
         model=values.get("WHISPER_MODEL"),
         job_defaults={
@@ -131,14 +141,40 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             values, "WHISPER_MAX_RESULT_BYTES", 1000, 1 << 30
         )
         or _JOB_API_LIMIT_BYTES,
-        http_port=_whole_number(values, "WHISPER_HTTP_PORT", 1, 65535),
-        health_port=_whole_number(values, "PORT_HEALTH", 1, 65535),
+        load_balancing=load_balancing,
+        http_port=http_port,
+        health_port=health_port,
+        ignored=tuple(
+            variable for variable in _OF_JOBS if load_balancing and variable in values
+        ),
     )
 
 
 def variable_of(option: str) -> str:
     """The variable that sets a limit of the configuration, whose name the errors tell."""
     return f"WHISPER_{option.upper()}"
+
+
+def _is_load_balancing(values: Mapping[str, str]) -> bool:
+    kind = values.get("WHISPER_ENDPOINT_TYPE", "QB").upper()
+    if kind not in _ENDPOINT_TYPES:
+        raise SettingsError(
+            "WHISPER_ENDPOINT_TYPE must be QB (queue-based) or LB (load balancing)"
+        )
+    return kind == "LB"
+
+
+def _ports(
+    values: Mapping[str, str], load_balancing: bool
+) -> tuple[int | None, int | None]:
+    """Where HTTP opens, and where health is told on a port of its own."""
+    http_port = _whole_number(values, "WHISPER_HTTP_PORT", 1, 65535)
+    health_port = _whole_number(values, "PORT_HEALTH", 1, 65535)
+    if not load_balancing:
+        return http_port, health_port
+    http_port = _whole_number(values, "PORT", 1, 65535) or _HTTP_PORT
+    # The HTTP door answers `GET /ping` as well.
+    return http_port, None if health_port == http_port else health_port
 
 
 def _is_absent(field: str, value: Any) -> bool:
@@ -186,3 +222,10 @@ _JOB_DEFAULTS = {
     "beam_size": "WHISPER_BEAM_SIZE",
     "word_timestamps": "WHISPER_WORD_TIMESTAMPS",
 }
+# What only jobs use.
+_OF_JOBS = (
+    *_JOB_DEFAULTS.values(),
+    "RUNPOD_MAX_CONCURRENCY",
+    "WHISPER_MAX_RESULT_BYTES",
+    "WHISPER_HTTP_PORT",
+)

@@ -1,4 +1,6 @@
-"""The RunPod serverless worker: Ray and the application in one container, fed with RunPod's jobs.
+"""The RunPod serverless worker: Ray and the application in one container.
+
+On a queue-based endpoint it is fed with RunPod's jobs, on a load-balancing one with HTTP requests.
 
 The order of the start is for speed:
 
@@ -12,6 +14,8 @@ The order of the start is for speed:
 6.  Ask the model how many windows it decodes together: this many jobs are taken at the same time,
     unless RUNPOD_MAX_CONCURRENCY says otherwise.
 7.  Take jobs until SIGTERM.
+
+On a load-balancing endpoint, RunPod's SDK is not imported, and 6 and 7 are to serve HTTP.
 
 Exit status: 0 after SIGTERM and after a test job that succeeded; 1 where the service cannot start
 or has died, and after a test job that failed.
@@ -43,7 +47,7 @@ from deployments.ray_node import (
 )
 from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
-from deployments.runpod.health import HealthPort, all_interfaces
+from deployments.runpod.health import HealthPort, all_interfaces, check_port
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 from deployments.serve_config import ConfigError
 
@@ -72,25 +76,21 @@ def main() -> int:
     logger.info("event=gpu %s", nvidia.summary())
     try:
         settings = read_settings(os.environ)
+        _check_http_port(settings)
         health = _health_port(settings)
         args = settings.applied_to(serve_config.read_args())
         _check_gpu(args)
         router = _start(settings, args, stages)
-        # Imported by now; at the head of this file it would come before the environment is set.
-        from deployments.runpod import serving, watch
-
-        max_concurrency = serving.max_concurrency(router, settings, args)
+        if settings.load_balancing:
+            alive = _serve_http(router, settings, args, health, stages)
+        else:
+            alive = _do_jobs(router, settings, args, health, stages)
     except _REFUSED as error:
         logger.error("error: %s", error)
         return 1
-    stages.done("first_answer")
-    logger.info(
-        "event=ready model=%s concurrency=%d %s",
-        *(args.default_model, max_concurrency, stages),
-    )
-    if health is not None:
-        health.ready = True
-    if not serving.do_jobs(router, settings, args, max_concurrency):
+    if not alive:
+        from deployments.runpod import watch
+
         watch.end_all_processes()
     return 0
 
@@ -107,6 +107,52 @@ def import_serving() -> None:
     from deployments.runpod import serving  # noqa: F401
 
 
+def _do_jobs(
+    router: "DeploymentHandle[Any]",
+    settings: Settings,
+    args: AppArgs,
+    health: HealthPort | None,
+    stages: Stages,
+) -> bool:
+    # Imported by now; at the head of this file it would come before the environment is set.
+    from deployments.runpod import serving
+
+    max_concurrency = serving.max_concurrency(router, settings, args)
+    stages.done("first_answer")
+    logger.info(
+        "event=ready model=%s concurrency=%d %s",
+        *(args.default_model, max_concurrency, stages),
+    )
+    if health is not None:
+        health.ready = True
+    return serving.do_jobs(router, settings, args, max_concurrency)
+
+
+def _serve_http(
+    router: "DeploymentHandle[Any]",
+    settings: Settings,
+    args: AppArgs,
+    health: HealthPort | None,
+    stages: Stages,
+) -> bool:
+    from deployments.runpod import load_balancing
+
+    for variable in settings.ignored:
+        logger.warning("event=ignored_variable variable=%s endpoint=LB", variable)
+    logger.info(
+        "event=ready model=%s port=%d %s",
+        *(args.default_model, settings.http_port, stages),
+    )
+    if health is not None:
+        health.ready = True
+
+    def not_ready() -> None:
+        if health is not None:
+            health.ready = False
+
+    return load_balancing.serve_http(router, not_ready)
+
+
 def _exit(*_: object) -> None:
     sys.exit(0)
 
@@ -118,6 +164,17 @@ def _check_gpu(args: AppArgs) -> None:
         raise StartError(
             f"{error}; docs/runpod.md, CUDA versions, says what to change"
         ) from None
+
+
+def _check_http_port(settings: Settings) -> None:
+    """Serve would give no reason."""
+    if settings.http_port is None:
+        return
+    try:
+        check_port(settings.http_port)
+    except OSError as error:
+        variable = "PORT" if settings.load_balancing else "WHISPER_HTTP_PORT"
+        raise StartError(f"{variable} {settings.http_port}: {error.strerror}") from None
 
 
 def _health_port(settings: Settings) -> HealthPort | None:
@@ -141,7 +198,8 @@ def _start(
     stages.done("settings")
     with ThreadPoolExecutor(1) as imports:
         application = imports.submit(import_application)
-        imports.submit(import_serving)
+        if not settings.load_balancing:
+            imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         start_ray(show_logs=True)
         stages.done("ray")

@@ -163,11 +163,11 @@ def test_an_error_of_our_own_making_shows_nothing_of_itself() -> None:
 
 def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
     class Broken:
-        async def models(self) -> None:
+        async def health(self) -> None:
             raise ValueError("secret")
 
     app = api.build(Broken())  # type: ignore[arg-type]
-    response = TestClient(app, raise_server_exceptions=False).get("/models")
+    response = TestClient(app, raise_server_exceptions=False).get("/health")
     assert response.status_code == 500
     assert response.json() == {
         "error": "Internal error; the log names it",
@@ -180,7 +180,7 @@ def test_an_error_outside_a_transcription_shows_nothing_of_itself() -> None:
     [
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/transcribe", 405, "method_not_allowed"),
-        ("POST", "/models", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
     ],
 )
 def test_what_does_not_exist_is_answered_in_the_same_form(
@@ -193,7 +193,7 @@ def test_what_does_not_exist_is_answered_in_the_same_form(
 
 def test_models_and_health_are_told() -> None:
     served = client(Handle(), "tiny.en", running=0)
-    [model] = served.get("/models").json()
+    model = served.get("/models").json()["data"][0]
     assert model["name"] == "tiny.en"
     assert model["running_replicas"] == 0
     assert isinstance(model["weights_cached"], bool)
@@ -379,8 +379,8 @@ async def test_a_caller_whose_connection_is_lost_ends_the_work(
     async def send(_: Message) -> None:
         pass
 
-    scope = {"type": "http", "method": "POST", "path": "/transcribe", "headers": []}
-    scope |= {"query_string": b""}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/transcribe"}
+    scope |= {"headers": [], "query_string": b""}
     with caplog.at_level(logging.INFO, "deployments"):
         answer = asyncio.ensure_future(app(scope, receive, send))
         async with asyncio.timeout(30):

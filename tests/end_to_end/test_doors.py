@@ -107,8 +107,8 @@ def test_the_docs_of_an_application_below_a_prefix_find_its_schema(
 
 
 def test_the_list_of_models_shows_weights_and_replicas(app: App) -> None:
-    models = requests.get(f"{app.url}/models", timeout=10).json()
-    by_name = {model["name"]: model for model in models}
+    models = requests.get(f"{app.url}/models", timeout=10).json()["data"]
+    by_name = {m["name"]: m for m in models if m["id"] == m["name"]}
     assert set(by_name) == {*catalog.MODELS, "random-v3", "corrupt"}
     base, large = by_name["base"], by_name["large-v3"]
     assert base["default"] and base["weights_cached"]

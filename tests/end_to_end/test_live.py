@@ -76,7 +76,8 @@ def streaming(app: App, **request: Any) -> Iterator[http.client.HTTPResponse]:
 def in_use() -> int:
     """Slots of tiny.en that are in use, asked for without the HTTP door."""
     models: Any = serve.get_app_handle("whisper").models.remote()
-    [model] = [m for m in models.result(timeout_s=60) if m["name"] == "tiny.en"]
+    served: list[dict[str, Any]] = models.result(timeout_s=60)
+    [model] = [model for model in served if model["name"] == "tiny.en"]
     return int(model["slots_in_use"] or 0)
 
 
@@ -108,7 +109,8 @@ def proxy_pid() -> int:
         for actor in list_named_actors(all_namespaces=True)
         if "SERVE_PROXY_ACTOR" in actor["name"]
     ]
-    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
+    pids: list[int] = ray.get([actor.__ray_call__.remote(lambda _: os.getpid())])
+    return pids[0]
 
 
 @pytest.mark.slow

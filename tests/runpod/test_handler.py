@@ -4,6 +4,7 @@ The whole way is in tests/end_to_end.
 """
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,9 @@ from deployments.runpod.handler import JobHandler
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.settings import read_settings
 from tests.runpod.examples import DONE, progress, segment
+from tests.support.handles import Handle
 from tests.support.job_api import JobApi as JobApiStandIn
+from tests.support.routers import router
 
 DIED = ActorDiedError()
 LOST = "The service lost this job while it restarted: send it again"
@@ -38,6 +41,12 @@ class Router:
     def options(self, *, stream: bool) -> "Router":
         assert stream
         return self
+
+    @property
+    def models(self) -> SimpleNamespace:
+        """Of a Router that serves three models."""
+        served = router(Handle(), "base", "base.en", "turbo", running=0)
+        return SimpleNamespace(remote=served.models)
 
     def remote(
         self, request: Any, request_id: str, *, segments: bool, progress: bool
@@ -95,7 +104,7 @@ async def test_segments_are_asked_for_and_posted_where_they_are_to_be_streamed(
     assert await result_of(router, api, stream=True) == DONE.result.model_dump()
     assert router.calls == [({"audio": "x"}, "job", True, True)]
     [chunk] = stand_in.of("job", "stream")
-    assert chunk.body["output"]["segments"] == [segment(0).segment.model_dump()]
+    assert chunk.body["output"]["events"] == [segment(0).model_dump()]
 
 
 async def test_a_job_is_tried_once_more_when_the_router_dies() -> None:

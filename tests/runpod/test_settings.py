@@ -21,9 +21,44 @@ def test_an_empty_environment_leaves_everything_to_the_contract() -> None:
         limits={},
         max_concurrency=None,
         max_result_bytes=10_000_000,
+        load_balancing=False,
         http_port=None,
         health_port=None,
+        ignored=(),
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "http_port", "health_port"),
+    [
+        ({}, 80, None),
+        ({"PORT": "8000"}, 8000, None),
+        ({"PORT": "8000", "PORT_HEALTH": "8000"}, 8000, None),
+        ({"PORT": "8e+03", "PORT_HEALTH": "8001"}, 8000, 8001),
+        ({"PORT": "", "PORT_HEALTH": "80"}, 80, None),
+        ({"WHISPER_HTTP_PORT": "9000"}, 80, None),
+    ],
+)
+def test_behind_a_load_balancer_the_ports_are_those_that_runpod_names(
+    environment: dict[str, str], http_port: int, health_port: int | None
+) -> None:
+    settings = read_settings({"WHISPER_ENDPOINT_TYPE": "lb"} | environment)
+    assert settings.load_balancing
+    assert (settings.http_port, settings.health_port) == (http_port, health_port)
+
+
+def test_without_a_load_balancer_its_port_opens_nothing() -> None:
+    assert read_settings({"PORT": "80", "WHISPER_ENDPOINT_TYPE": "QB"}) == (
+        read_settings({})
+    )
+
+
+def test_what_only_jobs_use_is_told_to_have_no_effect_behind_a_load_balancer() -> None:
+    of_jobs = {"WHISPER_LANGUAGE": "pt", "WHISPER_MAX_RESULT_BYTES": "2000"}
+    environment = of_jobs | {"WHISPER_MODEL": "turbo"}
+    assert read_settings(environment).ignored == ()
+    kind = {"WHISPER_ENDPOINT_TYPE": "LB"}
+    assert set(read_settings(environment | kind).ignored) == set(of_jobs)
 
 
 def test_empty_values_count_as_unset() -> None:
@@ -88,6 +123,7 @@ def test_values_are_understood_as_the_console_writes_them() -> None:
         ("RUNPOD_MAX_CONCURRENCY", "0", " must be a whole number from 1 to 1000"),
         ("WHISPER_MAX_RESULT_BYTES", "5", " must be a whole number from 1000 to"),
         ("WHISPER_HTTP_PORT", "99999", " must be a whole number from 1 to 65535"),
+        ("WHISPER_ENDPOINT_TYPE", "queue", " must be QB (queue-based) or LB ("),
         ("PORT_HEALTH", "high", " must be a whole number from 1 to 65535"),
     ],
 )

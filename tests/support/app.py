@@ -66,8 +66,8 @@ class App:
 
     def model(self, name: str) -> dict[str, Any]:
         """The entry of a model in GET /models."""
-        models = requests.get(f"{self.url}/models", timeout=10).json()
-        [model] = [model for model in models if model["name"] == name]
+        models = requests.get(f"{self.url}/models", timeout=10).json()["data"]
+        [model] = [model for model in models if model["id"] == name]
         return dict(model)
 
 

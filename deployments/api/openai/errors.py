@@ -1,0 +1,108 @@
+"""Errors as OpenAI writes them: `{"error": {"message", "type", "param", "code"}}`.
+
+https://platform.openai.com/docs/guides/error-codes
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from deployments.contract.errors import (
+    AudioUrlError,
+    InvalidAudioError,
+    InvalidRequestError,
+    WhisperServeError,
+)
+
+# OpenAI has no 422: its clients know a wrong request by 400.
+_STATUSES = {422: 400}
+_CODES = {"invalid_request": "invalid_value"}
+
+
+class ErrorObject(BaseModel):
+    """What went wrong.
+
+    param: the field that is at fault, if one is
+    code: machine-readable
+    """
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorObject
+
+
+class UnknownModelError(InvalidRequestError):
+    """No served model has the name, and OpenAI has none for transcriptions."""
+
+    status = 404
+    type = "model_not_found"
+
+
+class UnsupportedValueError(InvalidRequestError):
+    """OpenAI knows the value, and it is not offered here."""
+
+    status = 400
+    type = "unsupported_value"
+
+
+def renamed(
+    error: InvalidRequestError, names: Mapping[str, str]
+) -> InvalidRequestError:
+    """The error, whose text begins with the client's own name for the field that is at fault.
+
+    names: see `AnswerForm.names`
+    """
+    known = error.field
+    if known is None or names.get(known, known) == known:
+        return error
+    return type(error)(str(error).replace(known, names[known], 1))
+
+
+def status_of(error: WhisperServeError) -> int:
+    return _STATUSES.get(error.status, error.status)
+
+
+def body_of(
+    error: WhisperServeError, names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The body of an error.
+
+    names: see `AnswerForm.names`
+    """
+    names = names or {}
+    param, code = None, _CODES.get(error.type, error.type)
+    if isinstance(error, InvalidRequestError):
+        error = renamed(error, names)
+        param = error.field
+        if str(error).startswith("Missing"):
+            code = "missing_required_parameter"
+    elif isinstance(error, AudioUrlError | InvalidAudioError):
+        param = names.get("audio")
+    return body(status_of(error), str(error), code, param)
+
+
+def body(
+    status: int, message: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
+    """The body of an error that is not one of the contract's tree, as of an unknown path."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = ErrorObject(message=message, type=kind, param=param, code=code)
+    return ErrorBody(error=error).model_dump()
+
+
+def headers_of(error: WhisperServeError) -> dict[str, str]:
+    """Headers that tell OpenAI's SDKs whether to send the request again, and when.
+
+    Without them, an SDK would send a request three times that fails in the same way each time.
+    """
+    if error.retry_after_s is None:
+        return {"x-should-retry": "false"}
+    return {"x-should-retry": "true", "Retry-After": str(error.retry_after_s)}

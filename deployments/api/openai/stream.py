@@ -1,0 +1,83 @@
+"""A transcription as OpenAI streams it: texts as they come, then the whole."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from deployments.api.events import message
+from deployments.api.openai.answer import as_json, details, plain_text, warnings_of
+from deployments.api.openai.errors import body_of
+from deployments.api.openai.form import AnswerForm
+from deployments.contract.answer import Answer, Event, Result, SegmentEvent
+from deployments.contract.errors import WhisperServeError
+
+_DONE = message("[DONE]")
+
+
+async def messages(
+    events: AsyncGenerator[Event | None, None], form: AnswerForm
+) -> AsyncGenerator[str, None]:
+    """Messages of server-sent events. The texts of all deltas, joined, are the text at the end.
+
+    events: of `Router.events`, with segments
+    """
+    text = _Text()
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, SegmentEvent):
+                    segment = event.segment
+                    if delta := text.add(segment.unstripped_text or segment.text):
+                        yield _delta(delta)
+                elif isinstance(event, Result):
+                    rest = text.rest_of(event.result)
+                    if rest or not text.sent:
+                        # Some clients read deltas alone, so that an empty text has one as well.
+                        yield _delta(rest)
+                    done = await asyncio.to_thread(_done, event.result, form, text.sent)
+                    yield done
+                    yield _DONE
+    except WhisperServeError as error:
+        yield message(as_json(body_of(error, form.names)))
+
+
+class _Text:
+    """The text so far: without blanks at its beginning, and with blanks at its end held back."""
+
+    def __init__(self) -> None:
+        self.sent = ""
+        self._blanks = ""
+
+    def add(self, text: str) -> str:
+        """What of the text can go out now."""
+        text = self._blanks + text
+        if not self.sent:
+            text = text.lstrip()
+        delta = text.rstrip()
+        self._blanks = text[len(delta) :]
+        self.sent += delta
+        return delta
+
+    def rest_of(self, answer: Answer) -> str:
+        """What of the result's text has not gone out; all of it where no segments came."""
+        if not answer.transcription.startswith(self.sent):
+            return ""
+        rest = answer.transcription[len(self.sent) :]
+        self.sent = answer.transcription
+        return rest
+
+
+def _delta(text: str) -> str:
+    return message(as_json({"type": "transcript.text.delta", "delta": text}))
+
+
+def _done(answer: Answer, form: AnswerForm, text: str) -> str:
+    """The event that ends a stream. OpenAI's has `text` alone; SDKs take further keys."""
+    told: dict[str, Any] = {"type": "transcript.text.done", "text": text}
+    told |= details(answer, form) | {"text": text}
+    if form.format in ("srt", "vtt"):
+        told[form.format] = plain_text(answer, form)
+    if warnings := warnings_of(answer, form):
+        told["warnings"] = warnings
+    return message(as_json(told))
