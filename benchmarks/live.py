@@ -48,7 +48,7 @@ def measure(recording: Path, rounds: int) -> list[dict[str, float]]:
 def _stream(url: str, request: dict[str, Any]) -> dict[str, float]:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
-    segments = []
+    segments: list[dict[str, Any]] = []
     headers = {"Accept": "text/event-stream"}
     with requests.post(
         url, json=request, headers=headers, stream=True, timeout=3600

@@ -30,8 +30,8 @@ from deployments.router.router import Router
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
-        413: "the body is too large",
-        415: "the body is no JSON: form data, an audio file, compressed bytes",
+        413: "the body or its file is too large",
+        415: "the body is neither JSON nor a form nor audio or video: an image, compressed bytes",
         422: "the request, its URL or its audio is at fault",
         500: "the transcription failed",
         502: "the host of the audio is at fault",
@@ -40,7 +40,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-
+# The fields of a form that may be repeated.
+_LISTS = ("suppress_tokens", "clip_timestamps")
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "an audio or video file, in place of audio and audio_base64",
+}
+_STREAM = {
+    "type": "boolean",
+    "default": False,
+    "description": "whether events are answered, as with Accept: text/event-stream",
+}
 _EVENTS = {
     "description": "The transcription, or the events on the way to it",
     "content": {
@@ -65,7 +76,7 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         openapi_extra={"requestBody": _request_body()},
     )
     async def transcribe(request: Request) -> Response:
-        """Transcribe an audio or video file, given by URL or inside the request.
+        """Transcribe an audio or video file: by URL, inside the JSON, or uploaded in a form.
 
         With `Accept: text/event-stream`, or with `"stream": true` in the request, the answer is a
         stream of events.
@@ -73,7 +84,7 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         request_id = _request_id(request)
         async with AsyncExitStack() as stack:
             with _failures_logged(request):
-                body = await stack.enter_async_context(bodies.read(request))
+                body = await stack.enter_async_context(bodies.read(request, _LISTS))
                 streamed = take_stream(body.fields)
             if streamed is None:
                 streamed = _accepts_events(request)
@@ -166,7 +177,7 @@ def _refuse_query(request: Request) -> None:
     for name in request.query_params:
         instead = "leave it out"
         if request.method == "POST":
-            instead = "the request's fields go into the JSON body"
+            instead = "the request's fields go into the body"
         raise InvalidRequestError(
             f"Unknown query parameter: '{short(name)}'. This API takes none: {instead}"
         )
@@ -181,12 +192,13 @@ def _request_body() -> dict[str, Any]:
         "word_timestamps": True,
     }
     schema = TranscriptionRequest.model_json_schema()
-    schema["properties"]["stream"] = {
-        "type": "boolean",
-        "default": False,
-        "description": "whether events are answered, as with Accept: text/event-stream",
-    }
+    schema["properties"]["stream"] = _STREAM
+    form = TranscriptionRequest.model_json_schema()
+    form["properties"] = {"file": _FILE, **form["properties"], "stream": _STREAM}
     return {
         "required": True,
-        "content": {"application/json": {"schema": schema, "example": example}},
+        "content": {
+            "application/json": {"schema": schema, "example": example},
+            "multipart/form-data": {"schema": form},
+        },
     }
