@@ -39,14 +39,16 @@ def measure(recording: Path, rounds: int) -> list[dict[str, float]]:
         rows = []
         for number in range(rounds + 1):
             print(f"round {number} of {rounds}", file=sys.stderr)
-            rows.append(_stream(f"{url}/transcribe", {"audio": audio}))
+            row = _stream(f"{url}/transcribe", {"audio": audio})
+            print(row | {"load": os.getloadavg()[0]}, file=sys.stderr)
+            rows.append(row)
         return rows[1:]  # The first round warms up.
 
 
 def _stream(url: str, request: dict[str, Any]) -> dict[str, float]:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
-    segments = []
+    segments: list[dict[str, Any]] = []
     headers = {"Accept": "text/event-stream"}
     with requests.post(
         url, json=request, headers=headers, stream=True, timeout=3600
@@ -60,15 +62,16 @@ def _stream(url: str, request: dict[str, Any]) -> dict[str, float]:
                 continue
             event = json.loads(line.removeprefix(b"data: "))
             if event["event"] == "segment":
-                seconds.setdefault("first segment", since)
+                if not segments:
+                    seconds["first segment"] = since
                 segments.append(event["segment"])
-            elif event["event"] == "error":
+            else:
+                print(f"{since:8.3f} s: {str(event)[:100]}", file=sys.stderr)
+            if event["event"] == "error":
                 sys.exit(f"error: {event['error']}")
             elif event["event"] == "result":
                 seconds["result"] = since
                 result = event["result"]
-            else:
-                print(f"{since:8.3f} s: {event}", file=sys.stderr)
     if segments != result["segments"]:
         sys.exit("error: the segments of the stream are not those of the result")
     return {"audio": result["duration"], "segments": len(segments)} | seconds

@@ -52,8 +52,11 @@ _FILE = {
     "format": "binary",
     "description": "an audio or video file, in place of audio and audio_base64",
 }
-
-
+_STREAM = {
+    "type": "boolean",
+    "default": False,
+    "description": "whether events are answered, as with Accept: text/event-stream",
+}
 _EVENTS = {
     "description": "The transcription, or the events on the way to it",
     "content": {
@@ -78,7 +81,7 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         openapi_extra={"requestBody": _request_body()},
     )
     async def transcribe(request: Request) -> Response:
-        """Transcribe an audio or video file, by URL, inside the JSON, or uploaded in a form.
+        """Transcribe an audio or video file: by URL, inside the JSON, or uploaded in a form.
 
         With `Accept: text/event-stream`, or with `"stream": true` in the request, the answer is a
         stream of events.

@@ -17,7 +17,7 @@ from deployments.api.openai.form import AnswerForm, Task
 from deployments.api.openai.models import model_list, one_model
 from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
 from deployments.config import AppArgs
-from deployments.contract.answer import Answer, Event, Progress, Result
+from deployments.contract.answer import Answer, Event, Progress, Result, Stage
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import short
 from deployments.runpod.job_api import JobApi
@@ -141,7 +141,7 @@ async def _streamed(
                 async for event in events:
                     if isinstance(event, Result):
                         answer = event.result
-                    elif isinstance(event, Progress):
+                    elif isinstance(event, Progress | Stage):
                         reports.add(event)
                     yield event
         except WhisperServeError as error:

@@ -1,10 +1,10 @@
-"""What is posted of a running job: progress now and then, and its stream if there is one."""
+"""What is posted of a running job: how far it is, now and then, and its stream if there is one."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from aiohttp import ClientError
@@ -39,8 +39,8 @@ class Reports:
     """A job's reports, posted one after another, so that they land in order and before the result.
 
     api: None where there is no job API to post to
-    streamed: whether segments are posted
-    interval_s: seconds between two reports of progress, at least
+    streamed: whether the events are posted to the job's stream
+    interval_s: seconds before the first report of how far the job is, and between two, at least
     """
 
     def __init__(
@@ -54,21 +54,25 @@ class Reports:
         self._api = api
         self._job_id = job_id
         self._interval_s = interval_s
-        self._segments: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self._texts: list[str] = []
-        self._latest: Progress | None = None
-        self._reported_s = 0.0
+        self._stage: Stage | None = None
+        self._progress: Progress | None = None
+        self._reported: dict[str, Any] = {}
         self._reported_at = time.monotonic()
         self._stream_rejected = False
         self._closed = False
         self._changed = asyncio.Event()
 
-    def add(self, event: Progress | SegmentEvent) -> None:
+    def add(self, event: Stage | Progress | SegmentEvent) -> None:
         """Note an event, to be posted soon."""
-        if isinstance(event, Progress):
-            self._latest = event
-        elif not self._stream_rejected:
-            self._segments.append(event.segment.model_dump())
+        if isinstance(event, Stage):
+            self._stage = event
+        elif isinstance(event, Progress) and event.done > self._done_s:
+            # Progress restarts after a retry, and is not reported again.
+            self._progress = event
+        if self.streamed and not self._stream_rejected:
+            self._events.append(event.model_dump())
         self._changed.set()
 
     def add_text(self, text: str) -> None:
@@ -84,7 +88,8 @@ class Reports:
     async def posted(self) -> AsyncIterator[None]:
         """Post what is added inside this context. At its end every post has landed or failed.
 
-        Segments noted by then still go out. Progress does not, because the result follows.
+        What is noted of the stream by then still goes out. How far the job is does not, because
+        the result follows.
         """
         posting = asyncio.ensure_future(self._post_all())
         try:
@@ -115,29 +120,43 @@ class Reports:
         if self._api is None:
             return
         while True:
-            await self._changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._report_due_s()):
+                    await self._changed.wait()
             self._changed.clear()
-            while self._segments or self._texts:
+            while self._events or self._texts:
                 await self._post_chunk(self._api)
             if self._closed:
                 return
-            if (progress := self._due_progress()) is not None:
-                await self._post_progress(self._api, progress)
+            if self._report_due_s() == 0:
+                await self._post_report(self._api, self._report())
 
-    def _due_progress(self) -> Progress | None:
-        # Progress restarts after a retry: report it only once it passes the last report.
-        waited_s = time.monotonic() - self._reported_at
-        if self._latest is None or waited_s < self._interval_s:
+    def _report_due_s(self) -> float | None:
+        """Seconds until there is something to report; None if there is nothing new."""
+        if self._report() == self._reported:
             return None
-        return self._latest if self._latest.done > self._reported_s else None
+        return max(0.0, self._reported_at + self._interval_s - time.monotonic())
 
-    async def _post_progress(self, api: JobApi, progress: Progress) -> None:
-        self._reported_at, self._reported_s = time.monotonic(), progress.done
-        output = {
-            "progress_percent": round(100 * progress.done / progress.total, 1),
-            "audio_seconds_done": round(progress.done, 2),
-            "audio_seconds": round(progress.total, 2),
-        }
+    @property
+    def _done_s(self) -> float:
+        return self._progress.done if self._progress else 0.0
+
+    def _report(self) -> dict[str, Any]:
+        report: dict[str, Any] = {}
+        if stage := self._stage:
+            report["stage"] = stage.stage
+            if stage.windows_ahead is not None:
+                report["windows_ahead"] = stage.windows_ahead
+            if stage.duration is not None:
+                report["audio_seconds"] = round(stage.duration, 2)
+        if progress := self._progress:
+            report["progress_percent"] = round(100 * progress.done / progress.total, 1)
+            report["audio_seconds_done"] = round(progress.done, 2)
+            report["audio_seconds"] = round(progress.total, 2)
+        return report
+
+    async def _post_report(self, api: JobApi, output: dict[str, Any]) -> None:
+        self._reported_at, self._reported = time.monotonic(), output
         try:
             await api.post_progress(self._job_id, output, _TIMEOUT_S)
         except (Refused, ClientError, TimeoutError) as error:
@@ -148,7 +167,7 @@ class Reports:
             )
 
     async def _post_chunk(self, api: JobApi) -> None:
-        pieces = len(self._segments) + len(self._texts)
+        pieces = len(self._events) + len(self._texts)
         chunk = self._next_chunk()
         try:
             await api.post_chunk(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
@@ -159,13 +178,13 @@ class Reports:
                 *(self._job_id, pieces, reason_of(error)),
             )
             self._stream_rejected = True
-            self._segments.clear()
+            self._events.clear()
             self._texts.clear()
 
     def _next_chunk(self) -> Any:
         if self._texts:
             return "".join(_taken(self._texts))
-        return {"segments": _taken(self._segments)}
+        return {"events": _taken(self._events)}
 
 
 async def answer_of(events: AsyncGenerator[Event, None], reports: Reports) -> Answer:
@@ -176,7 +195,7 @@ async def answer_of(events: AsyncGenerator[Event, None], reports: Reports) -> An
         async for event in events:
             if isinstance(event, Result):
                 answer = event.result
-            elif not isinstance(event, Stage):
+            else:
                 reports.add(event)
     if answer is None:
         raise WhisperServeError("The service gave no result")

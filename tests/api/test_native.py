@@ -1,17 +1,20 @@
 """The native HTTP API over a real Router whose models answer as told. No Ray, no port."""
 
+import asyncio
 import json
+import logging
 from typing import Any
 
 import jsonschema
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from deployments import api
 from deployments.api import body
 from deployments.contract import errors
-from deployments.contract.answer import Answer
+from deployments.contract.answer import Answer, SegmentEvent, SegmentWord
 from deployments.contract.errors import (
     InvalidAudioError,
     ModelUnavailableError,
@@ -22,7 +25,15 @@ from deployments.contract.errors import (
 )
 from deployments.local import loopback
 from deployments.replica.transcript import SlotUse
-from tests.support.handles import FOREVER, SEGMENT, Handle, Response, events, transcript
+from tests.support.handles import (
+    FOREVER,
+    PROGRESS,
+    SEGMENT,
+    Handle,
+    Response,
+    events,
+    transcript,
+)
 from tests.support.routers import AUDIO, RECORDING, BrokenRouter, router
 
 
@@ -234,3 +245,148 @@ def test_the_documented_example_is_a_valid_request() -> None:
     jsonschema.validate(example, body["application/json"]["schema"])
     posted = answering(transcript()).post("/transcribe", content=json.dumps(example))
     assert posted.status_code == 200
+
+
+def parsed(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, whose messages are named as they are."""
+    events = []
+    for block in text.split("\n\n"):
+        if block.startswith(":") or not block:
+            continue
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['event']}"
+        events.append(event)
+    return events
+
+
+EVENT_STREAM = {"Accept": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({}, EVENT_STREAM),
+        ({}, {"Accept": "text/event-stream; q=0.9, application/json; q=0.1"}),
+        ({"stream": True}, {}),
+        ({"stream": "yes"}, {"Accept": "application/json"}),
+    ],
+)
+def test_events_are_streamed_where_they_are_asked_for(
+    body: dict[str, Any], headers: dict[str, str]
+) -> None:
+    with_words = SEGMENT.segment.model_copy(
+        update={
+            "words": [SegmentWord(word=" hello", start=0, end=1, probability=0.5)],
+        }
+    )
+    said = SegmentEvent(segment=with_words)
+    model = answering(PROGRESS, said, transcript(segments=[with_words]))
+    response = model.post("/transcribe", json=RECORDING | body, headers=headers)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.startswith(": ping\n\n")
+    stage, progress, segment, result = parsed(response.text)
+    assert stage == {"event": "stage", "stage": "decoding"}
+    assert progress == {"event": "progress", "done": 0.0, "total": 1.0}
+    assert segment["segment"] == result["result"]["segments"][0]
+    assert segment["segment"]["words"][0]["word"] == " hello"
+    plain = answering(transcript(segments=[with_words]))
+    answer = plain.post("/transcribe", json=RECORDING).json()
+    same = {name: answer[name] for name in ("timings", "request_id")}
+    assert result["result"] | same == answer
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"stream": False}, EVENT_STREAM),
+        ({"stream": None}, {"Accept": "*/*"}),
+        ({}, {"Accept": "application/json, text/event-stream"}),
+        ({}, {"Accept": "text/event-stream; q=0"}),
+    ],
+)
+def test_an_answer_is_given_whole_otherwise(
+    body: dict[str, Any], headers: dict[str, str]
+) -> None:
+    model = answering(transcript())
+    response = model.post("/transcribe", json=RECORDING | body, headers=headers)
+    assert response.json()["transcription"] == "hello"
+
+
+def test_stream_may_stand_inside_input_or_beside_it_and_in_a_form() -> None:
+    model = answering(transcript())
+    for request in (
+        {"input": RECORDING | {"stream": True}},
+        {"input": RECORDING, "stream": True},
+    ):
+        assert parsed(model.post("/transcribe", json=request).text)
+    file = (AUDIO / "jfk-phone.wav").read_bytes()
+    response = model.post("/transcribe", files={"file": file}, data={"stream": "true"})
+    assert parsed(response.text)[-1]["result"]["transcription"] == "hello"
+
+
+@pytest.mark.parametrize(
+    "request_fields",
+    [{"audio": ""}, RECORDING | {"model": "huge"}, RECORDING | {"stream": "perhaps"}],
+)
+def test_a_request_that_is_refused_before_any_work_is_answered_with_its_status(
+    request_fields: dict[str, Any],
+) -> None:
+    response = answering(transcript()).post(
+        "/transcribe", json=request_fields, headers=EVENT_STREAM
+    )
+    assert response.status_code == 422
+    assert response.json()["type"] == "invalid_request"
+
+
+def test_a_failure_during_the_work_is_the_last_event_of_the_stream() -> None:
+    error = ModelUnavailableError("base", "out of memory (cpu)")
+    response = raising(error).post(
+        "/transcribe", json=RECORDING | {"stream": True, "model": "base"}
+    )
+    assert response.status_code == 200
+    stage, failure = parsed(response.text)
+    assert stage["event"] == "stage"
+    assert failure == {
+        "event": "error",
+        "error": "Model 'base' is not available: out of memory (cpu)",
+        "type": "model_unavailable",
+        "status": 503,
+    }
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_caller_whose_connection_is_lost_ends_the_work(
+    streamed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = events(transcript(), delay_s=FOREVER)
+    handle = Handle(stream=[work])
+    app = api.build(router(handle))
+    body = json.dumps(RECORDING | {"stream": streamed}).encode()
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+
+    async def receive() -> Message:
+        message = await incoming.get()
+        if isinstance(message, Exception):
+            raise message
+        return dict(message)
+
+    async def send(_: Message) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/transcribe"}
+    scope |= {"headers": [], "query_string": b""}
+    with caplog.at_level(logging.INFO, "deployments"):
+        answer = asyncio.ensure_future(app(scope, receive, send))
+        async with asyncio.timeout(30):
+            while "stream" not in handle.calls:
+                await asyncio.sleep(0.01)
+            assert not work.cancelled
+            # What Serve raises where the process of its proxy has died.
+            incoming.put_nowait(ActorDiedError())
+            await answer
+    assert work.cancelled
+    [line] = [text for text in caplog.messages if "request_id=" in text]
+    assert "status=499 reason=cancelled" in line

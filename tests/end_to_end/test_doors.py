@@ -74,7 +74,9 @@ def test_a_stream_of_events_ends_with_the_result(app: App, audio_url: Url) -> No
     stream: Any = handle.stream.remote(request)
     events: list[dict[str, Any]] = list(stream)
     kinds = [event["event"] for event in events]
-    assert kinds[0] == "progress" and kinds[-1] == "result"
+    assert kinds[0] == "stage" and kinds[-1] == "result"
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages[:2] == ["downloading", "decoding"] and stages[-1] == "transcribing"
     done = [event["done"] for event in events if event["event"] == "progress"]
     assert done == sorted(done) and done[0] == 0.0 and done[-1] == 11.0
     result = events[-1]["result"]

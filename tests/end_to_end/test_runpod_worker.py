@@ -142,9 +142,10 @@ def test_segments_are_streamed_before_the_whole_result(
     posts = worker.api.of(streamed)
     assert [post.kind for post in posts if post.kind != "progress"][-1] == "result"
     streamed_segments = [
-        segment
+        event["segment"]
         for post in worker.api.of(streamed, "stream")
-        for segment in post.body["output"]["segments"]
+        for event in post.body["output"]["events"]
+        if event["event"] == "segment"
     ]
     assert streamed_segments == answer["segments"]
     assert output(worker, other)["transcription"] == answer["transcription"]
@@ -188,7 +189,9 @@ def test_progress_is_reported_in_order_and_never_after_the_result(
     for job in jobs:
         posts = worker.api.of(job)
         assert [post.kind for post in posts][-1] == "result"
-        progress = [post.body["output"] for post in posts[:-1]]
+        reports = [post.body["output"] for post in posts[:-1]]
+        assert {"stage", "audio_seconds"} <= set(reports[-1])
+        progress = [report for report in reports if "progress_percent" in report]
         assert progress
         done = [report["audio_seconds_done"] for report in progress]
         assert done == sorted(set(done))

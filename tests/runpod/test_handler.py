@@ -104,7 +104,7 @@ async def test_segments_are_asked_for_and_posted_where_they_are_to_be_streamed(
     assert await result_of(router, api, stream=True) == DONE.result.model_dump()
     assert router.calls == [({"audio": "x"}, "job", True, True)]
     [chunk] = stand_in.of("job", "stream")
-    assert chunk.body["output"]["segments"] == [segment(0).segment.model_dump()]
+    assert chunk.body["output"]["events"] == [segment(0).model_dump()]
 
 
 async def test_a_job_is_tried_once_more_when_the_router_dies() -> None:

@@ -1,9 +1,11 @@
 """What is posted of a job while it runs, against a stand-in of RunPod's job API."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from deployments.contract.answer import Progress, SegmentEvent, Stage
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.reports import MAX_CHUNK_BYTES, Reports
 from tests.runpod.examples import progress, segment
@@ -80,8 +82,62 @@ async def test_all_segments_are_streamed_in_order_in_chunks_that_are_small_enoug
     chunks = stand_in.of("job", "stream")
     assert max(chunk.size for chunk in chunks) <= MAX_CHUNK_BYTES + 100
     assert len(chunks) >= 5
-    posted = [s["id"] for chunk in chunks for s in chunk.body["output"]["segments"]]
-    assert posted == list(range(101))
+    events = [event for chunk in chunks for event in chunk.body["output"]["events"]]
+    assert [event["segment"]["id"] for event in events] == list(range(101))
+    assert events[0] == segment(0, "ß" * 25_000).model_dump()
+
+
+async def test_a_stream_holds_the_events_as_the_handle_gives_them(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    events: list[Stage | Progress | SegmentEvent] = [
+        Stage(stage="queued", duration=200.0, windows_ahead=3),
+        Stage(stage="transcribing", duration=200.0),
+        progress(10),
+        segment(0),
+    ]
+    reports = Reports(api, "job", streamed=True)
+    async with reports.posted():
+        for event in events:
+            reports.add(event)
+    chunks = stand_in.of("job", "stream")
+    posted = [event for chunk in chunks for event in chunk.body["output"]["events"]]
+    assert posted == [event.model_dump() for event in events]
+
+
+async def test_a_stage_that_lasts_is_reported_and_goes_with_the_progress(
+    api: JobApi, stand_in: JobApiStandIn
+) -> None:
+    async def reported(number: int) -> dict[str, Any]:
+        async with asyncio.timeout(LIMIT_S):
+            while len(stand_in.of("job", "progress")) < number:
+                await asyncio.sleep(0.01)
+        output = stand_in.of("job", "progress")[-1].body["output"]
+        return dict(output)
+
+    reports = Reports(api, "job", interval_s=0.05)
+    async with reports.posted():
+        reports.add(Stage(stage="queued", duration=200.0, windows_ahead=3))
+        assert await reported(1) == {
+            "stage": "queued",
+            "windows_ahead": 3,
+            "audio_seconds": 200.0,
+        }
+        reports.add(Stage(stage="transcribing", duration=200.0))
+        assert (await reported(2))["stage"] == "transcribing"
+        reports.add(progress(50))
+        assert await reported(3) == {
+            "stage": "transcribing",
+            "progress_percent": 25.0,
+            "audio_seconds_done": 50,
+            "audio_seconds": 200,
+        }
+        # The replica died: the job begins anew, and its progress does not go back.
+        reports.add(Stage(stage="starting_model", duration=200.0))
+        reports.add(progress(10))
+        restarted = await reported(4)
+        assert restarted["stage"] == "starting_model"
+        assert restarted["progress_percent"] == 25.0
 
 
 async def test_a_chunk_that_is_not_taken_at_once_is_posted_again(
