@@ -363,8 +363,9 @@ def test_ignored_fields_are_logged_by_name_alone(
     )
     with caplog.at_level(logging.INFO, "deployments"):
         log_ignored(form, "mine")
-    [record] = caplog.records
-    line = record.getMessage()
+    # The service that other tests share may still log what they left.
+    lines = [record.getMessage() for record in caplog.records]
+    [line] = [line for line in lines if "request_id=mine" in line]
     assert line.startswith(
         f"event=fields_ignored request_id=mine names=vad_filter,a?b?c,{'c' * 40},field0,"
     )
@@ -379,4 +380,4 @@ def test_a_request_without_odd_fields_logs_nothing(
 ) -> None:
     with caplog.at_level(logging.INFO, "deployments"):
         log_ignored(form_of(language="en"), "mine")
-    assert not caplog.records
+    assert "request_id=mine" not in caplog.text
