@@ -1,8 +1,10 @@
-"""Errors over HTTP: `{"error": text, "type": kind}`."""
+"""Errors over HTTP: `{"error": text, "type": kind}`, and as OpenAI writes them."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from deployments.contract.answer import ErrorAnswer
 from deployments.contract.errors import WhisperServeError
@@ -24,3 +26,37 @@ def contract_response(
     if error.retry_after_s is not None:
         known.setdefault("Retry-After", str(error.retry_after_s))
     return error_response(error.status, str(error), error.type, known)
+
+
+def openai_error(
+    status: int, text: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
+    """The body of an error as OpenAI writes it.
+
+    code: machine-readable
+    param: the field that is at fault, if one is
+
+    https://platform.openai.com/docs/guides/error-codes
+    """
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": text, "type": kind, "param": param, "code": code}}
+
+
+def openai_headers(retry_after: str | None) -> dict[str, str]:
+    """Headers that tell OpenAI's SDKs whether to send a request again, and after how many seconds.
+
+    Without them, an SDK would send a request three times that fails in the same way each time.
+    """
+    if retry_after is None:
+        return {"x-should-retry": "false"}
+    return {"x-should-retry": "true", "Retry-After": retry_after}
+
+
+def in_openai_form(native: Response) -> JSONResponse:
+    """An error of `error_response` or `contract_response` as OpenAI writes it."""
+    error = json.loads(bytes(native.body))
+    return JSONResponse(
+        openai_error(native.status_code, error["error"], error["type"]),
+        native.status_code,
+        openai_headers(native.headers.get("retry-after")),
+    )

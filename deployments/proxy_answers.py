@@ -17,6 +17,7 @@ What applications send passes unchanged and piece by piece.
 """
 
 import logging
+import re
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,8 +31,13 @@ from deployments.contract.errors import (
     ServiceUnavailableError,
     WhisperServeError,
 )
-from deployments.http_errors import contract_response, error_response
+from deployments.http_errors import (
+    contract_response,
+    error_response,
+    in_openai_form,
+)
 from deployments.logs import error_location, log_through_serve
+from deployments.proxy_uploads import PacedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 
 logger = logging.getLogger(__name__)
@@ -41,12 +47,15 @@ CALLBACK = f"{__name__}:middlewares"
 
 _ID_HEADER = "x-request-id"
 _TOO_MANY_REQUESTS = 429
+# Where clients of OpenAI's API ask, below whatever prefix the application has.
+_OPENAI = re.compile(r"/(?:v1|audio|models)(?:/|$)")
 
 
 def middlewares() -> list[Middleware]:
     """What Serve wraps its proxy in. Called once, in the proxy's process."""
     log_through_serve()
-    return [Middleware(ContractAnswers)]
+    # The first is the innermost.
+    return [Middleware(PacedBodies), Middleware(ContractAnswers)]
 
 
 class ContractAnswers:
@@ -67,6 +76,8 @@ class ContractAnswers:
         exchange, started = _Exchange(receive, send), time.monotonic()
         answer = await self._answer_in_place_of(exchange, scope)
         if answer is not None:
+            if _OPENAI.search(route):
+                answer = in_openai_form(answer)
             request_id = headers[_ID_HEADER]
             answer.headers[_ID_HEADER] = request_id
             seconds = time.monotonic() - started

@@ -1,9 +1,10 @@
-import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.support import package_log
 
 # Before Ray is imported: a call of Serve's own threads after the tests' Ray has ended would start a
 # second one.
@@ -35,12 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def package_log() -> Iterator[None]:
+def package_log_kept() -> Iterator[None]:
     """A Router or a replica directs the package's log to Serve's; each test begins without that."""
-    package, serve = logging.getLogger("deployments"), logging.getLogger("ray.serve")
-    handlers, filters = [*package.handlers], [*serve.filters]
-    level, propagate = package.level, package.propagate
-    yield
-    package.handlers, serve.filters = handlers, filters
-    package.setLevel(level)
-    package.propagate = propagate
+    with package_log.kept():
+        yield

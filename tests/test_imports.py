@@ -26,6 +26,7 @@ ROOMS = [
     "replica",
     "router",
     "http_errors",
+    "proxy_uploads",
     "proxy_answers",
     "api",
     "gpu",

@@ -27,11 +27,11 @@ Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def wrapped(proxy: Proxy) -> ASGIApp:
-    """The proxy as Serve wraps it: its own middleware within, ours without."""
-    [middleware] = middlewares()
-    return middleware.cls(
-        RequestIdMiddleware(proxy), *middleware.args, **middleware.kwargs
-    )
+    """The proxy as Serve wraps it: its own middleware within, ours without, the last outermost."""
+    app: ASGIApp = RequestIdMiddleware(proxy)
+    for middleware in middlewares():
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    return app
 
 
 def client(proxy: Proxy) -> TestClient:
@@ -93,6 +93,27 @@ def test_a_failure_that_the_proxy_answers_is_one_of_the_contract(
     assert response.headers.get_list("x-request-id") == ["mine"]
     [line] = [r.getMessage() for r in caplog.records if "request_id=" in r.getMessage()]
     assert line.startswith(f"request_id=mine model=- status={status} reason={kind} ")
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/speech/v1/models"])
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (DeploymentUnavailableError(ROUTER), 503, "service_unavailable", "5"),
+        (TimeoutError(), 504, "request_timeout", None),
+    ],
+    ids=["unavailable", "timeout"],
+)
+def test_openais_clients_get_an_error_in_openais_form(
+    path: str, error: Exception, status: int, code: str, retry_after: str | None
+) -> None:
+    response = client(failing(error)).post(path, headers={"x-request-id": "mine"})
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["code"] == code
+    assert response.headers.get("retry-after") == retry_after
+    assert response.headers["x-should-retry"] == str(retry_after is not None).lower()
+    assert response.headers.get_list("x-request-id") == ["mine"]
 
 
 def test_a_path_without_an_application_is_not_found() -> None:
@@ -240,4 +261,4 @@ def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
     assert hasattr(constants, VARIABLE)
-    assert len(call_function_from_import_path(CALLBACK)) == 1
+    assert call_function_from_import_path(CALLBACK)

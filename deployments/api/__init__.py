@@ -9,6 +9,7 @@ from deployments.api import native, openai, readiness, swagger_ui
 from deployments.api.bodies import Bodies
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import contract_response, error_response
+from deployments.proxy_uploads import ReportedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
@@ -34,6 +35,7 @@ def build(router: Router) -> FastAPI:
     app.include_router(readiness.routes(router))
     app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
+    app.add_middleware(ReportedBodies)
     app.add_middleware(_InWork, router)
 
     @app.exception_handler(HTTPException)

@@ -1,15 +1,55 @@
-"""The bodies of HTTP requests: JSON, or a form with a file."""
+"""The bodies of HTTP requests: JSON, a form with its file, or a file alone.
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+A file goes to disk while it arrives, and no body is read further than its limit. All bodies
+together hold at most `max_uploads_bytes`, until the request has ended or its file is closed.
+"""
+
+import asyncio
+import contextlib
+import errno
+import io
+import re
+import tempfile
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from ray.exceptions import RayError
+from starlette.requests import ClientDisconnect
 
-from deployments.api.body import read_json
+from deployments.api import body as json_body
+from deployments.api.budget import Budget, Share
+from deployments.api.form import MAX_FIELDS_BYTES, Form, file_too_large
+from deployments.config import AppArgs
+from deployments.contract.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from deployments.contract.request import short
 from deployments.router.router import Router
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
+_FORM = "multipart/form-data"
+_UNKNOWN_BYTES = "application/octet-stream"
+_FILES = ("audio/", "video/", "application/ogg")
+# Such a body is refused before it is read, because a large one would be refused for its size.
+_NEITHER = ("multipart/", "image/")
+# What a system says that can write no more: the disk, the user's quota, or the file is full.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A file is written in pieces of this size.
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(repr=False)
@@ -17,7 +57,7 @@ class Body:
     """What came in a request's body.
 
     fields: the JSON value; of a form, a dict of texts, with a list where a name is repeated
-    file: the form's field `file`, on disk
+    file: the form's file or the file alone, on disk and at its beginning
     """
 
     fields: Any
@@ -30,27 +70,235 @@ class Body:
 
 
 class Bodies:
-    """Reads the bodies of all requests of an application, within `max_uploads_bytes`."""
+    """Reads the bodies of all requests of an application."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._budget = Budget()
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[Body]:
+    async def read(
+        self, request: Request, lists: Collection[str] | None = None
+    ) -> AsyncIterator[Body]:
         """A request's body, whose file is closed at the end.
 
+        lists: the fields that a form may repeat; None: any
+
         Raises UnsupportedMediaTypeError, RequestTooLargeError, OverloadedError,
-        RequestCancelledError if the caller leaves, and InvalidRequestError.
+        RequestTimeoutError, RequestCancelledError if the caller leaves, and InvalidRequestError.
         """
-        if not request.headers.get("content-type", "").startswith("multipart/"):
-            yield Body(await read_json(request))
-            return
-        async with request.form() as form:
-            body = Body({})
-            for name in form:
-                values = form.getlist(name)
-                if name == "file" and isinstance(values[0], UploadFile):
-                    body.file = values[0].file
-                else:
-                    body.fields[name] = values if len(values) > 1 else values[0]
-            yield body
+        media_type = _media_type(request)
+        _refuse_unread(request, media_type)
+        with self._budget.share() as share:
+            reader = _Reader(request, media_type, share, self._router.args)
+            try:
+                body = await reader.read()
+                if media_type == _FORM and lists is not None:
+                    _refuse_repeated(body.fields, lists)
+                yield body
+            finally:
+                reader.close()
+
+
+class _Reader:
+    """Reads one body.
+
+    Its file is closed by `close`, also where the body has not come to its end.
+    """
+
+    def __init__(
+        self, request: Request, media_type: str, share: Share, args: AppArgs
+    ) -> None:
+        self._request = request
+        self._media_type = media_type
+        self._share = share
+        self._args = args
+        self._max_file_bytes = min(args.max_download_bytes, args.max_uploads_bytes)
+        self._file: BinaryIO | None = None
+
+    async def read(self) -> Body:
+        if self._media_type == _FORM:
+            return await self._form()
+        if self._media_type.startswith(_FILES):
+            return await self._file_alone(self._pieces(*self._file_limit()))
+        if self._media_type == _UNKNOWN_BYTES:
+            return await self._json_or_file()
+        return await self._json(self._pieces(*self._json_limit()))
+
+    def close(self) -> None:
+        if self._file is not None:
+            # Where the disk is full, closing the file tries to write once more.
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    async def _form(self) -> Body:
+        content_type = self._request.headers["content-type"]
+        form = Form(content_type, self._new_file, self._max_file_bytes)
+        limit = self._max_file_bytes + MAX_FIELDS_BYTES
+        pieces = self._pieces(limit, file_too_large(self._max_file_bytes))
+        await self._write(pieces, form.feed, form.finish)
+        return Body(form.fields, form.file)
+
+    async def _file_alone(self, pieces: AsyncGenerator[bytes, None]) -> Body:
+        with _room_on_disk():
+            file = self._new_file()
+
+        def finish() -> None:
+            if not file.tell():
+                raise InvalidRequestError(
+                    f"The request body is empty: {json_body.WHAT_TO_SEND}"
+                )
+            file.seek(0)
+
+        await self._write(pieces, file.write, finish)
+        return Body({}, file)
+
+    async def _json_or_file(self) -> Body:
+        """Of a body whose media type says nothing: `curl` users give it to both."""
+        async with aclosing(self._pieces(*self._file_limit())) as pieces:
+            start = await anext(pieces, b"")
+
+            async def with_start() -> AsyncGenerator[bytes, None]:
+                yield start
+                async for piece in pieces:
+                    yield piece
+
+            if start.strip() and not json_body.may_be_json(start):
+                return await self._file_alone(with_start())
+            return await self._json(with_start())
+
+    async def _json(self, pieces: AsyncGenerator[bytes, None]) -> Body:
+        body = bytearray()
+        limit, too_large = self._json_limit()
+        async with aclosing(pieces):
+            async for piece in pieces:
+                body += piece
+                if len(body) > limit:
+                    raise too_large
+        parse = json_body.parse_json
+        return Body(await asyncio.to_thread(parse, body, self._media_type))
+
+    def _json_limit(self) -> tuple[int, RequestTooLargeError]:
+        limit = min(json_body.MAX_BODY_BYTES, self._args.max_uploads_bytes)
+        return limit, RequestTooLargeError(
+            f"The request body is larger than {limit >> 20} MiB:"
+            " send a large file in a form, or give its URL as 'audio'"
+        )
+
+    def _file_limit(self) -> tuple[int, RequestTooLargeError]:
+        return self._max_file_bytes, file_too_large(self._max_file_bytes)
+
+    def _new_file(self) -> BinaryIO:
+        self._file = cast(BinaryIO, _UploadedFile(self._share.release))
+        return self._file
+
+    async def _write(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        feed: Callable[[bytes], Any],
+        finish: Callable[[], None],
+    ) -> None:
+        """Give what arrives to `feed`, which writes to the disk, in a thread."""
+        waiting: list[bytes] = []
+        size = 0
+        with _room_on_disk():
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    waiting.append(piece)
+                    size += len(piece)
+                    if size >= _PIECE_BYTES:
+                        await asyncio.to_thread(feed, b"".join(waiting))
+                        waiting, size = [], 0
+            await asyncio.to_thread(feed, b"".join(waiting))
+            await asyncio.to_thread(finish)
+
+    async def _pieces(
+        self, limit: int, too_large: RequestTooLargeError
+    ) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives, up to its limit and within the budget."""
+        length = self._request.headers.get("content-length", "")
+        announced = int(length) if length.isdecimal() else 0
+        if announced > limit:
+            raise too_large
+        self._share.hold(announced, self._args.max_uploads_bytes)
+        received = 0
+        stream = self._request.stream()
+        try:
+            while True:
+                async with asyncio.timeout(self._args.read_timeout_s):
+                    piece = await anext(stream, None)
+                if piece is None:
+                    return
+                received += len(piece)
+                if received > limit:
+                    raise too_large
+                self._share.hold(received, self._args.max_uploads_bytes)
+                yield piece
+        except (ClientDisconnect, RayError):
+            # Where the proxy has dropped the request first, Serve raises Ray's error.
+            raise RequestCancelledError("The caller left") from None
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"No more of the request body came within {self._args.read_timeout_s:g} s"
+                " (read_timeout_s)"
+            ) from None
+
+
+class _UploadedFile(io.BufferedRandom):
+    """A temporary file without a name: nothing is left of it where the process dies.
+
+    on_close: called when the file is closed, perhaps more than once
+    """
+
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
+        super().__init__(file)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._on_close()
+
+
+@contextmanager
+def _room_on_disk() -> Iterator[None]:
+    """Raises OverloadedError where the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OverloadedError(
+            "The service's disk has no room for the file: try again later"
+        ) from None
+
+
+def _media_type(request: Request) -> str:
+    """Such as `text/plain`; empty where the header is absent or is no media type."""
+    header = request.headers.get("content-type", "")
+    media_type = header.partition(";")[0].strip().lower()
+    return media_type if _MEDIA_TYPE.fullmatch(media_type) else ""
+
+
+def _refuse_unread(request: Request, media_type: str) -> None:
+    """Refuse what can be nothing that is read here, by its headers."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaTypeError(
+            f"The request body's Content-Encoding is '{short(encoding)}':"
+            " send it uncompressed and leave that header out"
+        )
+    if media_type != _FORM and media_type.startswith(_NEITHER):
+        raise UnsupportedMediaTypeError(
+            f"The request body is {short(media_type)}: {json_body.WHAT_TO_SEND}"
+        )
+
+
+def _refuse_repeated(fields: dict[str, Any], lists: Collection[str]) -> None:
+    for name, value in fields.items():
+        if isinstance(value, list) and name not in lists:
+            raise InvalidRequestError(
+                f"Invalid {short(name)}: the form has this field {len(value)} times; send it once"
+            )

@@ -21,14 +21,22 @@ from deployments.router.router import Router
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
-        413: "the body is too large",
-        415: "the body is no JSON: form data, an audio file, compressed bytes",
+        413: "the body or its file is too large",
+        415: "the body is neither JSON nor a form nor audio or video: an image, compressed bytes",
         422: "the request, its URL or its audio is at fault",
         500: "the transcription failed",
         502: "the host of the audio is at fault",
         503: "the model or the service cannot start, or too many requests wait",
         504: "the request took too long",
     }.items()
+}
+
+# The fields of a form that may be repeated.
+_LISTS = ("suppress_tokens", "clip_timestamps")
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "an audio or video file, in place of audio and audio_base64",
 }
 
 
@@ -42,11 +50,11 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         openapi_extra={"requestBody": _request_body()},
     )
     async def transcribe(request: Request) -> Response:
-        """Transcribe an audio or video file, given by URL or inside the request."""
+        """Transcribe an audio or video file: by URL, inside the JSON, or uploaded in a form."""
         request_id = _request_id(request)
         async with AsyncExitStack() as stack:
             with _failures_logged(request):
-                body = await stack.enter_async_context(bodies.read(request))
+                body = await stack.enter_async_context(bodies.read(request, _LISTS))
             # The fields are not kept in a variable: they may be large, and the work long.
             answer = await router.answer(body.take_fields(), request_id, body.file)
         # In a thread, because hours of words are megabytes of JSON.
@@ -95,7 +103,7 @@ def _refuse_query(request: Request) -> None:
     for name in request.query_params:
         instead = "leave it out"
         if request.method == "POST":
-            instead = "the request's fields go into the JSON body"
+            instead = "the request's fields go into the body"
         raise InvalidRequestError(
             f"Unknown query parameter: '{short(name)}'. This API takes none: {instead}"
         )
@@ -110,7 +118,12 @@ def _request_body() -> dict[str, Any]:
         "word_timestamps": True,
     }
     schema = TranscriptionRequest.model_json_schema()
+    form = TranscriptionRequest.model_json_schema()
+    form["properties"] = {"file": _FILE, **form["properties"]}
     return {
         "required": True,
-        "content": {"application/json": {"schema": schema, "example": example}},
+        "content": {
+            "application/json": {"schema": schema, "example": example},
+            "multipart/form-data": {"schema": form},
+        },
     }

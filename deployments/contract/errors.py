@@ -58,14 +58,14 @@ class InvalidRequestError(WhisperServeError):
 
 
 class RequestTooLargeError(WhisperServeError):
-    """The HTTP body is larger than any valid request."""
+    """The HTTP body, or the file in it, is larger than its limit."""
 
     status = 413
     type = "request_too_large"
 
 
 class UnsupportedMediaTypeError(WhisperServeError):
-    """The HTTP body is no JSON, and says so itself: form data, an audio file, compressed bytes."""
+    """The HTTP body is neither JSON nor a file, and says so itself: an image, compressed bytes."""
 
     status = 415
     type = "unsupported_media_type"
@@ -110,7 +110,7 @@ class ModelUnavailableError(WhisperServeError):
 
 
 class OverloadedError(WhisperServeError):
-    """More requests wait than the configuration allows."""
+    """More requests wait, or hold more bytes, than the configuration or the disk allows."""
 
     status = 503
     type = "overloaded"
@@ -126,7 +126,7 @@ class ServiceUnavailableError(WhisperServeError):
 
 
 class RequestTimeoutError(WhisperServeError):
-    """The request took longer than `request_timeout_s`."""
+    """The request took longer than `request_timeout_s`, or its body stood still."""
 
     status = 504
     type = "request_timeout"

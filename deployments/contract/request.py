@@ -12,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from deployments.contract import audio_headers, inline_audio, languages
+from deployments.contract import audio_headers, inline_audio, languages, values
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import (
     Null,
@@ -92,7 +92,9 @@ class TranscriptionRequest(UploadRequest):
         None,
         description="must be a base64 string or a data: URI of at most 32 MiB decoded",
     )
-    audio_headers: dict[str, _HeaderValue] | None = Field(
+    audio_headers: Annotated[
+        dict[str, _HeaderValue] | None, BeforeValidator(values.mapping)
+    ] = Field(
         None,
         repr=False,
         description="must be an object of strings: HTTP headers for the download of 'audio'",

@@ -69,3 +69,13 @@ def items(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return text.split(",") if text else []
+
+
+def mapping(value: Any) -> Any:
+    """An object that is written as JSON."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -124,7 +124,8 @@ def test_a_body_larger_than_any_valid_request_is_refused(
     response = answering().post("/transcribe", content=b" " * (2 << 20) + b"{}")
     assert response.status_code == 413
     assert response.json() == {
-        "error": "The request body is larger than 2 MiB: give a large file's URL as 'audio'",
+        "error": "The request body is larger than 2 MiB: send a large file in a form, or give its"
+        " URL as 'audio'",
         "type": "request_too_large",
     }
 

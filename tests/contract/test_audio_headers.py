@@ -21,6 +21,16 @@ def test_a_line_break_at_the_end_of_a_secret_is_left_out() -> None:
     assert request.audio_headers == {"X-Key": "SECRET"}
 
 
+def test_headers_may_be_json_in_a_text_as_forms_have_them() -> None:
+    request = parse(audio_headers=' {"X-Key": "SECRET"}')
+    assert request.audio_headers == {"X-Key": "SECRET"}
+    for text in ('{"X-Key": ', "X-Key: SECRET", '{"A": 5}', "[]"):
+        rule = "must be an object of strings"
+        assert refusal_of(audio_headers=text).startswith(
+            f"Invalid audio_headers: {rule}"
+        )
+
+
 def test_no_headers_are_as_good_as_none() -> None:
     assert parse(audio_headers={}).audio_headers == {}
     assert parse(audio_headers=None).audio_headers is None

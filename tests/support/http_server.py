@@ -13,7 +13,7 @@ from tests.support.app import wait_for
 @contextlib.contextmanager
 def served_app(app: FastAPI) -> Iterator[str]:
     """Serve the application in a thread; gives its URL without a slash at the end."""
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", lifespan="off")
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -14,6 +14,7 @@ from deployments.contract.errors import (
     InvalidRequestError,
     WhisperServeError,
 )
+from deployments.http_errors import openai_error, openai_headers
 
 # OpenAI has no 422: its clients know a wrong request by 400.
 _STATUSES = {422: 400}
@@ -86,23 +87,10 @@ def body_of(
             code = "missing_required_parameter"
     elif isinstance(error, AudioUrlError | InvalidAudioError):
         param = names.get("audio")
-    return body(status_of(error), str(error), code, param)
-
-
-def body(
-    status: int, message: str, code: str | None, param: str | None = None
-) -> dict[str, Any]:
-    """The body of an error that is not one of the contract's tree, as of an unknown path."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = ErrorObject(message=message, type=kind, param=param, code=code)
-    return ErrorBody(error=error).model_dump()
+    return openai_error(status_of(error), str(error), code, param)
 
 
 def headers_of(error: WhisperServeError) -> dict[str, str]:
-    """Headers that tell OpenAI's SDKs whether to send the request again, and when.
-
-    Without them, an SDK would send a request three times that fails in the same way each time.
-    """
-    if error.retry_after_s is None:
-        return {"x-should-retry": "false"}
-    return {"x-should-retry": "true", "Retry-After": str(error.retry_after_s)}
+    """Whether and when to send the request again: what passes says after how many seconds."""
+    seconds = error.retry_after_s
+    return openai_headers(None if seconds is None else str(seconds))

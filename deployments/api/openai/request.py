@@ -137,7 +137,8 @@ class _Reader:
 
     def _format(self) -> Any:
         value = one(self._fields, "response_format")
-        name = "json" if value is None else str(value).strip().lower()
+        absent = value is None or values.is_null(value)
+        name = "json" if absent else str(value).strip().lower()
         if name not in FORMATS:
             raise UnsupportedValueError(
                 f"Invalid response_format: '{short(name)}' is not offered."
@@ -185,7 +186,7 @@ class _Reader:
 
     def _read_temperature(self) -> None:
         temperature = values.number(one(self.request, "temperature"))
-        if temperature is None:
+        if temperature is None or values.is_null(temperature):
             return
         self.request["temperature"] = temperature
         # At 0, OpenAI's API raises the temperature as Whisper's fallback does; above, it does not.

@@ -18,6 +18,7 @@ from deployments.api.openai.models import Model, ModelList, model_list, one_mode
 from deployments.api.openai.request import log_ignored, parse
 from deployments.contract.answer import Event
 from deployments.contract.errors import WhisperServeError
+from deployments.http_errors import openai_error, openai_headers
 from deployments.router.request_log import logged_request, valid_request_id
 from deployments.router.router import Router
 
@@ -122,8 +123,9 @@ def framework_error(
     headers: dict[str, str],
 ) -> JSONResponse:
     """The answer to a request that reached no route, as for an unknown path."""
-    headers = headers | {"x-should-retry": "false"}
-    response = JSONResponse(errors.body(status, text, code), status, headers)
+    response = JSONResponse(
+        openai_error(status, text, code), status, headers | openai_headers(None)
+    )
     _add_request_id(request, response, request_id)
     return response
 

@@ -1,7 +1,5 @@
 """Where in a request the recording is, if it did not come as a file of a form."""
 
-import contextlib
-import json
 from typing import Any
 
 from deployments.api.openai.fields import one
@@ -34,9 +32,11 @@ def take_source(fields: dict[str, Any], has_file: bool) -> tuple[str, dict[str, 
         )
     [name] = found
     value = _inner(name, given[name])
-    if name in ("url", "audio_url", "audio") or _is_address(name, value):
-        return name, {"audio": value, **_headers(fields)}
-    return name, {"audio_base64": value, **_headers(fields)}
+    by_address = name in ("url", "audio_url", "audio") or _is_address(name, value)
+    source = {"audio" if by_address else "audio_base64": value}
+    if "audio_headers" in fields:
+        source["audio_headers"] = fields.pop("audio_headers")
+    return name, source
 
 
 def _inner(name: str, value: Any) -> Any:
@@ -59,12 +59,3 @@ def _is_address(name: str, value: Any) -> bool:
         return False
     start = value[:20].lstrip().lower()
     return start.startswith(("http://", "https://")) or inline_audio.is_data_uri(value)
-
-
-def _headers(fields: dict[str, Any]) -> dict[str, Any]:
-    headers = fields.pop("audio_headers", None)
-    if isinstance(headers, str):
-        # The contract's own rule refuses text that is no JSON.
-        with contextlib.suppress(ValueError, RecursionError):
-            headers = json.loads(headers)
-    return {} if headers is None else {"audio_headers": headers}

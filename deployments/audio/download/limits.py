@@ -28,11 +28,12 @@ class FetchLimits:
         """Raise AudioUrlError if the file is too large."""
         if n_bytes > self.max_bytes:
             raise AudioUrlError(
-                f"file is larger than the limit of {_size(self.max_bytes)} (max_download_bytes)"
+                f"file is larger than the limit of {size_text(self.max_bytes)} (max_download_bytes)"
             )
 
 
-def _size(n_bytes: int) -> str:
+def size_text(n_bytes: int) -> str:
+    """Such as `1 GiB`; the plain number where no unit fits."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes % scale == 0:
             return f"{n_bytes // scale} {unit}"

@@ -100,7 +100,7 @@ def test_an_unknown_model_is_not_found(name: str) -> None:
         ({"url": URL, "file": "", "audio": None}, {"audio": URL}),
         (
             {"url": URL, "audio_headers": '{"Authorization": "Bearer x"}'},
-            {"audio": URL, "audio_headers": {"Authorization": "Bearer x"}},
+            {"audio": URL, "audio_headers": '{"Authorization": "Bearer x"}'},
         ),
         (
             {"url": URL, "audio_headers[Authorization]": "Bearer x"},
@@ -205,6 +205,7 @@ def test_keywords_stand_in_front_of_the_prompt() -> None:
         ("0.0", {"temperature": 0.0}),
         (0, {"temperature": 0}),
         ("", {}),
+        ("null", {}),
         (
             "0.2",
             {"temperature": 0.2, "temperature_increment_on_fallback": None},
@@ -277,6 +278,11 @@ def test_a_stream_is_asked_for_in_any_form(written: Any) -> None:
 @pytest.mark.parametrize("written", ["false", "0", "", None, False])
 def test_no_stream_is_asked_for_in_any_form(written: Any) -> None:
     assert not form_of(stream=written).stream
+
+
+@pytest.mark.parametrize("written", ["", "null", None, "JSON"])
+def test_no_format_is_json(written: str | None) -> None:
+    assert form_of(response_format=written).format == "json"
 
 
 @pytest.mark.parametrize("written", ["SRT", " srt ", "srt"])
