@@ -102,8 +102,9 @@ def test_head_is_answered_and_a_wrong_method_is_told_the_right_one(app: App) -> 
 def test_the_docs_of_an_application_below_a_prefix_find_its_schema(
     impatient: App,
 ) -> None:
-    docs = requests.get(f"{impatient.url}/docs", timeout=60).text
-    assert "'/impatient/openapi.json'" in docs
+    for path in ("docs", "docs/init.js", "docs/swagger-ui.css"):
+        assert requests.get(f"{impatient.url}/{path}", timeout=60).status_code == 200
+    # The page asks for the schema beside itself.
     schema = requests.get(f"{impatient.url}/openapi.json", timeout=60).json()
     assert schema["servers"] == [{"url": "/impatient"}]
 
@@ -164,8 +165,8 @@ def test_every_answer_has_one_request_id_which_is_the_one_in_the_log(app: App) -
         (requests.get(f"{app.url}/transcribe", timeout=10), 405, "method_not_allowed"),
         (
             requests.post(f"{app.url}/transcribe", files={"file": b"a"}, timeout=10),
-            415,
-            "unsupported_media_type",
+            422,
+            "invalid_audio",
         ),
     ]
     [file] = session_logs().glob("serve/replica_whisper_Router_*.log")

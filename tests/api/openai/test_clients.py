@@ -269,11 +269,13 @@ def test_a_base_url_may_end_in_v1_or_not(service: Service, path: str) -> None:
         "/v1/audio/transcription",
     ],
 )
-def test_a_base_url_that_is_wrong_is_answered_with_where_the_routes_are_listed(
+def test_a_base_url_that_is_wrong_is_answered_with_where_the_routes_are(
     service: Service, path: str
 ) -> None:
     error = assert_error(send(service.url, clients.curl(AUDIO, path)), 404)
-    assert error["message"] == "Not found: GET /docs lists the routes"
+    assert error["message"] == (
+        "Not found: GET /docs lists the routes; the base URL of OpenAI's clients ends with /v1"
+    )
     assert service.transcriptions == 0
 
 
