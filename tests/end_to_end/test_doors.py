@@ -164,9 +164,14 @@ def test_every_answer_has_one_request_id_which_is_the_one_in_the_log(app: App) -
         (requests.get(f"{app.url}/nothing", timeout=10), 404, "not_found"),
         (requests.get(f"{app.url}/transcribe", timeout=10), 405, "method_not_allowed"),
         (
-            requests.post(f"{app.url}/transcribe", files={"file": b"a"}, timeout=10),
-            422,
-            "invalid_audio",
+            requests.post(
+                f"{app.url}/transcribe",
+                data=b"a",
+                headers={"Content-Type": "image/png"},
+                timeout=10,
+            ),
+            415,
+            "unsupported_media_type",
         ),
     ]
     [file] = session_logs().glob("serve/replica_whisper_Router_*.log")
