@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from deployments.api.openai.answer import WARNINGS_HEADER, Rendered, render
-from deployments.api.openai.form import AnswerForm
+from deployments.api.openai.answer_options import AnswerOptions
 from tests.api.openai.transcripts import TEXT, answer
 
 ALL = frozenset({"word", "segment"})
 
 
 def rendered(format_: Any, task: Any = "transcribe", **fields: Any) -> Rendered:
-    form = AnswerForm(task, format_, granularities=ALL)  # type: ignore[arg-type]
-    return render(answer(**fields), form)
+    options = AnswerOptions(task, format_, granularities=ALL)  # type: ignore[arg-type]
+    return render(answer(**fields), options)
 
 
 def test_json_is_the_text_and_its_usage() -> None:
@@ -96,6 +96,8 @@ def test_a_header_has_room_for_some_warnings_only() -> None:
 
 
 def test_warnings_name_fields_as_the_client_did() -> None:
-    form = AnswerForm("transcribe", names={"initial_prompt": "prompt"}, warnings=("a",))
-    body = json.loads(render(answer(warnings=WARNINGS), form).text)
+    options = AnswerOptions(
+        "transcribe", names={"initial_prompt": "prompt"}, warnings=("a",)
+    )
+    body = json.loads(render(answer(warnings=WARNINGS), options).text)
     assert body["warnings"] == ["a", "prompt has 300 tokens", WARNINGS[1]]
