@@ -6,13 +6,12 @@ arrive.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from deployments.api.openai import errors, stream
-from deployments.api.openai.answer import render
+from deployments.api.openai.answer import content
 from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.models import model_list, one_model
 from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
@@ -101,10 +100,7 @@ class OpenAICalls:
         return OpenAIRequest(request, parsed.options)
 
     def _rendered(self, answer: Answer, options: AnswerOptions) -> Any:
-        rendered = render(answer, options)
-        output: Any = rendered.text
-        if rendered.media_type == "application/json":
-            output = json.loads(rendered.text)
+        output = content(answer, options)
         return fit_openai_to_limit(output, self._settings.max_result_bytes)
 
     async def _describe_models(self, route: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from deployments import catalog
@@ -11,45 +9,21 @@ from deployments.api.openai import subtitles
 from deployments.api.openai.answer_options import AnswerOptions
 from deployments.contract.answer import Answer, Segment
 
-WARNINGS_HEADER = "x-whisper-warnings"
-_PLAIN = "text/plain; charset=utf-8"
-_MEDIA_TYPES = {
-    "text": _PLAIN,
-    "srt": _PLAIN,
-    "vtt": "text/vtt; charset=utf-8",
-}
-# Proxies refuse headers of more than a few kilobytes.
-_LONGEST_HEADER = 2000
 
-
-@dataclass(frozen=True)
-class Rendered:
-    """The body of an answer, with its media type and the headers that belong to it."""
-
-    text: str
-    media_type: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def render(answer: Answer, options: AnswerOptions) -> Rendered:
-    """The answer in the format that the client wants.
+def content(answer: Answer, options: AnswerOptions) -> dict[str, Any] | str:
+    """The answer in the format that the client wants: an object, or the text of a text format.
 
     Takes long for hours of words.
     """
-    warnings = warnings_of(answer, options)
-    if options.format in ("json", "verbose_json"):
-        if options.format == "json":
-            body = {"text": answer.transcription, **_usage(answer, options)}
-        else:
-            body = {
-                "task": options.task,
-                **details(answer, options),
-                **_usage(answer, options),
-            }
-        told = {"warnings": warnings} if warnings else {}
-        return Rendered(as_json(body | told), "application/json")
-    headers = {WARNINGS_HEADER: _as_header(warnings)} if warnings else {}
-    return Rendered(plain_text(answer, options), _MEDIA_TYPES[options.format], headers)
+    if options.format not in ("json", "verbose_json"):
+        return plain_text(answer, options)
+    body: dict[str, Any] = {"text": answer.transcription}
+    if options.format == "verbose_json":
+        body = {"task": options.task, **details(answer, options)}
+    body |= _usage(answer, options)
+    if warnings := warnings_of(answer, options):
+        body["warnings"] = warnings
+    return body
 
 
 def details(answer: Answer, options: AnswerOptions) -> dict[str, Any]:
@@ -116,14 +90,3 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "compression_ratio": segment.compression_ratio or 0.0,
         "no_speech_prob": segment.no_speech_prob or 0.0,
     }
-
-
-def _as_header(warnings: Sequence[str]) -> str:
-    """A JSON list in ASCII; the last warnings are counted where there is no room for them."""
-    for kept in range(len(warnings), -1, -1):
-        more = len(warnings) - kept
-        told = [*warnings[:kept], *([f"and {more} more"] if more else [])]
-        header = json.dumps(told)
-        if len(header) <= _LONGEST_HEADER:
-            return header
-    raise AssertionError("a count always has room")

@@ -13,10 +13,10 @@ from deployments.api.bodies import Bodies
 from deployments.api.disconnect import cancel_on_disconnect
 from deployments.api.events import event_stream
 from deployments.api.openai import errors, schema, stream
-from deployments.api.openai.answer import render
 from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.models import Model, ModelList, model_list, one_model
 from deployments.api.openai.request import log_ignored, parse
+from deployments.api.openai.response import answer_response
 from deployments.contract.answer import Event
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import openai_error, openai_headers
@@ -63,10 +63,7 @@ def routes(router: Router, bodies: Bodies, early_s: float = _EARLY_S) -> APIRout
             except WhisperServeError as error:
                 return _error_response(error, options.names)
         # In a thread, because hours of words are megabytes of text.
-        rendered = await asyncio.to_thread(render, answer, options)
-        return Response(
-            rendered.text, media_type=rendered.media_type, headers=rendered.headers
-        )
+        return await asyncio.to_thread(answer_response, answer, options)
 
     async def transcribe(request: Request) -> Response:
         """Transcribe an audio or video file in its own language."""
