@@ -95,13 +95,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         caller_key.set("-")
-        refusal = await self._refusal(scope)
-        if refusal is None:
+        refused = await self._refusal(scope)
+        if refused is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
         else:
-            await refusal(scope, receive, send)
+            await refused(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> JSONResponse | None:
         """What to answer in place of the application, if anything."""
