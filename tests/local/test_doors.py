@@ -11,7 +11,7 @@ from deployments import api
 from deployments.config import AppArgs
 from deployments.contract.errors import InvalidRequestError
 from deployments.local import loopback
-from deployments.local.doors import DOORS, Refused
+from deployments.local.doors import DOORS, RequestFailed
 from tests.support.handles import SEGMENT, Handle, events, transcript
 from tests.support.http_server import served_app
 from tests.support.routers import AUDIO, router
@@ -56,6 +56,31 @@ def test_a_list_is_sent_as_a_field_that_is_repeated(url: str) -> None:
     assert {"words", "segments"} <= answer.keys()
 
 
+def test_a_null_means_null_or_that_the_field_is_absent() -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields = {"model": None, "initial_prompt": None, "beam_size": None, "best_of": 3}
+    with served_app(api.build(router(handle))) as url:
+        asked(url, "openai", str(RECORDING), **fields)
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.initial_prompt, options.beam_size) == (None, None)
+    assert options.best_of == 3
+
+
+def test_values_are_sent_as_json_writes_them() -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields = {
+        "suppress_tokens": [],
+        "carry_initial_prompt": True,
+        'a"\r\nb': {"c": "d"},
+    }
+    with served_app(api.build(router(handle))) as url:
+        answer = json.loads(asked(url, "openai", str(RECORDING), **fields))
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.suppress_tokens, options.carry_initial_prompt) == ([], True)
+    # The field that nobody knows comes as one field, and its name does not break the form.
+    assert answer["warnings"] == ["Fields without effect here: a?22?0D?0Ab"]
+
+
 @EACH_DOOR
 def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
     with pytest.raises(InvalidRequestError, match="Invalid beam_size"):
@@ -66,5 +91,5 @@ def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
 def test_the_applications_error_is_told(url: str, door: str, tmp_path: Path) -> None:
     text = tmp_path / 'a "quoted" name.txt'
     text.write_text("no recording")
-    with pytest.raises(Refused, match="Audio d(ownload|ecoding) failed"):
+    with pytest.raises(RequestFailed, match="Audio d(ownload|ecoding) failed"):
         DOORS[door](str(text), {}).ask(url)
