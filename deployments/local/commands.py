@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve on the configured port until SIGINT or SIGTERM.
 
-    check_interrupted: raises KeyboardInterrupt if that came during the start and was swallowed
+    check_interrupted: raises KeyboardInterrupt if a signal came whose exception was swallowed
 
     Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
     StartError and RuntimeError as `running_app` does.
@@ -76,13 +76,13 @@ def transcribe(
 ) -> None:
     """Transcribe one recording and write the answer.
 
-    An application that runs on the configured port is used; otherwise one is started for this
-    request.
+    The application that runs on the configured port does the work. If none runs there, one is
+    started for this request on a free port of loopback.
 
     audio: URL or path
     fields: more fields of the request, a JSON object
     check_interrupted: as of `serve`
-    door: of `DOORS`, by name
+    door: a name in `DOORS`
 
     Raises CommandError, CheckpointError, requests.RequestException if the application does not
     answer, and ConfigError, DeviceError, ModelUnavailableError, StartError and RuntimeError as
@@ -90,7 +90,7 @@ def transcribe(
     """
     request = DOORS[door](audio, _parsed(fields))
     try:
-        # A wrong request fails before anything starts.
+        # Checked first, so that a wrong request fails before Ray starts.
         model = request.model(args)
     except WhisperServeError as error:
         raise CommandError(str(error)) from None
@@ -141,7 +141,7 @@ def _on_loopback(config: "ServeDeploySchema") -> "ServeDeploySchema":
 
 @contextlib.contextmanager
 def _needing_no_key() -> Iterator[None]:
-    """Start an application within this block, and nobody needs a key for it."""
+    """An application that is started within this block needs no keys."""
     before = {name: os.environ.pop(name, None) for name in (KEYS, KEYS_FILE)}
     os.environ[KEYS] = NONE
     try:
@@ -181,7 +181,7 @@ def _check_address(host: str, port: int) -> None:
     try:
         loopback.listener(host, port).close()
     except (OSError, ValueError) as error:
-        # A ValueError is of a text that can be no host's name.
+        # A ValueError is raised for a text that cannot be a host name.
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise CommandError(
                 f"port {port} on {host} is in use: stop what uses it, or choose another one"

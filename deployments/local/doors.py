@@ -1,4 +1,4 @@
-"""The HTTP doors through which a recording is given to the application, and what each prints."""
+"""The HTTP APIs to which `transcribe` can send a recording, and how it prints their answers."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class RequestFailed(Exception):
 
 
 class Door(Protocol):
-    """One request to one door."""
+    """One request to one of the service's HTTP APIs."""
 
     def model(self, args: AppArgs) -> ModelArgs:
         """The model that the request names. Raises WhisperServeError for a wrong request."""
