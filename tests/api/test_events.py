@@ -7,35 +7,9 @@ import pytest
 from starlette.types import Message
 
 from deployments.api.events import event_stream, message
+from tests.support.asgi import LEAVES, Connection, http_scope
 
-SCOPE = {"type": "http"}
 PING = b": ping\n\n"
-
-
-class Connection:
-    """One request's connection, whose caller stays until `left` has something to receive."""
-
-    def __init__(self) -> None:
-        self.sent: list[Message] = []
-        self.left: asyncio.Queue[Message | Exception] = asyncio.Queue()
-
-    async def receive(self) -> Message:
-        received = await self.left.get()
-        if isinstance(received, Exception):
-            raise received
-        return received
-
-    async def send(self, sent: Message) -> None:
-        self.sent.append(sent)
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [sent["body"] for sent in self.sent[1:]]
-
-    async def until(self, body: bytes) -> None:
-        async with asyncio.timeout(30):
-            while body not in self.bodies:
-                await asyncio.sleep(0)
 
 
 async def streamed(
@@ -44,7 +18,7 @@ async def streamed(
     interval_s: float = 1000.0,
 ) -> None:
     response = event_stream(messages, interval_s)
-    await response(SCOPE, connection.receive, connection.send)
+    await response(http_scope(), connection.receive, connection.send)
 
 
 async def test_a_stream_begins_with_a_ping_and_ends_after_its_last_message() -> None:
@@ -98,9 +72,7 @@ async def test_pings_come_while_there_are_no_messages() -> None:
     assert set(bodies[2:]) == {PING}
 
 
-@pytest.mark.parametrize(
-    "received", [{"type": "http.disconnect"}, RuntimeError("the proxy has died")]
-)
+@pytest.mark.parametrize("received", [LEAVES, RuntimeError("the proxy has died")])
 async def test_the_work_of_a_caller_who_leaves_ends_before_the_response_does(
     received: Message | Exception,
 ) -> None:
@@ -108,7 +80,7 @@ async def test_the_work_of_a_caller_who_leaves_ends_before_the_response_does(
     response = asyncio.ensure_future(streamed(connection, work.messages()))
     await connection.until(b"data: first\n\n")
     assert work.ended is None
-    connection.left.put_nowait(received)
+    connection.incoming.put_nowait(received)
     await response
     assert isinstance(work.ended, asyncio.CancelledError)
 
@@ -147,7 +119,7 @@ async def test_the_generator_is_closed_where_the_caller_does_not_take_a_message(
     async with asyncio.timeout(30):
         while len(connection.sent) <= 3:
             await asyncio.sleep(0)
-    connection.left.put_nowait({"type": "http.disconnect"})
+    connection.incoming.put_nowait(LEAVES)
     await response
     assert closed == [True]
 
@@ -169,6 +141,6 @@ async def test_nothing_goes_on_after_a_stream() -> None:
     before = asyncio.all_tasks()
     response = asyncio.ensure_future(streamed(connection, work.messages()))
     await connection.until(b"data: first\n\n")
-    connection.left.put_nowait({"type": "http.disconnect"})
+    connection.incoming.put_nowait(LEAVES)
     await response
     assert asyncio.all_tasks() == before
