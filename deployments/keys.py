@@ -35,7 +35,7 @@ _NAME_RULE = (
     " or a digit"
 )
 _COMMAND = "python -m deployments.keys"
-_HOW = f"`{_COMMAND} NAME` makes one"
+_HOW = f"`{_COMMAND} NAME` prints such a line"
 
 
 class KeysError(Exception):

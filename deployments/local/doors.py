@@ -17,6 +17,7 @@ from deployments.local import loopback
 from deployments.local.console import readable_json
 
 _CHUNK_BYTES = 1 << 20
+_KEY = "WHISPER_API_KEY"
 # The fields in which a form's text `null` means null.
 _READ_NULL = {
     name for name, field in UploadRequest.model_fields.items() if Null in field.metadata
@@ -58,7 +59,7 @@ class NativeDoor:
             )
         result = response.json()
         if not response.ok:
-            raise RequestFailed(result["error"])
+            raise _failed(response, result["error"])
         return readable_json(result) + "\n"
 
 
@@ -90,7 +91,7 @@ class OpenAIDoor:
                 timeout=None,
             )
         if not response.ok:
-            raise RequestFailed(response.json()["error"]["message"])
+            raise _failed(response, response.json()["error"]["message"])
         if response.headers["content-type"].startswith("application/json"):
             return readable_json(response.json()) + "\n"
         return response.content.decode()
@@ -102,6 +103,12 @@ DOORS: dict[str, Callable[[str, dict[str, Any]], Door]] = {
 }
 
 
+def _failed(response: requests.Response, text: str) -> RequestFailed:
+    if response.status_code == requests.codes.unauthorized:
+        text = f"the application needs an API key: set {_KEY} to a key that it knows"
+    return RequestFailed(text)
+
+
 def is_url(audio: str) -> bool:
     return "://" in audio
 
@@ -109,7 +116,7 @@ def is_url(audio: str) -> bool:
 def _session() -> requests.Session:
     """A session with the user's API key, for an application that needs one."""
     session = loopback.session()
-    if key := os.environ.get("WHISPER_API_KEY", "").strip():
+    if key := os.environ.get(_KEY, "").strip():
         session.headers["Authorization"] = f"Bearer {key}"
     return session
 

@@ -10,6 +10,7 @@ import pytest
 from deployments import api
 from deployments.config import AppArgs
 from deployments.contract.errors import InvalidRequestError
+from deployments.keys import Keys, new_key
 from deployments.local import loopback
 from deployments.local.doors import DOORS, RequestFailed
 from tests.support.handles import SEGMENT, Handle, events, transcript
@@ -85,6 +86,20 @@ def test_values_are_sent_as_json_writes_them() -> None:
 def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
     with pytest.raises(InvalidRequestError, match="Invalid beam_size"):
         DOORS[door](str(RECORDING), {"beam_size": 99}).model(AppArgs())
+
+
+@EACH_DOOR
+def test_an_application_that_needs_a_key_is_told_how(
+    door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, line = new_key("alice")
+    keys = Keys.from_environment({"API_KEYS": line})
+    app = api.build(router(Handle(stream=[events(transcript())])), keys)
+    with served_app(app) as url:
+        with pytest.raises(RequestFailed, match="set WHISPER_API_KEY to a key that"):
+            asked(url, door, str(RECORDING))
+        monkeypatch.setenv("WHISPER_API_KEY", key)
+        assert "hello" in asked(url, door, str(RECORDING))
 
 
 @EACH_DOOR
