@@ -68,14 +68,15 @@ class OpenAIDoor:
 
     def __init__(self, audio: str, fields: dict[str, Any]) -> None:
         self._file = None if is_url(audio) else Path(audio)
-        self._fields = _texts(fields) if self._file else fields | {"url": audio}
+        # JSON gets the fields as texts too: there, null itself would count as absent.
+        self._fields = _texts(fields) | ({} if self._file else {"url": audio})
 
     def model(self, args: AppArgs) -> ModelArgs:
         # Imported here, because it imports Ray, which first needs its environment.
         from deployments.api.openai.request import parse
 
-        fields = dict(self._fields)
-        parsed = parse(fields, "transcribe", args, has_file=self._file is not None)
+        has_file = self._file is not None
+        parsed = parse(self._fields, "transcribe", args, has_file)
         return args.model(parsed.request["model"])
 
     def ask(self, base_url: str) -> str:

@@ -57,11 +57,16 @@ def test_a_list_is_sent_as_a_field_that_is_repeated(url: str) -> None:
     assert {"words", "segments"} <= answer.keys()
 
 
-def test_a_null_means_null_or_that_the_field_is_absent() -> None:
+@pytest.mark.parametrize("by_url", [False, True])
+def test_a_null_means_null_or_that_the_field_is_absent(by_url: bool) -> None:
     handle = Handle(stream=[events(transcript())])
     fields = {"model": None, "initial_prompt": None, "beam_size": None, "best_of": 3}
-    with served_app(api.build(router(handle))) as url:
-        asked(url, "openai", str(RECORDING), **fields)
+    fields |= {"audio_headers": {"x-a": "b"}} if by_url else {}
+    with (
+        served_app(api.build(router(handle))) as url,
+        loopback.served(RECORDING) as recording,
+    ):
+        asked(url, "openai", recording if by_url else str(RECORDING), **fields)
     [(_, options, *_)] = [given for given in handle.arguments if given]
     assert (options.initial_prompt, options.beam_size) == (None, None)
     assert options.best_of == 3
