@@ -60,7 +60,8 @@ def test_a_list_is_sent_as_a_field_that_is_repeated(url: str) -> None:
 @pytest.mark.parametrize("by_url", [False, True])
 def test_a_null_means_null_or_that_the_field_is_absent(by_url: bool) -> None:
     handle = Handle(stream=[events(transcript())])
-    fields = {"model": None, "initial_prompt": None, "beam_size": None, "best_of": 3}
+    fields: dict[str, Any] = {"model": None, "initial_prompt": None}
+    fields |= {"beam_size": None, "best_of": 3}
     fields |= {"audio_headers": {"x-a": "b"}} if by_url else {}
     with (
         served_app(api.build(router(handle))) as url,
