@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from deployments import api
-from deployments.api import body as json_body
+from deployments.api import json_body
 from deployments.local import loopback
 from tests.support.asgi import Answer, post
 from tests.support.handles import Handle, events, transcript
@@ -311,7 +311,7 @@ def test_a_disk_without_room_is_said_to_have_none(
 
 
 BUSY = (
-    "The service holds as many bytes of other requests as it may (4 MiB, max_uploads_bytes):"
+    "Other requests hold as many bytes as are allowed (4 MiB, max_uploads_bytes):"
     " try again later"
 )
 

@@ -105,6 +105,15 @@ class Connection:
                 await asyncio.sleep(0)
 
 
+class LeavingConnection(Connection):
+    """A connection whose caller leaves as soon as the answer begins."""
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        self.incoming.put_nowait(LEAVES)
+        await asyncio.Event().wait()
+
+
 class _Upload(Connection):
     """A connection whose body comes piece by piece, each only when it is asked for."""
 
