@@ -31,7 +31,7 @@ _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:\d{1,5})?"
 )
-# What the deployments are made from. The rest are limits, which a running Router can change.
+# What the deployments are made from. A running Router can change all other options.
 _NEEDS_RESTART = (
     "default_model",
     "models",

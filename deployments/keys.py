@@ -1,4 +1,4 @@
-"""API keys: who may use the HTTP door. Only their hashes are configured.
+"""API keys: who may use the HTTP APIs. The service is told the hashes of the keys alone.
 
     python -m deployments.keys NAME
 
@@ -35,7 +35,7 @@ _NAME_RULE = (
     " or a digit"
 )
 _COMMAND = "python -m deployments.keys"
-_HOW = f"`{_COMMAND} NAME` makes one"
+_HOW = f"`{_COMMAND} NAME` prints such a line"
 
 
 class KeysError(Exception):
@@ -51,7 +51,7 @@ class Entry:
 
 
 class Keys:
-    """The keys that open a service. `Keys()` are those of an environment that says nothing of them.
+    """The keys of a service. `Keys()` stands for an environment that sets neither variable.
 
     entries: the keys; none: no request needs one
     stated: whether somebody has decided whether keys are needed
@@ -96,10 +96,10 @@ class Keys:
         return bool(self._entries)
 
     async def owner(self, key: bytes) -> str | None:
-        """The name of a key as a caller sent it; None for a key that is not one of these.
+        """The name of the key that a caller sent; None for an unknown key.
 
-        The time that it takes tells nothing of the keys: hashes are compared, each in constant
-        time, and always all of them.
+        The time that the search takes says nothing about the keys, because the hash is always
+        compared with all hashes, and with each of them in constant time.
         """
         await self._look_again()
         digest = hashlib.sha256(key).hexdigest()
@@ -118,7 +118,7 @@ class Keys:
         await asyncio.to_thread(self._reread, self._file)
 
     def _reread(self, file: Path) -> None:
-        """Take over a changed file. The keys stay as they are where it is broken."""
+        """Take over a changed file. A broken file leaves the keys as they were."""
         entries, problem = self._entries, ""
         try:
             entries = _read(file)
@@ -133,7 +133,7 @@ class Keys:
 
 
 def check_reach(keys: Keys, host: str) -> None:
-    """Refuse to serve other machines before somebody has decided about keys.
+    """Refuse to serve other machines before the environment says who may use the service.
 
     host: the address that the service is to listen on
 
@@ -160,7 +160,7 @@ def is_loopback(host: str) -> bool:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A key, and the line that lets it in. Raises KeysError for a name that cannot be used."""
+    """A new key and its line for the configuration. Raises KeysError for an unusable name."""
     if not _NAME.fullmatch(name):
         raise KeysError(f"{_NAME_RULE}, not '{name}'")
     key = secrets.token_urlsafe(_KEY_BYTES)

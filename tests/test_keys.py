@@ -87,7 +87,7 @@ def test_without_keys_it_counts_whether_somebody_has_said_so(
 
 
 GOOD = line("alice", "a")
-HOW = "`python -m deployments.keys NAME` makes one"
+HOW = "`python -m deployments.keys NAME` prints such a line"
 BROKEN = [
     (
         "secret",

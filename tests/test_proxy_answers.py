@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments import api
 from deployments.proxy_answers import CALLBACK, VARIABLE, ContractAnswers, middlewares
 from deployments.proxy_uploads import EXTENSION
+from tests.support.asgi import LEAVES, Connection, http_scope
 from tests.support.handles import Handle
 from tests.support.routers import router
 
@@ -260,67 +261,44 @@ def test_a_caller_cannot_lift_the_limits_of_the_proxy() -> None:
     assert "x-request-ids" in seen
 
 
-def called(proxy: Proxy, receive: Receive) -> list[Message]:
-    """What is sent to a caller whose messages come from `receive`."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "headers": [],
-    }
-    asyncio.run(wrapped(proxy)(scope, receive, send))  # type: ignore[arg-type]
-    return sent
-
-
-async def hung_up() -> Message:
-    return {"type": "http.disconnect"}
+def called(proxy: Proxy, connection: Connection) -> list[Message]:
+    """What is sent to the caller."""
+    scope = http_scope()
+    asyncio.run(wrapped(proxy)(scope, connection.receive, connection.send))  # type: ignore[arg-type]
+    return connection.sent
 
 
 def test_each_piece_of_a_stream_is_passed_on_before_the_next_is_made() -> None:
     passed: list[int] = []
-    sent: list[Message] = []
+    connection = Connection()
 
     async def pieces(send: Send) -> None:
         for number in range(3):
             await send(
                 {"type": "http.response.body", "body": b"x", "more_body": number < 2}
             )
-            passed.append(len(sent))
+            passed.append(len(connection.sent))
 
     async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200}
         await send({**start, "headers": [(b"content-type", b"text/event-stream")]})
         await pieces(send)
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "headers": [],
-    }
-    asyncio.run(wrapped(proxy)(scope, hung_up, send))  # type: ignore[arg-type]
+    called(proxy, connection)
     assert passed == [2, 3, 4]
 
 
 def test_an_answer_that_breaks_off_gets_nothing_after_it() -> None:
     start = {"type": "http.response.start", "status": 200, "headers": []}
     body = {"type": "http.response.body", "body": b"half", "more_body": True}
-    assert len(called(sending(start, body), hung_up)) == 2
+    assert len(called(sending(start, body), Connection(LEAVES))) == 2
 
 
 def test_a_caller_who_has_left_is_sent_nothing() -> None:
     async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
 
-    assert called(proxy, hung_up) == []
+    assert called(proxy, Connection(LEAVES)) == []
 
 
 def test_other_connections_than_http_are_left_alone() -> None:
@@ -330,7 +308,8 @@ def test_other_connections_than_http_are_left_alone() -> None:
         seen.append(scope)
 
     scope = {"type": "websocket", "path": "/", "headers": []}
-    asyncio.run(ContractAnswers(proxy)(scope, hung_up, hung_up))  # type: ignore[arg-type]
+    connection = Connection()
+    asyncio.run(ContractAnswers(proxy)(scope, connection.receive, connection.send))
     assert seen == [{"type": "websocket", "path": "/", "headers": []}]
 
 

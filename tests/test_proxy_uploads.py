@@ -16,7 +16,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.proxy_uploads import PacedBodies, ReportedBodies
-from tests.support.asgi_bodies import Exchange, post
+from tests.support.asgi import (
+    LEAVES,
+    Answer,
+    Connection,
+    body_message,
+    http_scope,
+    post,
+)
 
 CHUNKED = {"transfer-encoding": "chunked"}
 PIECE = b"x" * 65536
@@ -113,7 +120,7 @@ async def whole(receive: Receive) -> None:
 @contextlib.asynccontextmanager
 async def uploading(
     app: ASGIApp, caller: Caller, headers: dict[str, str] = CHUNKED
-) -> AsyncIterator["asyncio.Future[Exchange]"]:
+) -> AsyncIterator["asyncio.Future[Answer]"]:
     task = asyncio.ensure_future(post(app, "/", headers, caller.body()))
     try:
         yield task
@@ -217,22 +224,10 @@ def test_a_caller_who_leaves_after_the_body_is_noticed_at_once() -> None:
             left.set()
 
         # One piece that is larger than what many bodies may have on their way.
-        last: Message = {
-            "type": "http.request",
-            "body": PIECE * 200,
-            "more_body": False,
-        }
-        messages: list[Message] = [last, {"type": "http.disconnect"}]
-
-        async def receive() -> Message:
-            return messages.pop(0)
-
-        async def send(message: Message) -> None:
-            pass
-
+        caller = Connection(body_message(PIECE * 200), LEAVES)
         app = PacedBodies(Serve(ReportedBodies(application(wait_for_the_end))))
-        headers = [(b"content-length", b"13107200")]
-        await app({"type": "http", "headers": headers}, receive, send)
+        scope = http_scope("POST", headers=[("content-length", "13107200")])
+        await app(scope, caller.receive, caller.send)
         assert left.is_set()
 
     asyncio.run(check())
@@ -263,12 +258,7 @@ def test_other_connections_than_http_are_left_alone() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
 
-    async def receive() -> Message:
-        return {"type": "websocket.disconnect"}
-
-    async def send(message: Message) -> None:
-        pass
-
     scope = {"type": "websocket", "path": "/", "headers": []}
-    asyncio.run(PacedBodies(app)(scope, receive, send))
+    caller = Connection({"type": "websocket.disconnect"})
+    asyncio.run(PacedBodies(app)(scope, caller.receive, caller.send))
     assert seen == [{"type": "websocket", "path": "/", "headers": []}]

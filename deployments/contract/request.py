@@ -1,4 +1,4 @@
-"""A request as it comes through a door: the audio, the model, and the options."""
+"""The request of every door: the audio, the model, and Whisper's options."""
 
 import re
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def _own_fields_first(schema: dict[str, Any]) -> None:
 
 
 class UploadRequest(TranscriptionOptions):
-    """Which model is to transcribe what of a file, and Whisper's options; the file comes beside."""
+    """The fields of a request without its audio, which is uploaded separately."""
 
     model_config = ConfigDict(json_schema_extra=_own_fields_first)
 
@@ -83,7 +83,7 @@ class UploadRequest(TranscriptionOptions):
 
 
 class TranscriptionRequest(UploadRequest):
-    """What to transcribe, by which model, and Whisper's options for it."""
+    """The fields of a request that holds its audio, or the URL of its audio."""
 
     audio: UnicodeText | None = Field(
         None,
@@ -172,7 +172,7 @@ def parse_request(payload: Any) -> TranscriptionRequest:
 
 
 def parse_upload(payload: Any) -> UploadRequest:
-    """Validate the request of a file that came beside it; raises as `parse_request` does."""
+    """Validate the fields that came with an uploaded file; raises as `parse_request` does."""
     fields = unwrapped(payload)
     for name in _SOURCES if isinstance(fields, dict) else ():
         if fields.get(name):

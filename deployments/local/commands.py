@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,7 +19,7 @@ from deployments.keys import KEYS, KEYS_FILE, NONE, is_loopback
 from deployments.launch import check_keys, running_app
 from deployments.local import loopback
 from deployments.local.console import progress, say
-from deployments.local.doors import DOORS, Refused
+from deployments.local.doors import DOORS, RequestFailed, is_url
 from deployments.ray_node import handle_environment
 from deployments.serve_config import CONFIG, base_url
 
@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve on the configured port until SIGINT or SIGTERM.
 
-    check_interrupted: raises KeyboardInterrupt if that came during the start and was swallowed
+    check_interrupted: raises KeyboardInterrupt if a signal came whose exception was swallowed
 
     Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
     StartError and RuntimeError as `running_app` does.
@@ -76,13 +76,13 @@ def transcribe(
 ) -> None:
     """Transcribe one recording and write the answer.
 
-    An application that runs on the configured port is used; otherwise one is started for this
-    request.
+    The application that runs on the configured port does the work. If none runs there, one is
+    started for this request on a free port of loopback.
 
     audio: URL or path
     fields: more fields of the request, a JSON object
     check_interrupted: as of `serve`
-    door: of `DOORS`, by name
+    door: a name in `DOORS`
 
     Raises CommandError, CheckpointError, requests.RequestException if the application does not
     answer, and ConfigError, DeviceError, ModelUnavailableError, StartError and RuntimeError as
@@ -90,54 +90,67 @@ def transcribe(
     """
     request = DOORS[door](audio, _parsed(fields))
     try:
-        # A wrong request fails before anything starts.
+        # Checked first, so that a wrong request fails before Ray starts.
         model = request.model(args)
     except WhisperServeError as error:
         raise CommandError(str(error)) from None
-    if "://" not in audio and not Path(audio).is_file():
+    if not is_url(audio) and not Path(audio).is_file():
         raise CommandError(f"no such file: {audio}")
     with contextlib.ExitStack() as stack:
-        host = config.http_options.host
         url = _running_url(config)
         if url is not None:
             say(f"using the application that runs on {url}")
         else:
-            _check_address(host, 0)
-            _keep_to_this_machine(config)
-            host = config.http_options.host
+            _check_address(config.http_options.host, 0)
+            stack.enter_context(_needing_no_key())
+            own = _on_loopback(config)
             for name in dict.fromkeys([args.default_model, model.name]):
                 _fetch_weights(args.model(name))
             with progress("starting Ray Serve and the model"):
-                url = stack.enter_context(
-                    running_app(config, args, loopback.free_port(host))
-                )
+                port = loopback.free_port(own.http_options.host)
+                url = stack.enter_context(running_app(own, args, port))
                 check_interrupted()
             stack.callback(say, "stopping")
         try:
             with progress("transcribing"):
                 answer = request.ask(url)
-        except Refused as error:
+        except RequestFailed as error:
             raise CommandError(str(error)) from None
     out.write(answer)
 
 
 def _parsed(fields: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(fields) | {})
-    except (ValueError, TypeError):
+        parsed = json.loads(fields)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
         raise CommandError(
             """ARGS must be a JSON object, such as '{"language": "pt"}'"""
-        ) from None
-
-
-def _keep_to_this_machine(config: "ServeDeploySchema") -> None:
-    """Let an application of this command's own need no key, and be out of others' reach instead."""
-    if not is_loopback(config.http_options.host):
-        config.http_options.host = (
-            "::1" if ":" in config.http_options.host else _LOOPBACK
         )
-    os.environ.pop(KEYS_FILE, None)
+    return parsed
+
+
+def _on_loopback(config: "ServeDeploySchema") -> "ServeDeploySchema":
+    """The configuration of an application that other machines cannot reach."""
+    own = config.model_copy(deep=True)
+    if not is_loopback(own.http_options.host):
+        own.http_options.host = "::1" if ":" in own.http_options.host else _LOOPBACK
+    return own
+
+
+@contextlib.contextmanager
+def _needing_no_key() -> Iterator[None]:
+    """An application that is started within this block needs no keys."""
+    before = {name: os.environ.pop(name, None) for name in (KEYS, KEYS_FILE)}
     os.environ[KEYS] = NONE
+    try:
+        yield
+    finally:
+        del os.environ[KEYS]
+        os.environ.update(
+            {name: value for name, value in before.items() if value is not None}
+        )
 
 
 def _fetch_weights(model: ModelArgs) -> None:
@@ -168,7 +181,7 @@ def _check_address(host: str, port: int) -> None:
     try:
         loopback.listener(host, port).close()
     except (OSError, ValueError) as error:
-        # A ValueError is of a text that can be no host's name.
+        # A ValueError is raised for a text that cannot be a host name.
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise CommandError(
                 f"port {port} on {host} is in use: stop what uses it, or choose another one"

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a command, also where a library swallows the exception."""
+"""SIGINT and SIGTERM end a command, even where a library swallows the KeyboardInterrupt."""
 
 import signal
 
@@ -6,8 +6,8 @@ import signal
 class Interrupts:
     """Raises KeyboardInterrupt at these signals, and again at every `check` after one.
 
-    Python raises the exception wherever the main thread happens to be. Within a callback or a
-    finaliser of Ray's start the exception gets lost, and the start goes on.
+    Python raises the exception wherever the main thread happens to be. If that is a callback or a
+    finaliser during Ray's start, the exception is lost and the start goes on.
     """
 
     def __init__(self) -> None:

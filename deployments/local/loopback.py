@@ -1,4 +1,4 @@
-"""HTTP on this machine alone: one file served, a free port, a session that uses no proxy."""
+"""HTTP within this machine: a server of one file, a free port, and a session without proxies."""
 
 import contextlib
 import http.server

@@ -1,4 +1,4 @@
-"""Leaves nothing behind: a command ends every process that was begun for it."""
+"""Ends every process that was started for a command, so that none outlives the command."""
 
 import ctypes
 import os
@@ -15,8 +15,8 @@ _POLL_S = 0.1
 def adopt_orphans() -> None:
     """Make every process below this one its child when its own parent ends (prctl(2)).
 
-    Where Ray's start is interrupted, its agents outlive Ray's main processes by about a minute, as
-    orphans whom nobody could find.
+    Where Ray's start is interrupted, Ray's agents outlive its main processes by about a minute. As
+    orphans they would belong to PID 1, and `end_children` could not find them.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):

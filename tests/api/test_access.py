@@ -16,13 +16,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from deployments import api
 from deployments.api.access import Guard, GuardedApp
 from deployments.keys import Keys
-from tests.support.asgi import Asked, ask
+from tests.support.asgi import Answer, Connection, ask, http_scope
 from tests.support.handles import Handle, events, transcript
 from tests.support.routers import RECORDING, router
 
@@ -109,7 +108,7 @@ def test_a_request_without_a_valid_key_is_refused(
     assert asked.json()["type"] == "unauthorized"
     assert asked.json()["error"].startswith(error)
     assert b"wrong" not in asked.body
-    assert not asked.body_read
+    assert asked.reads == 0
 
 
 def test_a_key_in_the_url_is_none() -> None:
@@ -306,7 +305,7 @@ def test_another_sites_page_may_not_post(keys: Keys | None, path: str) -> None:
     headers = [BEARER, CROSS_SITE, ("origin", "https://evil.example")]
     asked = ask(app(keys), "POST", path, headers, body=b"{}")
     assert asked.status == 403
-    assert not asked.body_read
+    assert asked.reads == 0
     error = asked.json()["error"]
     text = error["message"] if path.startswith("/v1") else error
     kind = error["code"] if path.startswith("/v1") else asked.json()["type"]
@@ -334,7 +333,7 @@ def with_page(keys: Keys | None = KEYS, *origins: str) -> GuardedApp:
     return app(keys, allowed_origins=list(origins or (PAGE,)))
 
 
-def preflight(app: GuardedApp, *more: tuple[str, str], origin: str = PAGE) -> Asked:
+def preflight(app: GuardedApp, *more: tuple[str, str], origin: str = PAGE) -> Answer:
     headers = [
         ("origin", origin),
         ("access-control-request-method", "POST"),
@@ -420,26 +419,15 @@ def test_a_websocket_needs_a_key_too() -> None:
 
 def test_a_stream_passes_piece_by_piece() -> None:
     passed: list[int] = []
-    sent: list[Message] = []
+    connection = Connection()
 
     async def pieces(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for number in range(3):
             more = number < 2
             await send({"type": "http.response.body", "body": b"x", "more_body": more})
-            passed.append(len(sent))
+            passed.append(len(connection.sent))
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def receive() -> Message:
-        raise AssertionError("nobody reads the body")
-
-    scope: Any = {
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "headers": [(b"x-api-key", b"a-key")],
-    }
-    asyncio.run(Guard(pieces, KEYS, ())(scope, receive, send))
+    scope: Any = http_scope(headers=[("x-api-key", "a-key")])
+    asyncio.run(Guard(pieces, KEYS, ())(scope, connection.receive, connection.send))
     assert passed == [2, 3, 4]

@@ -7,22 +7,20 @@ import io
 import json
 import logging
 import tempfile
-import threading
-import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from deployments import api
 from deployments.api import json_body
 from deployments.local import loopback
-from tests.support.asgi_bodies import Exchange, post
+from tests.support.asgi import Answer, post
 from tests.support.handles import Handle, events, transcript
+from tests.support.http_server import served_app
 from tests.support.routers import AUDIO, RECORDING, router
 
 BOUNDARY = "a-boundary"
@@ -53,7 +51,7 @@ def sent(
     headers: dict[str, str] = FORM,
     app: FastAPI | None = None,
     **more: Any,
-) -> Exchange:
+) -> Answer:
     pieces = [body] if isinstance(body, bytes) else body
     app = app or application()[0]
     return asyncio.run(post(app, "/transcribe", headers, pieces, **more))
@@ -229,13 +227,13 @@ def test_a_body_that_announces_too_much_is_refused_unread(
     answer = sent([PIECE] * 320, headers | length, app)
     assert (answer.status, answer.error) == (413, TOO_LARGE)
     assert answer.json()["type"] == "request_too_large"
-    assert answer.pieces_read == 0
+    assert answer.reads == 0
 
 
 def test_json_that_announces_too_much_is_refused_unread() -> None:
     length = {"content-length": str(json_body.MAX_BODY_BYTES + 1)}
     answer = sent([b"{"], {"content-type": "application/json"} | length)
-    assert answer.status == 413 and answer.pieces_read == 0
+    assert answer.status == 413 and answer.reads == 0
 
 
 @pytest.mark.parametrize(
@@ -248,7 +246,7 @@ def test_a_body_without_a_length_is_read_to_its_limit_and_no_further(
     answer = sent([start] + [PIECE] * 1000, headers, app)
     assert (answer.status, answer.error) == (413, TOO_LARGE)
     # The pieces of a megabyte that are written at once, and those that fill the limit.
-    assert answer.pieces_read <= 2 * 16 + 16 + 1
+    assert answer.reads <= 2 * 16 + 16 + 1
 
 
 def test_a_file_of_exactly_the_limit_is_taken() -> None:
@@ -262,7 +260,7 @@ def test_the_texts_of_a_form_are_bounded() -> None:
     answer = sent([part("initial_prompt", "x")[:-3]] + [PIECE] * 200)
     assert answer.status == 413
     assert answer.error.startswith("The form's fields are larger than 4 MiB: a file")
-    assert answer.pieces_read < 100
+    assert answer.reads < 100
 
 
 def test_a_file_is_never_whole_in_memory() -> None:
@@ -359,7 +357,7 @@ def test_bodies_beyond_the_budget_are_refused_until_another_has_ended(
         for headers in (FORM, small):
             more = {"content-length": str(2 * MIB)}
             third = await post(app, "/transcribe", headers | more, [b"{}"])
-            assert (third.status, third.pieces_read) == (503, 0)
+            assert (third.status, third.reads) == (503, 0)
         # What fits is taken.
         assert (await post(app, "/transcribe", FORM, [form(SMALL)])).status == 200
         held.may_end.set()
@@ -416,7 +414,7 @@ def test_an_upload_that_stands_still_is_given_up() -> None:
     app, _ = application(read_timeout_s=0.05, max_uploads_bytes=4 * MIB)
     length = FORM | {"content-length": str(3 * MIB)}
 
-    async def check() -> Exchange:
+    async def check() -> Answer:
         return await post(app, "/transcribe", length, Held(HEAD).pieces())
 
     answer = asyncio.run(check())
@@ -427,57 +425,35 @@ def test_an_upload_that_stands_still_is_given_up() -> None:
     assert sent(form(FILE), length, app).status == 200
 
 
-@pytest.fixture
-def port() -> Iterator[Callable[..., int]]:
-    """Serves an application with these arguments by uvicorn, and gives its port."""
-    with contextlib.ExitStack() as stack:
-
-        def serve(**args: Any) -> int:
-            number = loopback.free_port("127.0.0.1")
-            config = uvicorn.Config(
-                application(**args)[0], port=number, log_level="critical"
-            )
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(setattr, server, "should_exit", True)
-            while not server.started:
-                time.sleep(0.001)
-            return number
-
-        yield serve
-
-
 def posted(
-    port: int, body: Iterator[bytes], content_type: str
+    app: FastAPI, body: Iterator[bytes], content_type: str
 ) -> tuple[int, dict[str, Any]]:
     """The answer to a chunked body; a caller who is not listened to stops sending and reads it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.putrequest("POST", "/transcribe")
-    connection.putheader("Content-Type", content_type)
-    connection.putheader("Transfer-Encoding", "chunked")
-    connection.endheaders()
-    for piece in body:
-        connection.send(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-    connection.send(b"0\r\n\r\n")
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
+    with served_app(app) as url:
+        host = url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=30)
+        connection.putrequest("POST", "/transcribe")
+        connection.putheader("Content-Type", content_type)
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()
+        for piece in body:
+            connection.send(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        connection.send(b"0\r\n\r\n")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
 
-def test_over_a_socket_a_chunked_form_is_read(port: Callable[..., int]) -> None:
+def test_over_a_socket_a_chunked_form_is_read() -> None:
     body = form(FILE, part("model", "base"))
     pieces = (body[i : i + 5000] for i in range(0, len(body), 5000))
-    status, answer = posted(port(), pieces, FORM["content-type"])
+    status, answer = posted(application()[0], pieces, FORM["content-type"])
     assert (status, answer["duration"]) == (200, 11.0)
 
 
-def test_over_a_socket_a_caller_who_sends_too_much_gets_the_answer(
-    port: Callable[..., int],
-) -> None:
+def test_over_a_socket_a_caller_who_sends_too_much_gets_the_answer() -> None:
     pieces = iter([HEAD] + [PIECE] * 320)
-    number = port(max_download_bytes=2 * MIB)
-    status, answer = posted(number, pieces, FORM["content-type"])
+    app, _ = application(max_download_bytes=2 * MIB)
+    status, answer = posted(app, pieces, FORM["content-type"])
     assert (status, answer["error"]) == (413, TOO_LARGE)
 
 

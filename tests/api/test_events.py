@@ -9,35 +9,9 @@ from starlette.types import Message
 
 from deployments.api.events import begun, event_stream, message
 from deployments.contract.answer import Event, Stage
+from tests.support.asgi import LEAVES, Connection, LeavingConnection, http_scope
 
-SCOPE = {"type": "http"}
 PING = b": ping\n\n"
-
-
-class Connection:
-    """One request's connection, whose caller stays until `left` has something to receive."""
-
-    def __init__(self) -> None:
-        self.sent: list[Message] = []
-        self.left: asyncio.Queue[Message | Exception] = asyncio.Queue()
-
-    async def receive(self) -> Message:
-        received = await self.left.get()
-        if isinstance(received, Exception):
-            raise received
-        return received
-
-    async def send(self, sent: Message) -> None:
-        self.sent.append(sent)
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [sent["body"] for sent in self.sent[1:]]
-
-    async def until(self, body: bytes) -> None:
-        async with asyncio.timeout(30):
-            while body not in self.bodies:
-                await asyncio.sleep(0)
 
 
 async def streamed(
@@ -47,7 +21,7 @@ async def streamed(
     resources: AsyncExitStack | None = None,
 ) -> None:
     response = event_stream(messages, resources or AsyncExitStack(), interval_s)
-    await response(SCOPE, connection.receive, connection.send)
+    await response(http_scope(), connection.receive, connection.send)
 
 
 async def test_a_stream_begins_with_a_ping_and_ends_after_its_last_message() -> None:
@@ -101,9 +75,7 @@ async def test_pings_come_while_there_are_no_messages() -> None:
     assert set(bodies[2:]) == {PING}
 
 
-@pytest.mark.parametrize(
-    "received", [{"type": "http.disconnect"}, RuntimeError("the proxy has died")]
-)
+@pytest.mark.parametrize("received", [LEAVES, RuntimeError("the proxy has died")])
 async def test_the_work_of_a_caller_who_leaves_ends_before_the_response_does(
     received: Message | Exception,
 ) -> None:
@@ -111,7 +83,7 @@ async def test_the_work_of_a_caller_who_leaves_ends_before_the_response_does(
     response = asyncio.ensure_future(streamed(connection, work.messages()))
     await connection.until(b"data: first\n\n")
     assert work.ended is None
-    connection.left.put_nowait(received)
+    connection.incoming.put_nowait(received)
     await response
     assert isinstance(work.ended, asyncio.CancelledError)
 
@@ -150,7 +122,7 @@ async def test_the_generator_is_closed_where_the_caller_does_not_take_a_message(
     async with asyncio.timeout(30):
         while len(connection.sent) <= 3:
             await asyncio.sleep(0)
-    connection.left.put_nowait({"type": "http.disconnect"})
+    connection.incoming.put_nowait(LEAVES)
     await response
     assert closed == [True]
 
@@ -172,7 +144,7 @@ async def test_nothing_goes_on_after_a_stream() -> None:
     before = asyncio.all_tasks()
     response = asyncio.ensure_future(streamed(connection, work.messages()))
     await connection.until(b"data: first\n\n")
-    connection.left.put_nowait({"type": "http.disconnect"})
+    connection.incoming.put_nowait(LEAVES)
     await response
     assert asyncio.all_tasks() == before
 
@@ -192,14 +164,6 @@ class Steps:
 
 
 async def test_a_caller_who_leaves_before_the_first_message_ends_the_work() -> None:
-    class Leaving(Connection):
-        """Leaves as soon as the response begins."""
-
-        async def send(self, sent: Message) -> None:
-            await super().send(sent)
-            self.left.put_nowait({"type": "http.disconnect"})
-            await asyncio.Event().wait()
-
     steps, resources = Steps(), AsyncExitStack()
     released: list[str] = []
     resources.callback(released.append, "the upload")
@@ -212,7 +176,7 @@ async def test_a_caller_who_leaves_before_the_first_message_ends_the_work() -> N
             yield message(event.model_dump_json())
 
     before = asyncio.all_tasks()
-    await streamed(Leaving(), texts(), resources=resources)
+    await streamed(LeavingConnection(), texts(), resources=resources)
     assert steps.closed and released == ["the upload"]
     assert asyncio.all_tasks() == before
 

@@ -16,6 +16,7 @@ from deployments.contract.errors import (
     OverloadedError,
     WhisperServeError,
 )
+from tests.support.asgi import post
 from tests.support.handles import Handle, events, transcript
 from tests.support.routers import RECORDING, BrokenRouter, router
 
@@ -330,27 +331,9 @@ def test_every_route_describes_the_statuses_of_keys_and_failures() -> None:
 def test_a_caller_who_leaves_during_the_upload_is_no_failure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    messages = [
-        {"type": "http.request", "body": b'{"audio', "more_body": True},
-        {"type": "http.disconnect"},
-    ]
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def send(_: Any) -> None:
-        pass
-
     app = api.build(router(Handle()))
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "POST",
-        "path": "/transcribe",
-        "headers": [],
-    }
-    scope |= {"query_string": b"", "root_path": ""}
     with caplog.at_level(logging.INFO, "deployments"):
-        asyncio.run(app(scope, receive, send))
+        asyncio.run(post(app, "/transcribe", {}, [b'{"audio'], leaves=True))
     [line] = [r for r in caplog.records if "request_id=" in r.getMessage()]
     assert line.levelno == logging.INFO
     assert "status=499 reason=request_cancelled" in line.getMessage()

@@ -9,7 +9,6 @@ import jsonschema
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.testclient import TestClient
-from starlette.types import Message
 
 from deployments import api
 from deployments.api import json_body
@@ -25,6 +24,7 @@ from deployments.contract.errors import (
 )
 from deployments.local import loopback
 from deployments.replica.transcript import SlotUse
+from tests.support.asgi import Connection, body_message, http_scope
 from tests.support.handles import (
     FOREVER,
     PROGRESS,
@@ -366,28 +366,16 @@ async def test_a_caller_whose_connection_is_lost_ends_the_work(
     handle = Handle(stream=[work])
     app = api.build(router(handle))
     body = json.dumps(RECORDING | {"stream": streamed}).encode()
-    incoming: asyncio.Queue[Any] = asyncio.Queue()
-    incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
-
-    async def receive() -> Message:
-        message = await incoming.get()
-        if isinstance(message, Exception):
-            raise message
-        return dict(message)
-
-    async def send(_: Message) -> None:
-        pass
-
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/transcribe"}
-    scope |= {"headers": [], "query_string": b""}
+    connection = Connection(body_message(body))
+    scope = http_scope("POST", "/transcribe")
     with caplog.at_level(logging.INFO, "deployments"):
-        answer = asyncio.ensure_future(app(scope, receive, send))
+        answer = asyncio.ensure_future(app(scope, connection.receive, connection.send))
         async with asyncio.timeout(30):
             while "stream" not in handle.calls:
                 await asyncio.sleep(0.01)
             assert not work.cancelled
             # What Serve raises where the process of its proxy has died.
-            incoming.put_nowait(ActorDiedError())
+            connection.incoming.put_nowait(ActorDiedError())
             await answer
     assert work.cancelled
     [line] = [text for text in caplog.messages if "request_id=" in text]

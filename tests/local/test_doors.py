@@ -10,8 +10,9 @@ import pytest
 from deployments import api
 from deployments.config import AppArgs
 from deployments.contract.errors import InvalidRequestError
+from deployments.keys import Keys, new_key
 from deployments.local import loopback
-from deployments.local.doors import DOORS, Refused
+from deployments.local.doors import DOORS, RequestFailed
 from tests.support.handles import SEGMENT, Handle, events, transcript
 from tests.support.http_server import served_app
 from tests.support.routers import AUDIO, router
@@ -56,6 +57,37 @@ def test_a_list_is_sent_as_a_field_that_is_repeated(url: str) -> None:
     assert {"words", "segments"} <= answer.keys()
 
 
+@pytest.mark.parametrize("by_url", [False, True])
+def test_a_null_means_null_or_that_the_field_is_absent(by_url: bool) -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields: dict[str, Any] = {"model": None, "initial_prompt": None}
+    fields |= {"beam_size": None, "best_of": 3}
+    fields |= {"audio_headers": {"x-a": "b"}} if by_url else {}
+    with (
+        served_app(api.build(router(handle))) as url,
+        loopback.served(RECORDING) as recording,
+    ):
+        asked(url, "openai", recording if by_url else str(RECORDING), **fields)
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.initial_prompt, options.beam_size) == (None, None)
+    assert options.best_of == 3
+
+
+def test_values_are_sent_as_json_writes_them() -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields = {
+        "suppress_tokens": [],
+        "carry_initial_prompt": True,
+        'a"\r\nb': {"c": "d"},
+    }
+    with served_app(api.build(router(handle))) as url:
+        answer = json.loads(asked(url, "openai", str(RECORDING), **fields))
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.suppress_tokens, options.carry_initial_prompt) == ([], True)
+    # The field that nobody knows comes as one field, and its name does not break the form.
+    assert answer["warnings"] == ["Fields without effect here: a?22?0D?0Ab"]
+
+
 @EACH_DOOR
 def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
     with pytest.raises(InvalidRequestError, match="Invalid beam_size"):
@@ -63,8 +95,22 @@ def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
 
 
 @EACH_DOOR
+def test_an_application_that_needs_a_key_is_told_how(
+    door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, line = new_key("alice")
+    keys = Keys.from_environment({"API_KEYS": line})
+    app = api.build(router(Handle(stream=[events(transcript())])), keys)
+    with served_app(app) as url:
+        with pytest.raises(RequestFailed, match="set WHISPER_API_KEY to a key that"):
+            asked(url, door, str(RECORDING))
+        monkeypatch.setenv("WHISPER_API_KEY", key)
+        assert "hello" in asked(url, door, str(RECORDING))
+
+
+@EACH_DOOR
 def test_the_applications_error_is_told(url: str, door: str, tmp_path: Path) -> None:
     text = tmp_path / 'a "quoted" name.txt'
     text.write_text("no recording")
-    with pytest.raises(Refused, match="Audio d(ownload|ecoding) failed"):
+    with pytest.raises(RequestFailed, match="Audio d(ownload|ecoding) failed"):
         DOORS[door](str(text), {}).ask(url)
