@@ -67,7 +67,7 @@ _RECORDING = RecordingFields(url="audio", base64="audio_base64")
 _LISTS = ("suppress_tokens", "clip_timestamps")
 _FILE = {
     "type": "string",
-    "format": "binary",
+    "contentMediaType": "application/octet-stream",
     "description": "an audio or video file, in place of audio and audio_base64",
 }
 _STREAM = {

@@ -83,7 +83,7 @@ def request_body() -> dict[str, Any]:
     native = TranscriptionRequest.model_json_schema()["properties"]
     options = {name: native[name] for name in native if name not in _NOT_OFFERED}
     fields = _OWN_FIELDS | {n: s for n, s in options.items() if n not in _OWN_FIELDS}
-    file = {"type": "string", "format": "binary"}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
     in_json = {name.removesuffix("[]"): rule for name, rule in fields.items()}
     return {
         "required": True,
