@@ -212,8 +212,6 @@ def _start(
             imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         start_ray(show_logs=True)
-        # Ray has set a handler of its own.
-        _end_at_sigterm()
         stages.done("ray")
         application.result()
         stages.done("imports")
