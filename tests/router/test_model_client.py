@@ -309,7 +309,7 @@ async def test_only_a_start_that_takes_a_while_is_told(
         told: list[Stage] = []
         handle = Handle(ready=[Response(None, delay_s)], stream=[events(transcript())])
         audio = np.zeros(32_000, dtype=np.int16)
-        stream = client(handle).stream(audio, OPTIONS, tell=told.append)
+        stream = client(handle).stream(audio, OPTIONS, on_stage=told.append)
         assert [type(event) async for event in stream] == [Transcript]
         expected = [Stage(stage="starting_model", duration=2.0)] if is_told else []
         assert told == expected
@@ -322,7 +322,9 @@ async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead
     model = client(handle)
     told: list[list[Stage]] = [[], []]
     first, second = (
-        asyncio.ensure_future(_all(model.stream(AUDIO, OPTIONS, tell=stages.append)))
+        asyncio.ensure_future(
+            _all(model.stream(AUDIO, OPTIONS, on_stage=stages.append))
+        )
         for stages in told
     )
     await asyncio.gather(first, second)
@@ -334,7 +336,7 @@ async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead
 async def test_a_request_that_finds_room_is_told_nothing() -> None:
     told: list[Stage] = []
     handle = Handle(stream=[events(transcript())])
-    await _all(client(handle).stream(AUDIO, OPTIONS, tell=told.append))
+    await _all(client(handle).stream(AUDIO, OPTIONS, on_stage=told.append))
     assert told == []
 
 
