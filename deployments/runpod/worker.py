@@ -47,7 +47,8 @@ from deployments.ray_node import (
 )
 from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
-from deployments.runpod.health import HealthPort, all_interfaces, check_port
+from deployments.runpod.health import HealthPort
+from deployments.runpod.ports import all_interfaces, check_port
 from deployments.runpod.processes import end_all_processes
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 from deployments.serve_config import ConfigError
@@ -175,7 +176,7 @@ def _check_gpu(args: AppArgs) -> None:
 
 
 def _check_http_port(settings: Settings) -> None:
-    """Serve would give no reason."""
+    """Raises StartError if the port is taken: Serve would fail without naming the reason."""
     if settings.http_port is None:
         return
     try:
