@@ -1,8 +1,8 @@
 """From a RunPod job to the Router and back: the contract's third door.
 
-A job's result is the contract's answer, what OpenAI's API answers where the job holds a call of it,
-or `{"error": "<short text>"}`. The handler never raises,
-because RunPod's SDK would post the traceback.
+A job's result is the contract's answer or `{"error": "<short text>"}`. Where the job holds a call
+of OpenAI's API, the result is what that API answers. The handler never raises, because RunPod's
+SDK would post the traceback.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class JobHandler:
     """Does jobs, any number at the same time.
 
     router: the application's handle
-    api: where progress and streamed segments are posted; None: nowhere
+    api: where progress and streams are posted; None: nowhere
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class JobHandler:
         try:
             if self._service_died:
                 return {"error": _SERVICE_DIED}
-            if is_call(job_input := unwrapped(job.get("input"))):
+            job_input = unwrapped(job.get("input"))
+            if is_call(job_input):
                 return await self._openai.result_of(job["id"], job_input)
-            request, streamed = self._request_of(job)
+            request, streamed = self._request_of(job_input)
             reports = Reports(self._api, job["id"], streamed)
             async with reports.posted():
                 events = self._events(job["id"], request, streamed)
@@ -105,9 +106,8 @@ class JobHandler:
             )
             return {"error": INTERNAL_ERROR}
 
-    def _request_of(self, job: Job) -> tuple[dict[str, Any], bool]:
-        """The contract's request, and whether its segments are to be streamed."""
-        job_input = unwrapped(job.get("input"))
+    def _request_of(self, job_input: Any) -> tuple[dict[str, Any], bool]:
+        """The contract's request, and whether its events are to be streamed."""
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.with_defaults(job_input, self._args)
