@@ -9,6 +9,11 @@ from starlette.responses import JSONResponse, Response
 from deployments.contract.answer import ErrorAnswer
 from deployments.contract.errors import WhisperServeError
 
+# Headers of answers, beside `Retry-After`.
+REQUEST_ID_HEADER = "x-request-id"
+SHOULD_RETRY_HEADER = "x-should-retry"
+WARNINGS_HEADER = "x-whisper-warnings"
+
 
 def error_response(
     status: int, text: str, kind: str, headers: Mapping[str, str] | None = None
@@ -48,8 +53,8 @@ def openai_headers(retry_after: str | None) -> dict[str, str]:
     Without them, an SDK would send a request three times that fails in the same way each time.
     """
     if retry_after is None:
-        return {"x-should-retry": "false"}
-    return {"x-should-retry": "true", "Retry-After": retry_after}
+        return {SHOULD_RETRY_HEADER: "false"}
+    return {SHOULD_RETRY_HEADER: "true", "Retry-After": retry_after}
 
 
 def in_openai_form(native: Response) -> JSONResponse:

@@ -15,17 +15,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api import openai
 from deployments.api.origins import may_post
-from deployments.http_errors import error_response
+from deployments.http_errors import (
+    REQUEST_ID_HEADER,
+    SHOULD_RETRY_HEADER,
+    WARNINGS_HEADER,
+    error_response,
+)
 from deployments.keys import Keys, is_loopback
 from deployments.router.request_log import caller_key, log_refusal, valid_request_id
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
 _READABLE_HEADERS = (
-    "x-request-id",
-    "retry-after",
-    "x-should-retry",
-    "x-whisper-warnings",
+    REQUEST_ID_HEADER,
+    "Retry-After",
+    SHOULD_RETRY_HEADER,
+    WARNINGS_HEADER,
 )
 
 

@@ -25,9 +25,9 @@ from fastapi import Request
 from ray.exceptions import RayError
 from starlette.requests import ClientDisconnect
 
-from deployments.api import body as json_body
+from deployments.api import json_body
 from deployments.api.budget import Budget, Share
-from deployments.api.form import MAX_FIELDS_BYTES, Form, file_too_large
+from deployments.api.multipart import MAX_FIELDS_BYTES, Form, file_too_large
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     InvalidRequestError,

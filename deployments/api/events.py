@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.api.leaving import until_caller_leaves
+from deployments.api.disconnect import cancel_on_disconnect
 from deployments.contract.errors import RequestCancelledError
 
 MEDIA_TYPE = "text/event-stream"
@@ -61,7 +61,7 @@ class _EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # There is nobody left to be told.
         with suppress(RequestCancelledError):
-            await until_caller_leaves(receive, self._send_all(send))
+            await cancel_on_disconnect(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._messages), aclosing(self._texts):

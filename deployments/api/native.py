@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
+from deployments.api.disconnect import cancel_on_disconnect
 from deployments.api.events import EVENT_SCHEMA, MEDIA_TYPE, event_stream, message
-from deployments.api.leaving import until_caller_leaves
 from deployments.contract.answer import (
     Answer,
     ErrorAnswer,
@@ -99,7 +99,7 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
                 # What is wrong with the request is raised here, and answered with its status.
                 first = await anext(events)
                 return event_stream(_messages(first, events, stack.pop_all()))
-            answer = await until_caller_leaves(
+            answer = await cancel_on_disconnect(
                 request.receive,
                 router.answer(body.take_fields(), request_id, body.file),
             )

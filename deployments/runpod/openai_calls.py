@@ -6,14 +6,13 @@ arrive.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from deployments.api.openai import errors, stream
-from deployments.api.openai.answer import render
-from deployments.api.openai.form import AnswerForm, Task
+from deployments.api.openai.answer import content
+from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.models import model_list, one_model
 from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
 from deployments.config import AppArgs
@@ -75,19 +74,19 @@ class OpenAICalls:
         if route not in _TASKS:
             return await self._describe_models(route)
         parsed = await asyncio.to_thread(self._parse, job_input, _TASKS[route])
-        form = parsed.form
-        log_ignored(form, job_id)
+        options = parsed.options
+        log_ignored(options, job_id)
         reports = Reports(self._api, job_id)
         try:
             async with reports.posted():
-                events = self._events(job_id, parsed.request, form.stream)
-                if form.stream:
-                    answer = await _streamed(events, form, reports)
+                events = self._events(job_id, parsed.request, options.stream)
+                if options.stream:
+                    answer = await _streamed(events, options, reports)
                 else:
                     answer = await answer_of(events, reports)
         except WhisperServeError as error:
-            raise WhisperServeError(_text_of(error, form)) from None
-        return await asyncio.to_thread(self._rendered, answer, form)
+            raise WhisperServeError(_text_of(error, options)) from None
+        return await asyncio.to_thread(self._rendered, answer, options)
 
     def _parse(self, job_input: dict[str, Any], task: Task) -> OpenAIRequest:
         if not job_input.get(_FIELDS):
@@ -98,13 +97,10 @@ class OpenAICalls:
         # The format says whether words are wanted, so that the worker's default does not count.
         request = {"word_timestamps": False} | parsed.request
         request = self._settings.with_defaults(request, self._args)
-        return OpenAIRequest(request, parsed.form)
+        return OpenAIRequest(request, parsed.options)
 
-    def _rendered(self, answer: Answer, form: AnswerForm) -> Any:
-        rendered = render(answer, form)
-        output: Any = rendered.text
-        if rendered.media_type == "application/json":
-            output = json.loads(rendered.text)
+    def _rendered(self, answer: Answer, options: AnswerOptions) -> Any:
+        output = content(answer, options)
         return fit_openai_to_limit(output, self._settings.max_result_bytes)
 
     async def _describe_models(self, route: str) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def _route_of(job_input: dict[str, Any]) -> str:
 
 
 async def _streamed(
-    events: AsyncGenerator[Event, None], form: AnswerForm, reports: Reports
+    events: AsyncGenerator[Event, None], options: AnswerOptions, reports: Reports
 ) -> Answer:
     """The answer, once the messages of the stream are noted. A failure is told in both."""
     answer: Answer | None = None
@@ -148,7 +144,7 @@ async def _streamed(
             failure = error
             raise
 
-    async with aclosing(stream.messages(noted(), form)) as messages:
+    async with aclosing(stream.messages(noted(), options)) as messages:
         async for text in messages:
             reports.add_text(text)
     if failure is not None:
@@ -158,6 +154,6 @@ async def _streamed(
     return answer
 
 
-def _text_of(error: WhisperServeError, form: AnswerForm) -> str:
-    message: str = errors.body_of(error, form.names)["error"]["message"]
+def _text_of(error: WhisperServeError, options: AnswerOptions) -> str:
+    message: str = errors.body_of(error, options.names)["error"]["message"]
     return message

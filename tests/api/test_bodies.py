@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from deployments import api
-from deployments.api import body as json_body
+from deployments.api import json_body
 from deployments.local import loopback
 from tests.support.asgi_bodies import Exchange, post
 from tests.support.handles import Handle, events, transcript

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from deployments import api
-from deployments.api import body
+from deployments.api import json_body
 from deployments.contract import errors
 from deployments.contract.answer import Answer, SegmentEvent, SegmentWord
 from deployments.contract.errors import (
@@ -131,7 +131,7 @@ def test_a_url_and_a_host_at_fault_have_statuses_of_their_own() -> None:
 def test_a_body_larger_than_any_valid_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(body, "MAX_BODY_BYTES", 2 << 20)
+    monkeypatch.setattr(json_body, "MAX_BODY_BYTES", 2 << 20)
     response = answering().post("/transcribe", content=b" " * (2 << 20) + b"{}")
     assert response.status_code == 413
     assert response.json() == {
@@ -142,7 +142,7 @@ def test_a_body_larger_than_any_valid_request_is_refused(
 
 
 def test_the_largest_valid_file_fits_into_a_body() -> None:
-    assert body.MAX_BODY_BYTES > (32 << 20) * 4 / 3
+    assert json_body.MAX_BODY_BYTES > (32 << 20) * 4 / 3
 
 
 def test_a_deadline_is_answered() -> None:

@@ -2,8 +2,8 @@
 
 https://platform.openai.com/docs/api-reference/audio
 
-The modules beside `routes` know no HTTP: `request.parse` reads fields, `answer.render` and
-`stream.messages` write what a client gets, `errors.body_of` what it gets of a failure.
+RunPod's jobs use the modules that know no HTTP: `request.parse` reads fields, `answer.content` and
+`stream.messages` write what a client gets, and `errors.body_of` writes failures.
 """
 
 from deployments.api.openai.routes import framework_error, routes, serves

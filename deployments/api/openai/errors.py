@@ -59,7 +59,7 @@ def renamed(
 ) -> InvalidRequestError:
     """The error, whose text begins with the client's own name for the field that is at fault.
 
-    names: see `AnswerForm.names`
+    names: see `AnswerOptions.names`
     """
     known = error.field
     if known is None or names.get(known, known) == known:
@@ -76,7 +76,7 @@ def body_of(
 ) -> dict[str, Any]:
     """The body of an error.
 
-    names: see `AnswerForm.names`
+    names: see `AnswerOptions.names`
     """
     names = names or {}
     param, code = None, _CODES.get(error.type, error.type)

@@ -1,4 +1,4 @@
-"""What a client of OpenAI's API asks: the request of the contract, and the form of its answer."""
+"""What a client of OpenAI's API asks: the request of the contract, and how its answer is wanted."""
 
 import logging
 import re
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.api.openai.errors import UnsupportedValueError, renamed
-from deployments.api.openai.fields import flag, many, one, plain_fields
-from deployments.api.openai.form import (
+from deployments.api.openai.answer_options import (
     FORMATS,
     GRANULARITIES,
-    AnswerForm,
+    AnswerOptions,
     Granularity,
     Task,
 )
+from deployments.api.openai.errors import UnsupportedValueError, renamed
+from deployments.api.openai.fields import flag, many, one, plain_fields
 from deployments.api.openai.model_names import served_model
 from deployments.api.openai.source import take_source
 from deployments.api.openai.subtitles import SubtitleOptions
@@ -44,7 +44,7 @@ class OpenAIRequest:
     """
 
     request: dict[str, Any] = field(repr=False)
-    form: AnswerForm
+    options: AnswerOptions
 
 
 def parse(fields: Any, task: Task, args: AppArgs, has_file: bool) -> OpenAIRequest:
@@ -56,21 +56,21 @@ def parse(fields: Any, task: Task, args: AppArgs, has_file: bool) -> OpenAIReque
     Raises InvalidRequestError, whose text and `field` name fields as the client did.
     """
     reader = _Reader(plain_fields(fields))
-    form = reader.read(task, args, has_file)
+    options = reader.read(task, args, has_file)
     request = reader.request
     try:
         # All that can be refused is refused before an answer begins.
         native = parse_upload(request) if has_file else parse_request(request)
         args.check_fits(native.options, args.model(request["model"]))
     except InvalidRequestError as error:
-        raise renamed(error, form.names) from None
-    return OpenAIRequest(request, form)
+        raise renamed(error, options.names) from None
+    return OpenAIRequest(request, options)
 
 
-def log_ignored(form: AnswerForm, request_id: str) -> None:
+def log_ignored(options: AnswerOptions, request_id: str) -> None:
     """One line of the log that names the fields without effect."""
-    if form.ignored:
-        names = ",".join(form.ignored)
+    if options.ignored:
+        names = ",".join(options.ignored)
         logger.info("event=fields_ignored request_id=%s names=%s", request_id, names)
 
 
@@ -87,7 +87,7 @@ class _Reader:
         self._warnings: list[str] = []
         self.request: dict[str, Any] = {}
 
-    def read(self, task: Task, args: AppArgs, has_file: bool) -> AnswerForm:
+    def read(self, task: Task, args: AppArgs, has_file: bool) -> AnswerOptions:
         source, recording = take_source(self._fields, has_file)
         self._names |= {"audio": source, "audio_base64": source}
         self.request |= recording
@@ -106,7 +106,7 @@ class _Reader:
         ignored = _fit_for_a_log([*self._ignored, *self._fields])
         if ignored:
             self._warnings.append(f"Fields without effect here: {', '.join(ignored)}")
-        return AnswerForm(
+        return AnswerOptions(
             # The contract refuses a task that is neither.
             task="translate" if self.request["task"] == "translate" else "transcribe",
             format=format_,

@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
+from deployments.api.disconnect import cancel_on_disconnect
 from deployments.api.events import event_stream
-from deployments.api.leaving import until_caller_leaves
 from deployments.api.openai import errors, schema, stream
-from deployments.api.openai.answer import render
-from deployments.api.openai.form import AnswerForm, Task
+from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.models import Model, ModelList, model_list, one_model
 from deployments.api.openai.request import log_ignored, parse
+from deployments.api.openai.response import answer_response
 from deployments.contract.answer import Event
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import openai_error, openai_headers
@@ -47,26 +47,23 @@ def routes(router: Router, bodies: Bodies, early_s: float = _EARLY_S) -> APIRout
                 parsed = await asyncio.to_thread(
                     parse, body.take_fields(), task, router.args, has_file
                 )
-            form = parsed.form
-            log_ignored(form, request_id)
+            options = parsed.options
+            log_ignored(options, request_id)
             # The request is not kept in a variable: it may be large, and the work long.
-            if form.stream:
+            if options.stream:
                 events = router.events(
                     parsed.request, request_id, progress=False, upload=body.file
                 )
                 del parsed
-                return await _streamed(events, form, stack.pop_all(), early_s)
+                return await _streamed(events, options, stack.pop_all(), early_s)
             answering = router.answer(parsed.request, request_id, body.file)
             del parsed
             try:
-                answer = await until_caller_leaves(request.receive, answering)
+                answer = await cancel_on_disconnect(request.receive, answering)
             except WhisperServeError as error:
-                return _error_response(error, form.names)
+                return _error_response(error, options.names)
         # In a thread, because hours of words are megabytes of text.
-        rendered = await asyncio.to_thread(render, answer, form)
-        return Response(
-            rendered.text, media_type=rendered.media_type, headers=rendered.headers
-        )
+        return await asyncio.to_thread(answer_response, answer, options)
 
     async def transcribe(request: Request) -> Response:
         """Transcribe an audio or video file in its own language."""
@@ -173,7 +170,7 @@ def _failures_logged(request: Request) -> Iterator[None]:
 
 async def _streamed(
     events: AsyncGenerator[Event, None],
-    form: AnswerForm,
+    options: AnswerOptions,
     resources: AsyncExitStack,
     early_s: float,
 ) -> Response:
@@ -186,8 +183,8 @@ async def _streamed(
         # Runs to the first yield, so that the generator is closed even where nobody reads it.
         await anext(begun)
     except WhisperServeError as error:
-        return _error_response(error, form.names)
-    return event_stream(stream.messages(begun, form))
+        return _error_response(error, options.names)
+    return event_stream(stream.messages(begun, options))
 
 
 async def _begun(

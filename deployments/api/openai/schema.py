@@ -3,8 +3,8 @@
 from typing import Any
 
 from deployments.api.events import EVENT_SCHEMA
+from deployments.api.openai.answer_options import FORMATS
 from deployments.api.openai.errors import ErrorBody
-from deployments.api.openai.form import FORMATS
 from deployments.contract.request import TranscriptionRequest
 
 _ERRORS = {

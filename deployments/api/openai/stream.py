@@ -7,8 +7,8 @@ from typing import Any
 
 from deployments.api.events import message
 from deployments.api.openai.answer import as_json, details, plain_text, warnings_of
+from deployments.api.openai.answer_options import AnswerOptions
 from deployments.api.openai.errors import body_of
-from deployments.api.openai.form import AnswerForm
 from deployments.contract.answer import Answer, Event, Result, SegmentEvent
 from deployments.contract.errors import WhisperServeError
 
@@ -16,7 +16,7 @@ _DONE = message("[DONE]")
 
 
 async def messages(
-    events: AsyncGenerator[Event | None, None], form: AnswerForm
+    events: AsyncGenerator[Event | None, None], options: AnswerOptions
 ) -> AsyncGenerator[str, None]:
     """Messages of server-sent events. The texts of all deltas, joined, are the text at the end.
 
@@ -35,11 +35,13 @@ async def messages(
                     if rest or not text.sent:
                         # Some clients read deltas alone, so that an empty text has one as well.
                         yield _delta(rest)
-                    done = await asyncio.to_thread(_done, event.result, form, text.sent)
+                    done = await asyncio.to_thread(
+                        _done, event.result, options, text.sent
+                    )
                     yield done
                     yield _DONE
     except WhisperServeError as error:
-        yield message(as_json(body_of(error, form.names)))
+        yield message(as_json(body_of(error, options.names)))
 
 
 class _Text:
@@ -72,12 +74,12 @@ def _delta(text: str) -> str:
     return message(as_json({"type": "transcript.text.delta", "delta": text}))
 
 
-def _done(answer: Answer, form: AnswerForm, text: str) -> str:
+def _done(answer: Answer, options: AnswerOptions, text: str) -> str:
     """The event that ends a stream. OpenAI's has `text` alone; SDKs take further keys."""
     told: dict[str, Any] = {"type": "transcript.text.done", "text": text}
-    told |= details(answer, form) | {"text": text}
-    if form.format in ("srt", "vtt"):
-        told[form.format] = plain_text(answer, form)
-    if warnings := warnings_of(answer, form):
+    told |= details(answer, options) | {"text": text}
+    if options.format in ("srt", "vtt"):
+        told[options.format] = plain_text(answer, options)
+    if warnings := warnings_of(answer, options):
         told["warnings"] = warnings
     return message(as_json(told))

@@ -1,12 +1,12 @@
-"""Fields of OpenAI's clients as the contract's request and the form of the answer."""
+"""Fields of OpenAI's clients as the contract's request and the options of the answer."""
 
 import logging
 from typing import Any
 
 import pytest
 
+from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.errors import body_of
-from deployments.api.openai.form import AnswerForm, Task
 from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
 from deployments.api.openai.subtitles import SubtitleOptions
 from deployments.config import AppArgs, ModelArgs
@@ -31,8 +31,8 @@ def request_of(**fields: Any) -> dict[str, Any]:
     return parsed(**fields).request
 
 
-def form_of(**fields: Any) -> AnswerForm:
-    return parsed(**fields).form
+def options_of(**fields: Any) -> AnswerOptions:
+    return parsed(**fields).options
 
 
 def refusal(
@@ -47,7 +47,7 @@ def refusal(
 
 def test_a_file_alone_is_transcribed_by_the_default_model() -> None:
     assert request_of() == {"model": "base", "task": "transcribe"}
-    assert form_of().format == "json" and not form_of().stream
+    assert options_of().format == "json" and not options_of().stream
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_of_several_languages_whisper_takes_none() -> None:
     assert request_of(**{"languages[]": "de"})["language"] == "de"
     several = parsed(languages=["de", "en"])
     assert "language" not in several.request
-    assert several.form.warnings[0].startswith("languages has no effect")
+    assert several.options.warnings[0].startswith("languages has no effect")
 
 
 def test_keywords_stand_in_front_of_the_prompt() -> None:
     given = parsed(keywords=["Kennedy", "Ted Sorensen"], prompt="A speech.")
     assert given.request["initial_prompt"] == "Kennedy, Ted Sorensen. A speech."
-    assert given.form.warnings[0].startswith("keywords were put in front")
+    assert given.options.warnings[0].startswith("keywords were put in front")
     assert request_of(prompt="A speech.")["initial_prompt"] == "A speech."
     assert "initial_prompt" not in request_of(prompt="")
 
@@ -253,41 +253,41 @@ def test_granularities_are_read_in_all_spellings(
     fields: dict[str, Any], found: frozenset[str]
 ) -> None:
     given = parsed(response_format="verbose_json", **fields)
-    assert given.form.granularities == found
+    assert given.options.granularities == found
     assert given.request.get("word_timestamps", False) in (("word" in found), "true")
 
 
 def test_granularities_of_another_format_have_no_effect() -> None:
     given = parsed(**{"timestamp_granularities[]": "word"})
     assert "word_timestamps" not in given.request
-    assert given.form.ignored == ("timestamp_granularities",)
+    assert given.options.ignored == ("timestamp_granularities",)
 
 
 def test_an_unknown_granularity_is_refused_where_it_would_have_an_effect() -> None:
     fields = {"timestamp_granularities": "char"}
     error = refusal(response_format="verbose_json", **fields)
     assert error["param"] == "timestamp_granularities"
-    assert form_of(response_format="json", **fields).ignored
+    assert options_of(response_format="json", **fields).ignored
 
 
 @pytest.mark.parametrize("written", ["true", "True", "1", 1, True])
 def test_a_stream_is_asked_for_in_any_form(written: Any) -> None:
-    assert form_of(stream=written).stream
+    assert options_of(stream=written).stream
 
 
 @pytest.mark.parametrize("written", ["false", "0", "", None, False])
 def test_no_stream_is_asked_for_in_any_form(written: Any) -> None:
-    assert not form_of(stream=written).stream
+    assert not options_of(stream=written).stream
 
 
 @pytest.mark.parametrize("written", ["", "null", None, "JSON"])
 def test_no_format_is_json(written: str | None) -> None:
-    assert form_of(response_format=written).format == "json"
+    assert options_of(response_format=written).format == "json"
 
 
 @pytest.mark.parametrize("written", ["SRT", " srt ", "srt"])
 def test_a_format_is_read_in_any_case(written: str) -> None:
-    assert form_of(response_format=written).format == "srt"
+    assert options_of(response_format=written).format == "srt"
 
 
 def test_options_of_subtitles_ask_for_words() -> None:
@@ -296,12 +296,12 @@ def test_options_of_subtitles_ask_for_words() -> None:
     expected = SubtitleOptions(
         max_line_width=42, max_line_count=2, highlight_words=True
     )
-    assert given.form.subtitles == expected
+    assert given.options.subtitles == expected
     assert given.request["word_timestamps"] is True
     assert "word_timestamps" not in request_of(response_format="srt")
     elsewhere = parsed(response_format="text", **fields)
     assert "word_timestamps" not in elsewhere.request
-    assert elsewhere.form.ignored == tuple(fields)
+    assert elsewhere.options.ignored == tuple(fields)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_options_of_subtitles_ask_for_words() -> None:
 def test_an_option_of_subtitles_without_effect_is_told(
     fields: dict[str, Any], warning: str
 ) -> None:
-    assert form_of(response_format="vtt", **fields).warnings == (warning,)
+    assert options_of(response_format="vtt", **fields).warnings == (warning,)
 
 
 @pytest.mark.parametrize("value", ["wide", "0", "-1", 1.5, "true", [1, 2]])
@@ -329,8 +329,8 @@ def test_a_wrong_option_of_subtitles_is_refused(value: Any) -> None:
 def test_the_route_of_translations_knows_one_task() -> None:
     given = parsed("translate", task="transcribe", language="pt")
     assert given.request == {"model": "base", "task": "translate", "language": "pt"}
-    assert (given.form.task, given.form.ignored) == ("translate", ("task",))
-    assert form_of(task="Translate").task == "translate"
+    assert (given.options.task, given.options.ignored) == ("translate", ("task",))
+    assert options_of(task="Translate").task == "translate"
 
 
 def test_a_model_that_cannot_translate_is_the_wrong_one() -> None:
@@ -349,7 +349,7 @@ def test_fields_of_an_extra_body_are_fields() -> None:
         {"beam_size": "3"},
     ):
         assert request_of(**fields)["beam_size"] == "3"
-    assert form_of(extra_body={"extra_body": {"beam_size": 3}}).ignored == (
+    assert options_of(extra_body={"extra_body": {"beam_size": 3}}).ignored == (
         "extra_body",
     )
 
@@ -357,12 +357,12 @@ def test_fields_of_an_extra_body_are_fields() -> None:
 def test_ignored_fields_are_logged_by_name_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    form = form_of(
+    options = options_of(
         **{"vad_filter": "SECRET", "a\nb=c": "x", "c" * 99: "y"},
         **{f"field{number}": "z" for number in range(20)},
     )
     with caplog.at_level(logging.INFO, "deployments"):
-        log_ignored(form, "mine")
+        log_ignored(options, "mine")
     # The service that other tests share may still log what they left.
     lines = [record.getMessage() for record in caplog.records]
     [line] = [line for line in lines if "request_id=mine" in line]
@@ -370,7 +370,7 @@ def test_ignored_fields_are_logged_by_name_alone(
         f"event=fields_ignored request_id=mine names=vad_filter,a?b?c,{'c' * 40},field0,"
     )
     assert line.endswith(",13-more") and "SECRET" not in line
-    assert form.warnings[0].startswith(
+    assert options.warnings[0].startswith(
         "Fields without effect here: vad_filter, a?b?c, "
     )
 
@@ -379,5 +379,5 @@ def test_a_request_without_odd_fields_logs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, "deployments"):
-        log_ignored(form_of(language="en"), "mine")
+        log_ignored(options_of(language="en"), "mine")
     assert "request_id=mine" not in caplog.text

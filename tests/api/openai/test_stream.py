@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.api.openai import stream
-from deployments.api.openai.form import AnswerForm
+from deployments.api.openai.answer_options import AnswerOptions
 from deployments.contract.answer import Event, Progress, Result, SegmentEvent, Stage
 from deployments.contract.errors import InvalidAudioError
 from tests.api.openai.transcripts import TEXT, answer, segment_events, segments
@@ -20,18 +20,18 @@ async def given(*items: Any) -> AsyncGenerator[Event | None, None]:
         yield item
 
 
-async def data_of(*items: Any, form: AnswerForm | None = None) -> list[str]:
+async def data_of(*items: Any, options: AnswerOptions | None = None) -> list[str]:
     """What stands behind `data: ` in each message."""
-    form = form or AnswerForm("transcribe")
-    messages = [text async for text in stream.messages(given(*items), form)]
+    options = options or AnswerOptions("transcribe")
+    messages = [text async for text in stream.messages(given(*items), options)]
     for text in messages:
         assert text.startswith("data: ") and text.endswith("\n\n")
         assert text.count("\n") == 2
     return [text.removeprefix("data: ").strip() for text in messages]
 
 
-async def bodies_of(*items: Any, form: AnswerForm | None = None) -> list[Any]:
-    *bodies, end = await data_of(*items, form=form)
+async def bodies_of(*items: Any, options: AnswerOptions | None = None) -> list[Any]:
+    *bodies, end = await data_of(*items, options=options)
     assert end == "[DONE]"
     return [json.loads(body) for body in bodies]
 
@@ -91,25 +91,25 @@ async def test_deltas_that_went_out_are_not_contradicted() -> None:
 
 async def test_the_end_holds_what_the_format_would_hold() -> None:
     result = Result(result=answer(warnings=["cut"]))
-    form = AnswerForm(
+    options = AnswerOptions(
         "transcribe",
         "verbose_json",
         granularities=frozenset({"word"}),
         warnings=("odd",),
     )
-    done = (await bodies_of(result, form=form))[-1]
+    done = (await bodies_of(result, options=options))[-1]
     assert done["words"][0] == {"word": "And", "start": 0.0, "end": 0.5}
     assert "segments" not in done
     assert done["warnings"] == ["odd", "cut"]
-    done = (await bodies_of(result, form=AnswerForm("transcribe", "vtt")))[-1]
+    done = (await bodies_of(result, options=AnswerOptions("transcribe", "vtt")))[-1]
     assert done["vtt"].startswith("WEBVTT\n\n")
     assert len(done["segments"]) == 2
 
 
 async def test_a_failure_is_told_in_the_stream() -> None:
-    form = AnswerForm("transcribe", names={"audio": "url"})
+    options = AnswerOptions("transcribe", names={"audio": "url"})
     *_, last = await data_of(
-        *segment_events(), InvalidAudioError("it is cut"), form=form
+        *segment_events(), InvalidAudioError("it is cut"), options=options
     )
     assert json.loads(last) == {
         "error": {

@@ -1,4 +1,4 @@
-"""A caller who leaves ends the work on the request, whatever has taken the caller away."""
+"""Cancels the work on a request whose client has disconnected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,7 +11,7 @@ from deployments.contract.errors import RequestCancelledError
 _Result = TypeVar("_Result")
 
 
-async def until_caller_leaves(
+async def cancel_on_disconnect(
     receive: Receive, work: Coroutine[Any, Any, _Result]
 ) -> _Result:
     """What the work gives; it is cancelled if the caller leaves.
@@ -24,20 +24,20 @@ async def until_caller_leaves(
     Raises RequestCancelledError if the caller leaves, and what the work raises.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_leaving(receive))
+    disconnected = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise RequestCancelledError("The caller left")
         return working.result()
     finally:
-        leaving.cancel()
+        disconnected.cancel()
         working.cancel()
         # The work has given back what it held before this call returns.
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnected, return_exceptions=True)
 
 
-async def _leaving(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Returns when the caller has left."""
     try:
         while (await receive())["type"] != "http.disconnect":

@@ -13,7 +13,7 @@ GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
 
 @dataclass(frozen=True)
-class AnswerForm:
+class AnswerOptions:
     """What the client wants of the answer, and what it calls the fields of the contract.
 
     granularities: of the times in verbose_json, and at the end of a stream
