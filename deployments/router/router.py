@@ -25,7 +25,6 @@ from deployments.contract.answer import (
     ServedModel,
     Timings,
 )
-from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_request, parse_upload
 from deployments.logs import log_through_serve
@@ -40,6 +39,7 @@ from deployments.router.audio_source import (
 from deployments.router.in_flight import InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
+from deployments.router.result import answer_of
 from deployments.router.stages import OnStage, ignore_stage, with_stages
 
 logger = logging.getLogger(__name__)
@@ -156,14 +156,7 @@ class Router:
             request, request_id, segments=False, progress=False, upload=upload
         )
         del request
-        last: Event | None = None
-        async with aclosing(events):
-            # To the end, because a stream that is left early counts as cancelled.
-            async for event in events:
-                last = event
-        if not isinstance(last, Result):
-            raise WhisperServeError("The model gave no result")
-        return last.result
+        return await answer_of(events)
 
     async def stream(
         self,

@@ -19,6 +19,7 @@ from deployments.contract.answer import Event
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import take_stream, unwrapped
 from deployments.logs import error_location
+from deployments.router.result import answer_of
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
@@ -27,7 +28,7 @@ from deployments.router.retry import (
 from deployments.runpod.job import INTERNAL_ERROR, Job
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.openai_calls import OpenAICalls, is_call
-from deployments.runpod.reports import Reports, answer_of
+from deployments.runpod.reports import Reports
 from deployments.runpod.result_size import fit_to_limit
 from deployments.runpod.settings import Settings
 
@@ -94,7 +95,7 @@ class JobHandler:
             reports = Reports(self._api, job["id"], streamed)
             async with reports.posted():
                 events = self._events(job["id"], request, streamed)
-                answer = await answer_of(events, reports)
+                answer = await answer_of(events, reports.on_event)
             limit = self._settings.max_result_bytes
             return await asyncio.to_thread(fit_to_limit, answer, limit)
         except WhisperServeError as error:

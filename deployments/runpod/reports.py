@@ -3,21 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from aiohttp import ClientError
 
 from deployments.contract.answer import (
-    Answer,
     Event,
     Progress,
     Result,
-    SegmentEvent,
     Stage,
 )
-from deployments.contract.errors import WhisperServeError
 from deployments.logs import error_location
 from deployments.runpod.job import to_json
 from deployments.runpod.job_api import JobApi, Refused, reason_of
@@ -64,8 +61,14 @@ class Reports:
         self._closed = False
         self._changed = asyncio.Event()
 
-    def add(self, event: Stage | Progress | SegmentEvent) -> None:
-        """Note an event, to be posted soon."""
+    async def on_event(self, event: Event) -> None:
+        """`add` as an argument of `answer_of`."""
+        self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Note an event, to be posted soon. The result is not: it is what the job ends with."""
+        if isinstance(event, Result):
+            return
         if isinstance(event, Stage):
             self._stage = event
         elif isinstance(event, Progress) and event.done > self._done_s:
@@ -185,21 +188,6 @@ class Reports:
         if self._texts:
             return "".join(_taken(self._texts))
         return {"events": _taken(self._events)}
-
-
-async def answer_of(events: AsyncGenerator[Event, None], reports: Reports) -> Answer:
-    """The answer, which comes with the last event. The other events are reported."""
-    answer: Answer | None = None
-    async with aclosing(events):
-        # To the end, because a stream that is left early counts as cancelled.
-        async for event in events:
-            if isinstance(event, Result):
-                answer = event.result
-            else:
-                reports.add(event)
-    if answer is None:
-        raise WhisperServeError("The service gave no result")
-    return answer
 
 
 def _taken(items: list[_Item]) -> list[_Item]:
