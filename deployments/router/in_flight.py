@@ -1,4 +1,4 @@
-"""The requests that a Router has in work, so that it can end without breaking one off."""
+"""The requests that a Router has in work, so that it can end without cutting one off."""
 
 import asyncio
 from collections.abc import Iterator

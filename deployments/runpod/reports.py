@@ -1,4 +1,4 @@
-"""What is posted of a running job: how far it is, now and then, and its stream if there is one."""
+"""Posts about a running job: its progress every few seconds, and its stream if it has one."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ class Reports:
 
     api: None where there is no job API to post to
     streamed: whether the events are posted to the job's stream
-    interval_s: seconds before the first report of how far the job is, and between two, at least
+    interval_s: the least time before the first report of progress, and between two of them
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reports:
         self.add(event)
 
     def add(self, event: Event) -> None:
-        """Note an event, to be posted soon. The result is not: it is what the job ends with."""
+        """Post an event soon. A result is ignored, because the job's own result repeats it."""
         if isinstance(event, Result):
             return
         if isinstance(event, Stage):
@@ -79,7 +79,7 @@ class Reports:
         self._changed.set()
 
     def add_text(self, text: str) -> None:
-        """Note a piece of a stream that is text. A reader joins what is posted."""
+        """Post a piece of a stream that is text, soon. A reader joins the pieces."""
         if not self._stream_rejected:
             self._texts += [
                 text[start : start + _LONGEST_TEXT]
@@ -91,8 +91,8 @@ class Reports:
     async def posted(self) -> AsyncIterator[None]:
         """Post what is added inside this context. At its end every post has landed or failed.
 
-        What is noted of the stream by then still goes out. How far the job is does not, because
-        the result follows.
+        Pieces of the stream that were added by then are still posted. Progress is not, because the
+        result follows.
         """
         posting = asyncio.ensure_future(self._post_all())
         try:
@@ -135,7 +135,7 @@ class Reports:
                 await self._post_report(self._api, self._report())
 
     def _report_due_s(self) -> float | None:
-        """Seconds until there is something to report; None if there is nothing new."""
+        """Seconds until the next report of progress is due; None if there is nothing new."""
         if self._report() == self._reported:
             return None
         return max(0.0, self._reported_at + self._interval_s - time.monotonic())
@@ -175,7 +175,7 @@ class Reports:
         try:
             await api.post_chunk(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
         except (Refused, ClientError, TimeoutError) as error:
-            # The result repeats all of it, so do not delay it for an unreachable stream.
+            # The result holds all of the stream, and need not wait for posts that fail.
             logger.error(
                 "event=stream_rejected job=%s pieces=%d error=%s",
                 *(self._job_id, pieces, reason_of(error)),
