@@ -118,8 +118,8 @@ def has_code_for(capability: tuple[int, int], architectures: list[str]) -> bool:
 
     architectures: of `torch.cuda.get_arch_list()`. Machine code (`sm_86`) runs on cards of the same
         major version that are not older; intermediate code (`compute_120`) on all that are not
-        older. Code for one card alone (`sm_90a`) does not count. True for an
-        empty list, which says nothing of the build.
+        older. Code for one card alone (`sm_90a`) does not count. An empty list says
+        nothing about the build, and counts as suitable.
     """
     for architecture in architectures:
         kind, _, number = architecture.partition("_")

@@ -1,11 +1,12 @@
 """Every tie to RunPod's SDK, which is pinned; no other module imports it.
 
-The SDK has a loop of its own (`rp_scale.JobScaler`). That loop retries without a pause where the job
-API cannot be reached, gives up a result after seven seconds, loses a job that arrives together with
-SIGTERM, and waits up to 90 s for its long polls before it exits. None of that can be configured, so
-`loop.py` and `job_api.py` replace it. They use parts of the SDK: its session, its record of the
-jobs in work, and its URLs. `job_api.py` makes the two polls itself, because the SDK raises the same
-error for a job without an input as for anything unforeseen, and has no limit for connecting.
+The SDK has a loop of its own (`rp_scale.JobScaler`). That loop retries without a pause where the
+job API cannot be reached, gives up a result after seven seconds, loses a job that arrives together
+with SIGTERM, and waits up to 90 s for its long polls before it exits. None of that can be
+configured, so `loop.py` and `job_api.py` replace it. They use parts of the SDK: its session, its
+record of the jobs in work, and its URLs. `job_api.py` makes the two polls itself, because the SDK
+raises the same error for a job without an input as for anything unforeseen, and has no limit for
+connecting.
 
 With a job API the SDK is not started, so three of its options have no effect: `--rp_serve_api`,
 `--rp_log_level` (RUNPOD_LOG_LEVEL has one) and RUNPOD_REALTIME_PORT. See `ignored_options`.
