@@ -47,9 +47,7 @@ async def test_requests_come_to_the_head_in_order_one_at_a_time() -> None:
     await asyncio.gather(*requests.tasks.values())
 
 
-async def test_each_request_hears_how_many_windows_are_ahead_when_that_changes() -> (
-    None
-):
+async def test_the_number_of_windows_ahead_is_reported_when_it_changes() -> None:
     queue = DispatchQueue()
     requests = Requests(queue)
     await requests.arrive("a", "b")
