@@ -333,7 +333,7 @@ async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead
     assert {stage.stage for stages in reported for stage in stages} == {"queued"}
 
 
-async def test_a_request_that_finds_room_is_reported_nothing() -> None:
+async def test_a_request_that_finds_room_has_no_stages() -> None:
     reported: list[Stage] = []
     handle = Handle(stream=[events(transcript())])
     await _all(client(handle).stream(AUDIO, OPTIONS, on_stage=reported.append))
