@@ -107,9 +107,6 @@ class AudioLoader:
         track, channel: as in `decode_audio`
         on_stage: called when the download and the decoding begin
 
-        A file is closed by the thread that reads it. After a call that was cancelled this may be a
-        little later.
-
         Raises AudioUrlError, AudioHostError, InvalidAudioError and InvalidRequestError.
         """
         cancelled = threading.Event()
@@ -123,14 +120,10 @@ class AudioLoader:
         work = partial(
             context.run, self._load, source, track, channel, cancelled, on_stage_in_loop
         )
-        loading = self._threads.submit(work)
         try:
-            return await asyncio.wrap_future(loading)
+            return await loop.run_in_executor(self._threads, work)
         finally:
             cancelled.set()
-            if loading.cancel() and not isinstance(source, RemoteAudio):
-                # No thread has begun, so none will close the file.
-                source.close()
 
     def _load(
         self,

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -128,19 +128,18 @@ class Router:
         request_id: for the log and the answer; None: a new one
         segments, progress: whether these events are wanted, and stages with the progress; a request
             whose replica dies is tried once more, but not after a segment has gone out
-        upload: the audio, where it came beside the request; the Router closes it
+        upload: the audio, where it came beside the request; no thread reads it any more when the events
+            have ended or are closed
 
         Where stages are wanted, the first one comes before any work, and what is wrong with the
         request itself is raised in place of it.
 
         Raises a WhisperServeError, whose text is fit for the caller.
         """
-        with logged_request(request_id) as entry, ExitStack() as unread:
-            if upload is not None:
-                unread.enter_context(upload)
+        with logged_request(request_id) as entry:
             job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
-            work = partial(self._work, job, unread, entry, segments, progress)
+            work = partial(self._work, job, entry, segments, progress)
             async with aclosing(
                 with_stages(work) if progress else work(ignore_stage)
             ) as events:
@@ -217,14 +216,13 @@ class Router:
     async def _work(
         self,
         job: "_Job",
-        unread: ExitStack,
         entry: RequestLog,
         segments: bool,
         progress: bool,
         on_stage: OnStage,
     ) -> AsyncGenerator[Event, None]:
         async with (
-            self._waveform_of(job, unread, entry, on_stage) as audio,
+            self._waveform_of(job, entry, on_stage) as audio,
             aclosing(
                 job.client.stream(
                     audio.samples, job.options, segments, progress, on_stage
@@ -260,17 +258,12 @@ class Router:
 
     @asynccontextmanager
     async def _waveform_of(
-        self, job: "_Job", unread: ExitStack, entry: RequestLog, on_stage: OnStage
+        self, job: "_Job", entry: RequestLog, on_stage: OnStage
     ) -> AsyncIterator[Waveform]:
-        """The job's audio, with one of the model's places for as long as it is in memory.
-
-        unread: would close an upload that the loader has not begun to read
-        """
+        """The job's audio, with one of the model's places for as long as it is in memory."""
         waiting = time.monotonic()
         async with job.client.admitted(on_stage):
             entry.queue_s = time.monotonic() - waiting
-            # From now on the loader closes an upload.
-            unread.pop_all()
             yield await self._audio.load(job.source, job.track, job.channel, on_stage)
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:

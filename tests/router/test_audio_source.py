@@ -2,9 +2,7 @@
 
 import asyncio
 import base64
-import io
 import logging
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,27 +105,3 @@ def test_the_headers_of_a_request_go_with_its_download_and_nowhere_else(
     assert "SECRET" not in other.requests[0]
     source = source_of(parse_request(request))
     assert "SECRET" not in caplog.text + repr(error) + str(error) + repr(source)
-
-
-async def test_a_file_whose_load_is_cancelled_before_a_thread_has_begun_is_closed() -> (
-    None
-):
-    loader = AudioLoader(AppArgs(), threads=1)
-    begun, go_on = threading.Event(), threading.Event()
-
-    class Held(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            begun.set()
-            go_on.wait(60)
-            return super().read(size)
-
-    first = asyncio.ensure_future(loader.load(Held(FLAC)))
-    await asyncio.to_thread(begun.wait, 60)
-    file = io.BytesIO(FLAC)
-    second = asyncio.ensure_future(loader.load(file))
-    await asyncio.sleep(0)
-    second.cancel()
-    await asyncio.gather(second, return_exceptions=True)
-    assert file.closed
-    go_on.set()
-    await first

@@ -2,11 +2,9 @@
 
 import asyncio
 import base64
-import io
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -471,55 +469,3 @@ async def test_a_running_router_keeps_its_limits_where_new_ones_are_wrong(
     assert caplog.messages[0].startswith("event=limits_refused reason=")
     assert text in caplog.messages[0] and "\n" not in caplog.messages[0]
     assert await served.answer(RECORDING)
-
-
-class Upload(io.BytesIO):
-    """A file beside a request, which notes that a thread begins to read it."""
-
-    def __init__(self) -> None:
-        super().__init__((AUDIO / "jfk-phone.wav").read_bytes())
-        self.begun = threading.Event()
-        self.go_on = threading.Event()
-
-    def read(self, size: int | None = -1) -> bytes:
-        self.begun.set()
-        self.go_on.wait(60)
-        return super().read(size)
-
-
-async def test_an_upload_is_closed_where_its_request_is_answered_or_refused() -> None:
-    upload = Upload()
-    upload.go_on.set()
-    await router(answering(transcript())).answer({}, upload=upload)
-    assert upload.closed
-    refused = Upload()
-    with pytest.raises(InvalidRequestError):
-        await router(Handle()).answer({"beam_size": "x"}, upload=refused)
-    assert refused.closed
-
-
-async def test_an_upload_whose_request_leaves_a_queue_is_closed() -> None:
-    work = events(transcript(), delay_s=FOREVER)
-    handle = Handle(stream=[work])
-    small = router(handle, max_requests_per_model=1)
-    first = asyncio.ensure_future(small.answer(RECORDING))
-    while "stream" not in handle.calls:
-        await asyncio.sleep(0.01)
-    upload = Upload()
-    async with aclosing(small.events({}, upload=upload)) as waiting:
-        assert await anext(waiting) == Stage(stage="queued")
-    assert upload.closed
-    assert not upload.begun.is_set()
-    first.cancel()
-
-
-async def test_an_upload_that_is_being_read_is_closed_by_its_reader() -> None:
-    upload = Upload()
-    answer = asyncio.ensure_future(router(Handle()).answer({}, upload=upload))
-    await asyncio.to_thread(upload.begun.wait, 60)
-    answer.cancel()
-    await asyncio.gather(answer, return_exceptions=True)
-    assert not upload.closed
-    upload.go_on.set()
-    while not upload.closed:
-        await asyncio.sleep(0.01)
