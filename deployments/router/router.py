@@ -128,8 +128,8 @@ class Router:
         request_id: for the log and the answer; None: a new one
         segments, progress: whether these events are wanted, and stages with the progress; a request
             whose replica dies is tried once more, but not after a segment has gone out
-        upload: the audio, where it came beside the request; no thread reads it any more when the events
-            have ended or are closed
+        upload: the audio, where it came beside the request; nothing reads it any more when the
+            events have ended or are closed
 
         Where stages are wanted, the first one comes before any work, and what is wrong with the
         request itself is raised in place of it.
