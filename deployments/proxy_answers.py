@@ -13,17 +13,18 @@ This module relies on the proxy of ray 2.60, and a test names what it relies on:
 -   The proxy sends nothing at all where the replica that worked on the request has died.
 -   An x-request-id in the request is kept, and repeated in the answer.
 -   The headers that change its limits for one request have the names below; they are taken off.
+-   Its limit of time is `request_timeout_s` of the innermost application; the middlewares between
+    name the application within as `_app` or `app`.
 
 What applications send passes unchanged and piece by piece.
 """
 
 import logging
-import re
 import time
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.contract.errors import (
@@ -33,9 +34,10 @@ from deployments.contract.errors import (
     WhisperServeError,
 )
 from deployments.http_errors import (
-    contract_response,
+    REQUEST_ID_HEADER,
     error_response,
-    in_openai_form,
+    retry_headers,
+    route_of,
 )
 from deployments.logs import error_location, log_through_serve
 from deployments.proxy_uploads import PacedBodies
@@ -46,13 +48,10 @@ logger = logging.getLogger(__name__)
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = f"{__name__}:middlewares"
 
-_ID_HEADER = "x-request-id"
 # With these, any caller could lift the proxy's limit of time for a request, or let its work go on
 # after the caller has left.
 _OPERATORS_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 _TOO_MANY_REQUESTS = 429
-# Where clients of OpenAI's API ask, below whatever prefix the application has.
-_OPENAI = re.compile(r"/(?:v1|audio|models)(?:/|$)")
 
 
 def middlewares() -> list[Middleware]:
@@ -70,30 +69,29 @@ class ContractAnswers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Below /-/ the proxy tells load balancers its own health.
-        route = scope.get("path", "")[len(scope.get("root_path", "")) :]
-        if scope["type"] != "http" or route.startswith("/-/"):
+        if scope["type"] != "http" or route_of(scope).startswith("/-/"):
             await self._app(scope, receive, send)
             return
         # One id for answer, body and log, also where the caller's own fits into no log line.
         headers = MutableHeaders(scope=scope)
-        headers[_ID_HEADER] = valid_request_id(headers.get(_ID_HEADER))
+        request_id = valid_request_id(headers.get(REQUEST_ID_HEADER))
+        headers[REQUEST_ID_HEADER] = request_id
         for name in _OPERATORS_HEADERS:
             del headers[name]
-        exchange, started = _Exchange(receive, send), time.monotonic()
-        answer = await self._answer_in_place_of(exchange, scope)
-        if answer is not None:
-            if _OPENAI.search(route):
-                answer = in_openai_form(answer)
-            request_id = headers[_ID_HEADER]
-            answer.headers[_ID_HEADER] = request_id
-            seconds = time.monotonic() - started
-            log_refusal(request_id, answer.status_code, exchange.reason, seconds)
+        exchange = _Exchange(receive, send)
+        error = await self._error_in_place_of(exchange, scope)
+        if error is not None:
+            log_refusal(request_id, error.status, error.kind, exchange.seconds())
+            answer_headers = error.headers | {REQUEST_ID_HEADER: request_id}
+            answer = error_response(
+                scope["path"], error.status, error.text, error.kind, answer_headers
+            )
             await answer(scope, receive, send)
 
-    async def _answer_in_place_of(
+    async def _error_in_place_of(
         self, exchange: "_Exchange", scope: Scope
-    ) -> Response | None:
-        """Let the proxy answer; gives what to answer in its place, if anything."""
+    ) -> "_Error | None":
+        """Let the proxy answer; gives the error to answer in its place, if there is one."""
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -103,18 +101,47 @@ class ContractAnswers:
                 "event=proxy_failed error=%s at=%s",
                 *(type(error).__name__, error_location(error)),
             )
-            return exchange.contract(
-                WhisperServeError("Internal error; the log names it")
-            )
+            return _of(WhisperServeError("Internal error; the log names it"))
         if exchange.held_back is not None:
             return exchange.translated()
         if exchange.started or exchange.caller_left:
             return None
-        return exchange.contract(
+        limit_s = _time_limit_s(self._app)
+        if limit_s is not None and exchange.seconds() >= limit_s:
+            return _of(_timed_out())
+        return _of(
             ServiceUnavailableError(
                 "The service stopped while it worked on this request; send it again"
             )
         )
+
+
+@dataclass(frozen=True)
+class _Error:
+    """An error to be answered; headers: `Retry-After`, if it passes."""
+
+    status: int
+    text: str
+    kind: str
+    headers: dict[str, str]
+
+
+def _of(error: WhisperServeError) -> _Error:
+    return _Error(error.status, str(error), error.type, retry_headers(error))
+
+
+def _timed_out() -> RequestTimeoutError:
+    return RequestTimeoutError(
+        "The request took longer than http_options.request_timeout_s"
+    )
+
+
+def _time_limit_s(app: ASGIApp | None) -> float | None:
+    """The proxy's own limit of time for a request; None where it has none."""
+    while app is not None and not hasattr(app, "request_timeout_s"):
+        app = getattr(app, "_app", None) or getattr(app, "app", None)
+    limit_s: float | None = getattr(app, "request_timeout_s", None)
+    return limit_s
 
 
 class _Exchange:
@@ -123,7 +150,6 @@ class _Exchange:
     started: whether an answer has begun
     held_back: the start of an answer of the proxy's own, which is not sent
     caller_left: whether the caller has closed the connection
-    reason: the type of the error that is answered, for the log
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -132,7 +158,11 @@ class _Exchange:
         self.started = False
         self.held_back: Message | None = None
         self.caller_left = False
-        self.reason = ""
+        self._began_at = time.monotonic()
+
+    def seconds(self) -> float:
+        """How long the request has taken so far."""
+        return time.monotonic() - self._began_at
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -149,40 +179,23 @@ class _Exchange:
         else:
             self._text += message.get("body", b"")
 
-    def translated(self) -> Response:
-        """The contract's answer in place of the one that was held back."""
+    def translated(self) -> _Error:
+        """The contract's error in place of the answer that was held back."""
         assert self.held_back is not None
         status = self.held_back["status"]
-        retry_after = Headers(raw=self.held_back["headers"]).get("retry-after")
-        headers = {"Retry-After": retry_after} if retry_after else {}
         if status == 404:
-            self.reason = "not_found"
-            return error_response(
-                404, "Not found: no application is at this path", self.reason
-            )
+            text = "Not found: no application is at this path"
+            return _Error(404, text, "not_found", {})
         if status == 408:
-            return self.contract(
-                RequestTimeoutError(
-                    "The request took longer than http_options.request_timeout_s"
-                )
-            )
-        if status == _TOO_MANY_REQUESTS or b"backpressure" in self._text:
-            overloaded = OverloadedError("Too many requests wait for the service")
-            response = self.contract(overloaded, headers)
-            response.status_code = status
-            return response
-        return self.contract(
-            ServiceUnavailableError(
-                "The service does not run at the moment; try again"
-            ),
-            headers,
+            return _of(_timed_out())
+        error: WhisperServeError = ServiceUnavailableError(
+            "The service does not run at the moment; try again"
         )
-
-    def contract(
-        self, error: WhisperServeError, headers: dict[str, str] | None = None
-    ) -> Response:
-        self.reason = error.type
-        return contract_response(error, headers)
+        if status == _TOO_MANY_REQUESTS or b"backpressure" in self._text:
+            error = OverloadedError("Too many requests wait for the service")
+        asked = Headers(raw=self.held_back["headers"]).get("retry-after")
+        headers = {"Retry-After": asked} if asked else retry_headers(error)
+        return _Error(status, str(error), error.type, headers)
 
 
 def _is_the_proxys_own(start: Message) -> bool:

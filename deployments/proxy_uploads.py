@@ -13,8 +13,7 @@ This module relies on Serve of ray 2.60, and a test names what it relies on:
     and of those that do not read yet, are paced by that.
 -   Proxy, middleware and queue belong to one event loop.
 
-After such a message the proxy sends no answer of its own: `proxy_answers` then says that the
-service stopped where Serve's own limit, `http_options.request_timeout_s`, has passed.
+After such a message the proxy sends no answer of its own, and `proxy_answers` sends one instead.
 """
 
 import asyncio
@@ -104,20 +103,20 @@ class _Body:
 
 
 class _Piece(dict[str, Any]):
-    """A message for the proxy, and a function that is called when the proxy has let go of it.
+    """A message for the proxy, and a function that is called when the proxy holds it no more.
 
     It is pickled as a plain dict, because other applications do not know this class.
     """
 
-    def __init__(self, message: Message, let_go: Callable[[], None]) -> None:
+    def __init__(self, message: Message, on_release: Callable[[], None]) -> None:
         super().__init__(message)
-        self._let_go = let_go
+        self._on_release = on_release
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
 
     def __del__(self) -> None:
-        self._let_go()
+        self._on_release()
 
 
 class ReportedBodies:

@@ -13,18 +13,24 @@ from ray.serve._private import constants
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.http_util import (
     RequestIdMiddleware,
+    _apply_middlewares,
     convert_object_to_asgi_messages,
     get_http_response_status,
     parse_disconnect_disabled_header,
     parse_request_timeout_header,
     send_http_response_on_exception,
 )
+from ray.serve._private.proxy import HTTPProxy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments import api
 from deployments.proxy_answers import CALLBACK, VARIABLE, ContractAnswers, middlewares
+from deployments.proxy_uploads import EXTENSION
+from tests.support.handles import Handle
+from tests.support.routers import router
 
 Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -58,6 +64,38 @@ def sending(*messages: Message) -> Proxy:
             await send(message)
 
     return proxy
+
+
+class SilentProxy(HTTPProxy):
+    """Serve's proxy where the call of the replica ends after a message that is no answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": f"{EXTENSION}.taken", "bytes": 0})
+
+
+def silent(request_timeout_s: float | None) -> ASGIApp:
+    """As Serve makes it and puts it into its middlewares."""
+    proxy_router: Any = None  # It finds no replica here.
+    return _apply_middlewares(
+        SilentProxy(
+            "node", "127.0.0.1", False, proxy_router, "proxy", request_timeout_s
+        ),
+        middlewares(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "status", "retry"),
+    [(1e-9, 504, "false"), (1000.0, 503, "true"), (None, 503, "true")],
+)
+def test_an_upload_that_meets_serves_limit_of_time_is_not_to_be_sent_again(
+    limit_s: float | None, status: int, retry: str
+) -> None:
+    caller = TestClient(silent(limit_s))
+    response = caller.post("/v1/audio/transcriptions", content=b"x")
+    assert response.status_code == status
+    assert response.headers["x-should-retry"] == retry
+    assert ("retry-after" in response.headers) is (retry == "true")
 
 
 ROUTER = DeploymentID(name="Router", app_name="whisper")
@@ -117,6 +155,23 @@ def test_openais_clients_get_an_error_in_openais_form(
     assert response.headers.get("retry-after") == retry_after
     assert response.headers["x-should-retry"] == str(retry_after is not None).lower()
     assert response.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_proxy_and_application_agree_on_what_openais_paths_are() -> None:
+    unavailable = client(failing(DeploymentUnavailableError(ROUTER)))
+    for prefix, route, is_openais in (
+        ("", "/transcribe", False),
+        ("/audio", "/transcribe", False),
+        ("/v1", "/transcribe", False),
+        ("/speech", "/v1/nothing", True),
+        ("/speech", "/models/nothing", True),
+        ("", "/audio/speech", True),
+    ):
+        app = api.build(router(Handle()))
+        served = TestClient(app, root_path=prefix, raise_server_exceptions=False)
+        for caller in (unavailable, served):
+            error = caller.delete(prefix + route).json()["error"]
+            assert isinstance(error, dict) is is_openais
 
 
 def test_a_path_without_an_application_is_not_found() -> None:

@@ -1,18 +1,20 @@
 """The HTTP door. `build` makes one FastAPI application of the routes of every API."""
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api import native, openai, readiness, swagger_ui
+from deployments.api import native, readiness, swagger_ui
 from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
+from deployments.api.openai.routes import routes as openai_routes
+from deployments.api.refusals import contract_response, refusal
 from deployments.contract.errors import WhisperServeError
-from deployments.http_errors import contract_response, error_response
+from deployments.http_errors import is_openai_path
 from deployments.keys import Keys
+from deployments.logs import error_location
 from deployments.proxy_uploads import ReportedBodies
-from deployments.router.request_log import log_refusal, valid_request_id
 from deployments.router.router import Router
 
 
@@ -37,7 +39,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     )
     bodies = Bodies(router)
     app.include_router(native.routes(router, bodies))
-    app.include_router(openai.routes(router, bodies))
+    app.include_router(openai_routes(router, bodies))
     app.include_router(readiness.routes(router))
     app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
@@ -52,7 +54,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         if error.status_code == 404:
             prefix = request.scope.get("root_path", "")
             text = f"Not found: GET {prefix}{swagger_ui.PATH} lists the routes"
-            if openai.serves(_path(request)):
+            if is_openai_path(request.scope["path"]):
                 text += f"; the base URL of OpenAI's clients ends with {prefix}/v1"
         elif error.status_code == 405:
             methods = {method.strip() for method in headers["Allow"].split(",")}
@@ -60,24 +62,19 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
                 methods.add("HEAD")
             headers["Allow"] = ", ".join(sorted(methods))
             text = f"Method not allowed: this route takes {headers['Allow']}"
-        request_id = valid_request_id(request.headers.get("x-request-id"))
-        log_refusal(request_id, error.status_code, kind)
-        if openai.serves(_path(request)):
-            return openai.framework_error(
-                request, request_id, error.status_code, text, kind, headers
-            )
-        return error_response(error.status_code, text, kind, headers)
+        return refusal(request.scope, error.status_code, text, kind, headers=headers)
+
+    @app.exception_handler(WhisperServeError)
+    async def answer_failure(request: Request, error: WhisperServeError) -> Response:
+        return contract_response(request.scope, error)
 
     @app.exception_handler(Exception)
-    async def answer_unforeseen(request: Request, _: Exception) -> JSONResponse:
+    async def answer_unforeseen(request: Request, raised: Exception) -> JSONResponse:
         error = WhisperServeError("Internal error; the log names it")
-        request_id = valid_request_id(request.headers.get("x-request-id"))
-        log_refusal(request_id, error.status, error.type)
-        if openai.serves(_path(request)):
-            return openai.framework_error(
-                request, request_id, error.status, str(error), error.type, {}
-            )
-        return contract_response(error)
+        reason = f"{type(raised).__name__}@{error_location(raised)}"
+        return refusal(
+            request.scope, error.status, str(error), error.type, reason=reason
+        )
 
     return app
 
@@ -95,12 +92,6 @@ class _InWork:
             return
         with self._router.in_flight.request():
             await self._app(scope, receive, send)
-
-
-def _path(request: Request) -> str:
-    """The path below the application's prefix."""
-    path: str = request.scope["path"]
-    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 class _HeadAsGet:

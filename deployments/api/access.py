@@ -7,28 +7,29 @@ refused is refused before its body is read.
 from collections.abc import Collection
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api import openai
 from deployments.api.origins import may_post
+from deployments.api.refusals import refusal
+from deployments.api.request_context import RequestContext
 from deployments.http_errors import (
     REQUEST_ID_HEADER,
     SHOULD_RETRY_HEADER,
     WARNINGS_HEADER,
-    error_response,
+    route_of,
 )
 from deployments.keys import Keys, is_loopback
-from deployments.router.request_log import caller_key, log_refusal, valid_request_id
+from deployments.router.request_log import caller_key
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
 _READABLE_HEADERS = (
     REQUEST_ID_HEADER,
-    "Retry-After",
+    "retry-after",
     SHOULD_RETRY_HEADER,
     WARNINGS_HEADER,
 )
@@ -56,18 +57,29 @@ class GuardedApp(FastAPI):
         """
         app: ASGIApp = super().build_middleware_stack()
         app = Guard(app, self._keys, self._allowed_origins)
-        if not self._allowed_origins:
-            return app
-        # Outermost, so that refusals can be read by the pages that are allowed, and so that a
-        # preflight request, which never holds a key, is answered.
-        return CORSMiddleware(
-            app,
-            allow_origins=self._allowed_origins,
-            allow_methods=("GET", "HEAD", "POST"),
-            allow_headers=("*",),
-            allow_private_network=True,
-            expose_headers=_READABLE_HEADERS,
-        )
+        if self._allowed_origins:
+            # Around the keys, so that refusals can be read by the pages that are allowed, and so
+            # that a preflight request, which never holds a key, is answered.
+            app = CORSMiddleware(
+                app,
+                allow_origins=self._allowed_origins,
+                allow_methods=("GET", "HEAD", "POST"),
+                allow_headers=("*",),
+                allow_private_network=True,
+                expose_headers=_READABLE_HEADERS,
+            )
+        return RequestContext(app)
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, which says where a key is needed."""
+        document = super().openapi()
+        if self._keys.required:
+            schemes = document["components"].setdefault("securitySchemes", {})
+            schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+            document["security"] = [{"bearer": []}]
+            for path in _OPEN_PATHS:
+                document["paths"][path]["get"]["security"] = []
+        return document
 
 
 class Guard:
@@ -105,17 +117,17 @@ class Guard:
                 return _unauthorized(scope, _WRONG_KEY)
             caller_key.set(owner)
         elif not self._keys.stated and not _is_local(scope):
-            return _refused(scope, 403, _NOT_STATED, "keys_not_set")
+            return refusal(scope, 403, _NOT_STATED, "keys_not_set")
         posts = scope.get("method") == "POST"
         any_host = self._keys.required
         if posts and not may_post(headers, self._allowed_origins, any_host=any_host):
-            return _refused(scope, 403, _CROSS_SITE, "cross_site")
+            return refusal(scope, 403, _CROSS_SITE, "cross_site")
         return None
 
 
 _NO_KEY = "An API key is needed: send it in the header Authorization: Bearer KEY"
 _TWO_KEYS = "The request holds two different API keys: send one"
-_WRONG_KEY = "The API key is not one of this service's"
+_WRONG_KEY = "Unknown API key"
 _NOT_STATED = (
     "This service has no API keys, so it answers on loopback alone: set API_KEYS or API_KEYS_FILE"
     " where it runs, or API_KEYS=none if callers are checked elsewhere"
@@ -133,13 +145,7 @@ def _is_open(scope: Scope) -> bool:
     """
     if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
         return False
-    return _route(scope) in _OPEN_PATHS
-
-
-def _route(scope: Scope) -> str:
-    path: str = scope["path"]
-    prefix: str = scope.get("root_path", "")
-    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
+    return route_of(scope) in _OPEN_PATHS
 
 
 def _keys_in(headers: Headers) -> set[bytes]:
@@ -164,26 +170,11 @@ def _is_local(scope: Scope) -> bool:
 
 
 def _unauthorized(scope: Scope, text: str) -> JSONResponse:
-    response = _refused(scope, 401, text, "unauthorized", "invalid_api_key")
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def _refused(
-    scope: Scope, status: int, text: str, kind: str, code: str | None = None
-) -> JSONResponse:
-    """The refusal, logged, in the form of the API that was called.
-
-    kind: of the native API, and in the log
-    code: of OpenAI's API; None: as the kind
-    """
-    if scope["type"] != "http":
-        return error_response(status, text, kind)
-    request = Request(scope)
-    request_id = valid_request_id(request.headers.get("x-request-id"))
-    log_refusal(request_id, status, kind)
-    if openai.serves(_route(scope)):
-        return openai.framework_error(
-            request, request_id, status, text, code or kind, {}
-        )
-    return error_response(status, text, kind)
+    return refusal(
+        scope,
+        401,
+        text,
+        "unauthorized",
+        headers={"WWW-Authenticate": "Bearer"},
+        code="invalid_api_key",
+    )

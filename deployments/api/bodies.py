@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.api import json_body
 from deployments.api.budget import Budget, Share
+from deployments.api.json_body import RecordingFields
 from deployments.api.multipart import MAX_FIELDS_BYTES, Form, file_too_large
 from deployments.config import AppArgs
 from deployments.contract.errors import (
@@ -43,11 +44,11 @@ from deployments.router.router import Router
 _MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
 _FORM = "multipart/form-data"
 _UNKNOWN_BYTES = "application/octet-stream"
-_FILES = ("audio/", "video/", "application/ogg")
+_FILE_TYPES = ("audio/", "video/", "application/ogg")
 # Such a body is refused before it is read, because a large one would be refused for its size.
-_NEITHER = ("multipart/", "image/")
-# What a system says that can write no more: the disk, the user's quota, or the file is full.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED_TYPES = ("multipart/", "image/")
+# The errors of a full disk, of the user's quota, and of a file system's largest file.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A file is written in pieces of this size.
 _PIECE_BYTES = 1 << 20
 
@@ -78,19 +79,23 @@ class Bodies:
 
     @asynccontextmanager
     async def read(
-        self, request: Request, lists: Collection[str] | None = None
+        self,
+        request: Request,
+        recording: RecordingFields,
+        lists: Collection[str] | None = None,
     ) -> AsyncIterator[Body]:
         """A request's body, whose file is closed at the end.
 
+        recording: what the request's API calls the fields of a recording, for errors
         lists: the fields that a form may repeat; None: any
 
         Raises UnsupportedMediaTypeError, RequestTooLargeError, OverloadedError,
         RequestTimeoutError, RequestCancelledError if the caller leaves, and InvalidRequestError.
         """
         media_type = _media_type(request)
-        _refuse_unread(request, media_type)
+        _refuse_unread(request, media_type, recording)
         with self._budget.share() as share:
-            reader = _Reader(request, media_type, share, self._router.args)
+            reader = _Reader(request, media_type, recording, share, self._router.args)
             try:
                 body = await reader.read()
                 if media_type == _FORM and lists is not None:
@@ -107,10 +112,16 @@ class _Reader:
     """
 
     def __init__(
-        self, request: Request, media_type: str, share: Share, args: AppArgs
+        self,
+        request: Request,
+        media_type: str,
+        recording: RecordingFields,
+        share: Share,
+        args: AppArgs,
     ) -> None:
         self._request = request
         self._media_type = media_type
+        self._recording = recording
         self._share = share
         self._args = args
         self._max_file_bytes = min(args.max_download_bytes, args.max_uploads_bytes)
@@ -119,7 +130,7 @@ class _Reader:
     async def read(self) -> Body:
         if self._media_type == _FORM:
             return await self._form()
-        if self._media_type.startswith(_FILES):
+        if self._media_type.startswith(_FILE_TYPES):
             return await self._file_alone(self._pieces(*self._file_limit()))
         if self._media_type == _UNKNOWN_BYTES:
             return await self._json_or_file()
@@ -140,13 +151,13 @@ class _Reader:
         return Body(form.fields, form.file)
 
     async def _file_alone(self, pieces: AsyncGenerator[bytes, None]) -> Body:
-        with _room_on_disk():
+        with _disk_full_reported():
             file = self._new_file()
 
         def finish() -> None:
             if not file.tell():
                 raise InvalidRequestError(
-                    f"The request body is empty: {json_body.WHAT_TO_SEND}"
+                    f"The request body is empty: {self._recording.what_to_send}"
                 )
             file.seek(0)
 
@@ -176,13 +187,15 @@ class _Reader:
                 if len(body) > limit:
                     raise too_large
         parse = json_body.parse_json
-        return Body(await asyncio.to_thread(parse, body, self._media_type))
+        return Body(
+            await asyncio.to_thread(parse, body, self._media_type, self._recording)
+        )
 
     def _json_limit(self) -> tuple[int, RequestTooLargeError]:
         limit = min(json_body.MAX_BODY_BYTES, self._args.max_uploads_bytes)
         return limit, RequestTooLargeError(
             f"The request body is larger than {limit >> 20} MiB:"
-            " send a large file in a form, or give its URL as 'audio'"
+            f" send a large file in a form, or give its URL as '{self._recording.url}'"
         )
 
     def _file_limit(self) -> tuple[int, RequestTooLargeError]:
@@ -201,7 +214,7 @@ class _Reader:
         """Give what arrives to `feed`, which writes to the disk, in a thread."""
         waiting: list[bytes] = []
         size = 0
-        with _room_on_disk():
+        with _disk_full_reported():
             async with aclosing(pieces):
                 async for piece in pieces:
                     waiting.append(piece)
@@ -263,12 +276,12 @@ class _UploadedFile(io.BufferedRandom):
 
 
 @contextmanager
-def _room_on_disk() -> Iterator[None]:
+def _disk_full_reported() -> Iterator[None]:
     """Raises OverloadedError where the disk takes no more."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_FULL:
             raise
         raise OverloadedError(
             "The service's disk has no room for the file: try again later"
@@ -282,17 +295,19 @@ def _media_type(request: Request) -> str:
     return media_type if _MEDIA_TYPE.fullmatch(media_type) else ""
 
 
-def _refuse_unread(request: Request, media_type: str) -> None:
-    """Refuse what can be nothing that is read here, by its headers."""
+def _refuse_unread(
+    request: Request, media_type: str, recording: RecordingFields
+) -> None:
+    """Refuse by its headers a body that can hold no request."""
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaTypeError(
             f"The request body's Content-Encoding is '{short(encoding)}':"
             " send it uncompressed and leave that header out"
         )
-    if media_type != _FORM and media_type.startswith(_NEITHER):
+    if media_type != _FORM and media_type.startswith(_REFUSED_TYPES):
         raise UnsupportedMediaTypeError(
-            f"The request body is {short(media_type)}: {json_body.WHAT_TO_SEND}"
+            f"The request body is {short(media_type)}: {recording.what_to_send}"
         )
 
 

@@ -24,14 +24,19 @@ class Budget:
         finally:
             share.release()
 
-    def add(self, size: int, limit: int) -> None:
+    def take(self, size: int, limit: int) -> None:
+        """Raises OverloadedError where all bodies would then hold more than the limit."""
         with self._lock:
-            if size > 0 and self.held + size > limit:
+            if self.held + size > limit:
                 raise OverloadedError(
-                    "The service holds as many bytes of other requests as it may"
+                    "Other requests hold as many bytes as are allowed"
                     f" ({size_text(limit)}, max_uploads_bytes): try again later"
                 )
             self.held += size
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self.held -= size
 
 
 class Share:
@@ -46,12 +51,12 @@ class Share:
 
         limit: how many all bodies may hold
 
-        Raises OverloadedError, and holds what it held.
+        Raises OverloadedError, after which the share is as large as before.
         """
         if size > self._size:
-            self._budget.add(size - self._size, limit)
+            self._budget.take(size - self._size, limit)
             self._size = size
 
     def release(self) -> None:
         size, self._size = self._size, 0
-        self._budget.add(-size, 0)
+        self._budget.give_back(size)

@@ -5,12 +5,13 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.api.disconnect import cancel_on_disconnect
+from deployments.contract.answer import Event
 from deployments.contract.errors import RequestCancelledError
 
 MEDIA_TYPE = "text/event-stream"
@@ -27,15 +28,42 @@ _PING = ": ping\n\n"
 _PING_INTERVAL_S = 10.0
 
 
+async def begun(
+    events: AsyncGenerator[Event, None],
+    resources: AsyncExitStack,
+    within_s: float | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Begin the work behind a stream; gives its events once the first one has come.
+
+    resources: closes the events. A generator that nobody has asked for an item runs no code of its
+        own when it is closed, so it can close nothing itself.
+    within_s: after so many seconds without an event, they are given as well; None: wait for it
+
+    Raises what fails until then.
+    """
+    await resources.enter_async_context(aclosing(events))
+    first = asyncio.ensure_future(_first(events))
+    resources.push_async_callback(_cancel, first)
+    await asyncio.wait((first,), timeout=within_s)
+    if first.done():
+        first.result()
+    return _with_first(first, events)
+
+
 def event_stream(
-    messages: AsyncGenerator[str, None], ping_interval_s: float = _PING_INTERVAL_S
+    messages: AsyncGenerator[str, None],
+    resources: AsyncExitStack,
+    ping_interval_s: float = _PING_INTERVAL_S,
 ) -> StreamingResponse:
     """Answer with messages that are made by `message`; a ping comes first, and whenever none does.
 
-    The generator is closed at the end and when the caller leaves. Its error ends the connection, so
-    that the caller sees that the stream is not whole.
+    resources: what the messages need. They and the generator are closed before the response ends,
+        also where the caller leaves before the first message.
+
+    An error of the generator ends the connection, so that the caller sees that the stream is not
+    whole.
     """
-    return _EventStream(messages, ping_interval_s)
+    return _EventStream(messages, resources, ping_interval_s)
 
 
 def message(data: str, event: str | None = None) -> str:
@@ -51,21 +79,42 @@ def message(data: str, event: str | None = None) -> str:
 class _EventStream(StreamingResponse):
     media_type = MEDIA_TYPE
 
-    def __init__(self, messages: AsyncGenerator[str, None], interval_s: float) -> None:
+    def __init__(
+        self,
+        messages: AsyncGenerator[str, None],
+        resources: AsyncExitStack,
+        interval_s: float,
+    ) -> None:
         self._messages = messages
+        self._resources = resources
         self._texts = _with_pings(messages, interval_s)
         # nginx would collect the events.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._texts, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # There is nobody left to be told.
-        with suppress(RequestCancelledError):
-            await cancel_on_disconnect(receive, self._send_all(send))
+        async with self._resources, aclosing(self._messages), aclosing(self._texts):
+            # Nobody is left to read of the cancellation.
+            with suppress(RequestCancelledError):
+                await cancel_on_disconnect(receive, self.stream_response(send))
 
-    async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._messages), aclosing(self._texts):
-            await self.stream_response(send)
+
+async def _first(events: AsyncGenerator[Event, None]) -> Event:
+    return await anext(events)
+
+
+async def _cancel(task: "asyncio.Task[Event]") -> None:
+    task.cancel()
+    # Its error has been raised already, or comes after the caller has left.
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _with_first(
+    first: "asyncio.Task[Event]", events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[Event, None]:
+    yield await first
+    async for event in events:
+        yield event
 
 
 async def _with_pings(

@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
 from deployments.api.disconnect import cancel_on_disconnect
-from deployments.api.events import EVENT_SCHEMA, MEDIA_TYPE, event_stream, message
+from deployments.api.events import (
+    EVENT_SCHEMA,
+    MEDIA_TYPE,
+    begun,
+    event_stream,
+    message,
+)
+from deployments.api.json_body import RecordingFields
+from deployments.api.refusals import failures_logged
 from deployments.contract.answer import (
     Answer,
     ErrorAnswer,
@@ -23,13 +31,21 @@ from deployments.contract.answer import (
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import TranscriptionRequest, short, take_stream
 from deployments.contract.values import number
-from deployments.http_errors import contract_response
-from deployments.router.request_log import logged_request
+from deployments.http_errors import REQUEST_ID_HEADER
 from deployments.router.router import Router
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": description}
-    for status, description in {
+
+def _described(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": ErrorAnswer, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+_ERRORS = _described(
+    {
+        401: "the request has no valid API key",
+        403: "the service has no keys, or does not know the web page that sent the request",
         413: "the body or its file is too large",
         415: "the body is neither JSON nor a form nor audio or video: an image, compressed bytes",
         422: "the request, its URL or its audio is at fault",
@@ -37,16 +53,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         502: "the host of the audio is at fault",
         503: "the model or the service cannot start, or too many requests wait",
         504: "the request took too long",
-    }.items()
-}
+    }
+)
+_HEALTH_ERRORS = _described(
+    {
+        422: "the request has a query parameter",
+        500: "the service failed on this request",
+    }
+)
 
+_RECORDING = RecordingFields(url="audio", base64="audio_base64")
 # The fields of a form that may be repeated.
 _LISTS = ("suppress_tokens", "clip_timestamps")
-_STREAM = {
-    "type": "boolean",
-    "default": False,
-    "description": "whether events are answered, as with Accept: text/event-stream",
-}
 _FILE = {
     "type": "string",
     "format": "binary",
@@ -86,10 +104,12 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         With `Accept: text/event-stream`, or with `"stream": true` in the request, the answer is a
         stream of events.
         """
-        request_id = _request_id(request)
+        request_id = request.headers[REQUEST_ID_HEADER]
         async with AsyncExitStack() as stack:
-            with _failures_logged(request):
-                body = await stack.enter_async_context(bodies.read(request, _LISTS))
+            with failures_logged(request):
+                body = await stack.enter_async_context(
+                    bodies.read(request, _RECORDING, _LISTS)
+                )
                 streamed = take_stream(body.fields)
             if streamed is None:
                 streamed = _accepts_events(request)
@@ -97,8 +117,8 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
                 # The fields are not kept in a variable: they may be large, and the work long.
                 events = router.events(body.take_fields(), request_id, upload=body.file)
                 # What is wrong with the request is raised here, and answered with its status.
-                first = await anext(events)
-                return event_stream(_messages(first, events, stack.pop_all()))
+                events = await begun(events, stack)
+                return event_stream(_messages(events), stack.pop_all())
             answer = await cancel_on_disconnect(
                 request.receive,
                 router.answer(body.take_fields(), request_id, body.file),
@@ -107,48 +127,38 @@ def routes(router: Router, bodies: Bodies) -> APIRouter:
         content = await asyncio.to_thread(answer.model_dump_json)
         return Response(content, media_type="application/json")
 
-    @api.get("/health", response_model=Health)
+    @api.get("/health", response_model=Health, responses=_HEALTH_ERRORS)
     async def health(request: Request) -> dict[str, Any]:
         """Whether this application is up."""
-        with _failures_logged(request):
+        with failures_logged(request):
             return await router.health()
 
     return api
 
 
 class _NativeRoute(APIRoute):
-    """Refuses query parameters, and answers the contract's errors in the native form."""
+    """Refuses query parameters."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            try:
-                with _failures_logged(request):
-                    _refuse_query(request)
-                return await handle(request)
-            except WhisperServeError as error:
-                return contract_response(error)
+            with failures_logged(request):
+                _refuse_query(request)
+            return await handle(request)
 
         return answer
 
 
-async def _messages(
-    first: Event, events: AsyncGenerator[Event, None], held: AsyncExitStack
-) -> AsyncGenerator[str, None]:
-    """The events of a stream as messages.
-
-    held: what the work needs until it ends
-    """
-    async with held, aclosing(events):
-        try:
-            yield await _message(first)
-            async for event in events:
-                yield await _message(event)
-        except WhisperServeError as error:
-            yield await _message(
-                ErrorEvent(error=str(error), type=error.type, status=error.status)
-            )
+async def _messages(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
+    """The events of a stream as messages."""
+    try:
+        async for event in events:
+            yield await _message(event)
+    except WhisperServeError as error:
+        yield await _message(
+            ErrorEvent(error=str(error), type=error.type, status=error.status)
+        )
 
 
 async def _message(event: Event | ErrorEvent) -> str:
@@ -164,18 +174,6 @@ def _accepts_events(request: Request) -> bool:
         weights = [number(p[2:]) for p in parameters if p.startswith("q=")]
         wish[name] = weights[0] if weights and isinstance(weights[0], float) else 1.0
     return wish.get(MEDIA_TYPE, 0.0) > wish.get("application/json", 0.0)
-
-
-def _request_id(request: Request) -> str | None:
-    # Serve's proxy gives every request this header and repeats it in the answer.
-    return request.headers.get("x-request-id")
-
-
-@contextmanager
-def _failures_logged(request: Request) -> Iterator[None]:
-    """Log what fails here. The Router logs the requests that reach it."""
-    with logged_request(_request_id(request), successes=False):
-        yield
 
 
 def _refuse_query(request: Request) -> None:

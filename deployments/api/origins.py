@@ -24,7 +24,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def may_post(headers: Headers, allowed: Collection[str], *, any_host: bool) -> bool:
-    """Whether a POST request with these headers is no page's that may not send it.
+    """True unless a browser sent this POST for a page that may not use the service.
 
     allowed: the origins of other pages that may, as browsers write them, or `*`
     any_host: whether the service may be called by any name, as where keys protect it

@@ -3,14 +3,18 @@
 import asyncio
 import math
 import time
+from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from deployments.api.refusals import failures_logged
 from deployments.contract.answer import ErrorAnswer, Ready
 from deployments.contract.errors import ServiceUnavailableError
-from deployments.http_errors import contract_response
 from deployments.router.router import Router
 
+_FAILURE: dict[int | str, dict[str, Any]] = {
+    500: {"model": ErrorAnswer, "description": "the service failed on this request"}
+}
 # To count replicas costs Serve's controller a third of a second, so probes share an answer.
 _STILL_TRUE_S = 1.0
 
@@ -22,26 +26,27 @@ def routes(router: Router) -> APIRouter:
     @api.get(
         "/ready",
         response_model=Ready,
-        responses={
-            503: {"model": ErrorAnswer, "description": "the default model is starting"}
-        },
+        responses=_FAILURE
+        | {503: {"model": ErrorAnswer, "description": "the default model is starting"}},
     )
-    async def ready() -> Ready | Response:
+    async def ready(request: Request) -> Ready:
         """Whether the default model is loaded. Where it may stop when idle, it counts as ready."""
-        if await readiness.holds():
-            return Ready()
-        return contract_response(
-            ServiceUnavailableError("The service is not ready; try again")
-        )
+        with failures_logged(request):
+            is_ready = await readiness.holds()
+        if not is_ready:
+            raise ServiceUnavailableError("The service is not ready; try again")
+        return Ready()
 
     @api.get(
         "/ping",
         response_class=Response,
-        responses={204: {"description": "the default model is starting"}},
+        responses=_FAILURE | {204: {"description": "the default model is starting"}},
     )
-    async def ping() -> Response:
+    async def ping(request: Request) -> Response:
         """`GET /ready` as RunPod's load balancer asks it: 200, or 204 while the model starts."""
-        return Response(status_code=200 if await readiness.holds() else 204)
+        with failures_logged(request):
+            is_ready = await readiness.holds()
+        return Response(status_code=200 if is_ready else 204)
 
     return api
 

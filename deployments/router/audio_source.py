@@ -104,6 +104,9 @@ class AudioLoader:
     ) -> Waveform:
         """Download and decode. Cancelling the call ends the work soon.
 
+        A file is closed once it has been decoded. A call that is cancelled returns when no thread
+        reads the file any more, so that its owner may close it.
+
         track, channel: as in `decode_audio`
         on_stage: called when the download and the decoding begin
 
@@ -120,10 +123,14 @@ class AudioLoader:
         work = partial(
             context.run, self._load, source, track, channel, cancelled, on_stage_in_loop
         )
+        loading = self._threads.submit(work)
         try:
-            return await loop.run_in_executor(self._threads, work)
+            return await asyncio.wrap_future(loading)
         finally:
             cancelled.set()
+            if not (isinstance(source, RemoteAudio) or loading.cancel()):
+                read = asyncio.wrap_future(loading)
+                await asyncio.gather(read, return_exceptions=True)
 
     def _load(
         self,

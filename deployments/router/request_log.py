@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +18,16 @@ logger = logging.getLogger(__name__)
 
 # The name of the API key with which the request came; a door sets it.
 caller_key: ContextVar[str] = ContextVar("caller_key", default="-")
+
+
+def native_status(error: WhisperServeError) -> int:
+    return error.status
+
+
+# The HTTP status of an error; a door that answers with other statuses sets it.
+status_of: ContextVar[Callable[[WhisperServeError], int]] = ContextVar(
+    "status_of", default=native_status
+)
 
 # A caller's own id goes into the log, so it may hold only what fits into a line there.
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -71,7 +81,7 @@ def logged_request(
     try:
         yield entry
     except WhisperServeError as error:
-        status, reason = error.status, error.type
+        status, reason = status_of.get()(error), error.type
         level = logging.WARNING if status >= 500 else logging.INFO
         raise
     except (asyncio.CancelledError, GeneratorExit):

@@ -46,6 +46,15 @@ def status(*headers: tuple[str, str], keys: Keys | None = KEYS) -> int:
     return ask(app(keys), "GET", "/models", headers).status
 
 
+def test_the_description_says_where_a_key_is_needed() -> None:
+    document = app().openapi()
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    assert document["security"] == [{"bearer": []}]
+    for path in ("/health", "/ready", "/ping"):
+        assert document["paths"][path]["get"]["security"] == []
+    assert "security" not in app(None).openapi()
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -77,11 +86,11 @@ def test_a_key_opens_the_service(headers: list[tuple[str, str]]) -> None:
         ([("x-api-key", "")], "An API key is needed"),
         ([("api-key", "a-key")], "An API key is needed"),
         ([("cookie", "x-api-key=a-key")], "An API key is needed"),
-        ([("authorization", "Bearer wrong")], "The API key is not one of"),
-        ([("authorization", "Bearer A-KEY")], "The API key is not one of"),
-        ([("authorization", "Bearer a-key b-key")], "The API key is not one of"),
-        ([("authorization", "Bearer schlüssel")], "The API key is not one of"),
-        ([("x-api-key", "a-key, b-key")], "The API key is not one of"),
+        ([("authorization", "Bearer wrong")], "Unknown API key"),
+        ([("authorization", "Bearer A-KEY")], "Unknown API key"),
+        ([("authorization", "Bearer a-key b-key")], "Unknown API key"),
+        ([("authorization", "Bearer schlüssel")], "Unknown API key"),
+        ([("x-api-key", "a-key, b-key")], "Unknown API key"),
         ([BEARER, ("x-api-key", "b-key")], "The request holds two different"),
         ([BEARER, ("x-api-key", "wrong")], "The request holds two different"),
         (

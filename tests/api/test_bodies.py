@@ -313,7 +313,7 @@ def test_a_disk_without_room_is_said_to_have_none(
 
 
 BUSY = (
-    "The service holds as many bytes of other requests as it may (4 MiB, max_uploads_bytes):"
+    "Other requests hold as many bytes as are allowed (4 MiB, max_uploads_bytes):"
     " try again later"
 )
 

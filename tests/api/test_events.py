@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 
 import pytest
 from starlette.types import Message
 
-from deployments.api.events import event_stream, message
+from deployments.api.events import begun, event_stream, message
+from deployments.contract.answer import Event, Stage
 
 SCOPE = {"type": "http"}
 PING = b": ping\n\n"
@@ -42,8 +44,9 @@ async def streamed(
     connection: Connection,
     messages: AsyncGenerator[str, None],
     interval_s: float = 1000.0,
+    resources: AsyncExitStack | None = None,
 ) -> None:
-    response = event_stream(messages, interval_s)
+    response = event_stream(messages, resources or AsyncExitStack(), interval_s)
     await response(SCOPE, connection.receive, connection.send)
 
 
@@ -172,3 +175,70 @@ async def test_nothing_goes_on_after_a_stream() -> None:
     connection.left.put_nowait({"type": "http.disconnect"})
     await response
     assert asyncio.all_tasks() == before
+
+
+class Steps:
+    """Work whose first event comes at once; notes when it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        try:
+            yield Stage(stage="downloading")
+            await asyncio.Event().wait()
+        finally:
+            self.closed = True
+
+
+async def test_a_caller_who_leaves_before_the_first_message_ends_the_work() -> None:
+    class Leaving(Connection):
+        """Leaves as soon as the response begins."""
+
+        async def send(self, sent: Message) -> None:
+            await super().send(sent)
+            self.left.put_nowait({"type": "http.disconnect"})
+            await asyncio.Event().wait()
+
+    steps, resources = Steps(), AsyncExitStack()
+    released: list[str] = []
+    resources.callback(released.append, "the upload")
+    # A reference from elsewhere must not keep the work alive.
+    working = steps.events()
+    events = await begun(working, resources)
+
+    async def texts() -> AsyncGenerator[str, None]:
+        async for event in events:
+            yield message(event.model_dump_json())
+
+    before = asyncio.all_tasks()
+    await streamed(Leaving(), texts(), resources=resources)
+    assert steps.closed and released == ["the upload"]
+    assert asyncio.all_tasks() == before
+
+
+async def test_work_that_has_no_event_yet_is_not_waited_for_longer_than_allowed() -> (
+    None
+):
+    steps = Steps()
+
+    async def slow() -> AsyncGenerator[Event, None]:
+        await may_begin.wait()
+        async for event in steps.events():
+            yield event
+
+    may_begin = asyncio.Event()
+    async with AsyncExitStack() as resources:
+        events = await begun(slow(), resources, within_s=0.0)
+        may_begin.set()
+        assert await anext(events) == Stage(stage="downloading")
+
+
+async def test_work_that_fails_at_once_raises_before_the_stream_begins() -> None:
+    async def failing() -> AsyncGenerator[Event, None]:
+        raise ValueError("at once")
+        yield Stage(stage="downloading")
+
+    async with AsyncExitStack() as resources:
+        with pytest.raises(ValueError, match="at once"):
+            await begun(failing(), resources)

@@ -142,8 +142,8 @@ def test_a_byte_order_mark_before_the_json_does_no_harm(served: TestClient) -> N
 
 HINT = (
     ": send a JSON object with Content-Type: application/json, and in it the file's URL as"
-    " 'audio' or the file as 'audio_base64'; or a form (multipart/form-data) with the file in its"
-    " field 'file'"
+    " 'audio' or the file in base64 as 'audio_base64'; or a form (multipart/form-data) with the"
+    " file in its field 'file'"
 )
 UNCOMPRESSED = ": send it uncompressed and leave that header out"
 NO_JSON = "The request body is not valid JSON"
@@ -270,17 +270,59 @@ def test_a_question_that_is_answered_has_no_line_in_the_log(
     assert not [r for r in caplog.records if "request_id=" in r.getMessage()]
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
 def test_a_failure_outside_a_transcription_is_logged_by_its_kind_and_place(
+    path: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = api.build(BrokenRouter())  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "deployments"):
-        response = TestClient(app).get("/health", headers={"x-request-id": "mine"})
+        response = TestClient(app).get(path, headers={"x-request-id": "mine"})
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
     # Another test's server may still log what its callers did.
     [line] = [text for text in caplog.messages if "request_id=mine" in text]
     assert "reason=ValueError@routers.py:" in line
     assert "SECRET" not in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_fault_of_a_route_itself_is_logged_by_its_kind_and_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = api.build(router(Handle()))
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise ValueError("SECRET")
+
+    with caplog.at_level(logging.INFO, "deployments"):
+        response = TestClient(app, raise_server_exceptions=False).get("/broken")
+    assert (response.status_code, response.json()["type"]) == (500, "internal_error")
+    [line] = [text for text in caplog.messages if "status=500" in text]
+    assert "reason=ValueError@test_http.py:" in line
+    assert response.headers["x-request-id"] in line
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/nowhere", "/transcribe", "/v1/nowhere", "/v1/models"]
+)
+def test_every_answer_has_an_id_and_a_callers_own_is_for_the_proxy_to_repeat(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "deployments"):
+        response = client().get(path)
+    [request_id] = response.headers.get_list("x-request-id")
+    assert len(request_id) == 32
+    lines = [text for text in caplog.messages if "reason=" in text]
+    assert all(text.startswith(f"request_id={request_id} ") for text in lines)
+    own = client().get(path, headers={"x-request-id": "mine"})
+    assert own.headers.get_list("x-request-id") == []
+
+
+def test_every_route_describes_the_statuses_of_keys_and_failures() -> None:
+    paths = api.build(router(Handle())).openapi()["paths"]
+    assert {"401", "403", "500"} <= set(paths["/transcribe"]["post"]["responses"])
+    for path in ("/health", "/ready", "/ping"):
+        assert "500" in paths[path]["get"]["responses"]
 
 
 def test_a_caller_who_leaves_during_the_upload_is_no_failure(

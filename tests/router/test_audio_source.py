@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import io
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,46 @@ def test_the_headers_of_a_request_go_with_its_download_and_nowhere_else(
     assert "SECRET" not in other.requests[0]
     source = source_of(parse_request(request))
     assert "SECRET" not in caplog.text + repr(error) + str(error) + repr(source)
+
+
+class SlowFile(io.BytesIO):
+    """A file whose first read waits until a test lets it go on."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reading, self.may_go_on = threading.Event(), threading.Event()
+        self.closed_while_read = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reading.set()
+        self.may_go_on.wait(60)
+        self.closed_while_read |= self.closed
+        return super().read(size)
+
+
+async def test_a_cancelled_call_returns_when_its_file_is_read_no_more() -> None:
+    file = SlowFile(FLAC)
+    loading = asyncio.ensure_future(AudioLoader(AppArgs(), threads=1).load(file))
+    await asyncio.to_thread(file.reading.wait, 60)
+    loading.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not loading.done() and not file.closed
+    file.may_go_on.set()
+    await asyncio.gather(loading, return_exceptions=True)
+    assert loading.cancelled()
+    assert file.closed and not file.closed_while_read
+
+
+async def test_a_call_that_is_cancelled_before_its_turn_leaves_its_file() -> None:
+    first, second = SlowFile(FLAC), io.BytesIO(FLAC)
+    loader = AudioLoader(AppArgs(), threads=1)
+    working = asyncio.ensure_future(loader.load(first))
+    await asyncio.to_thread(first.reading.wait, 60)
+    waiting = asyncio.ensure_future(loader.load(second))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert not second.closed
+    first.may_go_on.set()
+    assert (await working).duration_s == 11.0

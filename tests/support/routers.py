@@ -46,3 +46,6 @@ class BrokenRouter:
 
     async def models(self) -> None:
         raise ValueError("SECRET")
+
+    async def ready(self) -> None:
+        raise ValueError("SECRET")

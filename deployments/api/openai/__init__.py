@@ -5,7 +5,3 @@ https://platform.openai.com/docs/api-reference/audio
 RunPod's jobs use the modules that know no HTTP: `request.parse` reads fields, `answer.content` and
 `stream.messages` write what a client gets, and `errors.body_of` writes failures.
 """
-
-from deployments.api.openai.routes import framework_error, routes, serves
-
-__all__ = ["framework_error", "routes", "serves"]

@@ -6,38 +6,17 @@ https://platform.openai.com/docs/guides/error-codes
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from deployments.contract.errors import (
     AudioUrlError,
     InvalidAudioError,
     InvalidRequestError,
     WhisperServeError,
 )
-from deployments.http_errors import openai_error, openai_headers
+from deployments.http_errors import openai_error, openai_headers, retry_headers
 
 # OpenAI has no 422: its clients know a wrong request by 400.
 _STATUSES = {422: 400}
 _CODES = {"invalid_request": "invalid_value"}
-
-
-class ErrorObject(BaseModel):
-    """What went wrong.
-
-    param: the field that is at fault, if one is
-    code: machine-readable
-    """
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every error."""
-
-    error: ErrorObject
 
 
 class UnknownModelError(InvalidRequestError):
@@ -87,10 +66,9 @@ def body_of(
             code = "missing_required_parameter"
     elif isinstance(error, AudioUrlError | InvalidAudioError):
         param = names.get("audio")
-    return openai_error(status_of(error), str(error), code, param)
+    return openai_error(status_of(error), str(error), code, param).model_dump()
 
 
 def headers_of(error: WhisperServeError) -> dict[str, str]:
-    """Whether and when to send the request again: what passes says after how many seconds."""
-    seconds = error.retry_after_s
-    return openai_headers(None if seconds is None else str(seconds))
+    """Errors that may pass have Retry-After; all others tell SDKs not to retry."""
+    return openai_headers(retry_headers(error).get("Retry-After"))

@@ -157,8 +157,7 @@ class _Reader:
             self._names["language"] = "languages"
         elif expected:
             self._warnings.append(
-                "languages has no effect with several: Whisper takes one language, and detects it"
-                " among all that it knows"
+                "languages: Whisper takes one language, so with several it is detected"
             )
 
     def _read_prompt(self) -> None:
@@ -179,7 +178,7 @@ class _Reader:
             # The end of a prompt has most effect, and belongs to what precedes the recording.
             prompt = f"{', '.join(keywords)}. {prompt or ''}".strip()
             self._warnings.append(
-                "keywords were put in front of the prompt, which is how Whisper takes them"
+                "keywords were put in front of the prompt, because Whisper has no keywords"
             )
         if prompt is not None:
             self.request["initial_prompt"] = prompt

@@ -4,27 +4,39 @@ from typing import Any
 
 from deployments.api.events import EVENT_SCHEMA
 from deployments.api.openai.answer_options import FORMATS
-from deployments.api.openai.errors import ErrorBody
 from deployments.contract.request import TranscriptionRequest
+from deployments.http_errors import ErrorBody
 
-_ERRORS = {
-    400: "the request, its URL or its audio is at fault",
-    404: "no model has the name",
-    413: "the body is too large",
-    415: "the body is of a kind that is not read",
-    500: "the transcription failed",
-    502: "the host of the audio is at fault",
-    503: "the model or the service cannot start, or too many requests wait",
-    504: "the request took too long",
-}
-UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": _ERRORS[404]}
-}
-TRANSCRIPTION_ANSWERS: dict[int | str, dict[str, Any]] = {
-    **{
+
+def _described(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
         status: {"model": ErrorBody, "description": description}
-        for status, description in _ERRORS.items()
-    },
+        for status, description in descriptions.items()
+    }
+
+
+EVERY_ROUTE = _described(
+    {
+        401: "the request has no valid API key",
+        403: "the service has no keys, or does not know the web page that sent the request",
+        500: "the service failed on this request",
+        503: "the model or the service cannot start, or too many requests wait",
+    }
+)
+UNKNOWN_MODEL = _described({404: "no model has the name"})
+MODEL_NAME = [
+    {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+]
+TRANSCRIPTION_ANSWERS = UNKNOWN_MODEL | {
+    **_described(
+        {
+            400: "the request, its URL or its audio is at fault",
+            413: "the body is too large",
+            415: "the body is of a kind that is not read",
+            502: "the host of the audio is at fault",
+            504: "the request took too long",
+        }
+    ),
     200: {
         "description": "the transcription in its format, or a stream of events",
         "content": {

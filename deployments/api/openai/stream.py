@@ -16,7 +16,7 @@ _DONE = message("[DONE]")
 
 
 async def messages(
-    events: AsyncGenerator[Event | None, None], options: AnswerOptions
+    events: AsyncGenerator[Event, None], options: AnswerOptions
 ) -> AsyncGenerator[str, None]:
     """`Messages` of all events, and of the error that ends them.
 

@@ -187,7 +187,7 @@ def test_of_several_languages_whisper_takes_none() -> None:
     assert request_of(**{"languages[]": "de"})["language"] == "de"
     several = parsed(languages=["de", "en"])
     assert "language" not in several.request
-    assert several.options.warnings[0].startswith("languages has no effect")
+    assert several.options.warnings[0].startswith("languages: Whisper takes one")
 
 
 def test_keywords_stand_in_front_of_the_prompt() -> None:

@@ -1,5 +1,6 @@
 """What OpenAI's routes say in HTTP: methods, paths, bodies, headers, and the bytes of a stream."""
 
+import base64
 import http.client
 import json
 import logging
@@ -8,12 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 import requests
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from deployments import api
-from deployments.api import openai
-from deployments.api.bodies import Bodies
+from deployments.api import json_body
+from deployments.api.openai import routes
 from deployments.contract.errors import OverloadedError, WhisperServeError
 from tests.api.openai.service import Service, failing
 from tests.api.openai.transcripts import TEXT
@@ -216,10 +216,11 @@ def test_a_caller_who_leaves_ends_the_work(service: Service) -> None:
     ],
     ids=lambda error: error.type,
 )
-def test_a_stream_that_fails_at_once_has_a_status(error: WhisperServeError) -> None:
-    app = FastAPI()
-    served = router(Handle(stream=[events(failing(error))]))
-    app.include_router(openai.routes(served, Bodies(served), early_s=FOREVER))
+def test_a_stream_that_fails_at_once_has_a_status(
+    error: WhisperServeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_EARLY_S", FOREVER)
+    app = api.build(router(Handle(stream=[events(failing(error))])))
     response = TestClient(app).post(ROUTE, json={**RECORDING, "stream": True})
     assert response.status_code == error.status
     assert response.json()["error"]["code"] == error.type
@@ -302,3 +303,41 @@ def test_answers_are_of_the_documented_schema(service: Service) -> None:
     fields = document["paths"][ROUTE]["post"]["requestBody"]["content"]
     form = fields["multipart/form-data"]["schema"]["properties"]
     assert {"file", "url", "timestamp_granularities[]", "beam_size"} <= set(form)
+
+
+def test_the_log_tells_the_status_that_the_client_got(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = TestClient(api.build(router(Handle())))
+    wrong_field = {**RECORDING, "temperature": "hot"}
+    no_audio = {"file": base64.b64encode(b"no audio").decode()}
+    with caplog.at_level(logging.INFO, "deployments"):
+        for body in (wrong_field, no_audio):
+            assert app.post(ROUTE, json=body).status_code == 400
+    lines = [text for text in caplog.messages if " reason=" in text]
+    assert ["status=400" in line for line in lines] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "advice"),
+    [
+        (b"", 400, "the file's URL as 'url' or the file in base64 as 'file'"),
+        (b"[" * (json_body.MAX_BODY_BYTES + 1), 413, "or give its URL as 'url'"),
+    ],
+    ids=["empty", "too large"],
+)
+def test_a_body_without_a_recording_is_told_openais_own_fields(
+    content: bytes, status: int, advice: str
+) -> None:
+    response = TestClient(api.build(router(Handle()))).post(ROUTE, content=content)
+    assert response.status_code == status
+    assert advice in response.json()["error"]["message"]
+    assert "audio" not in response.json()["error"]["message"]
+
+
+def test_every_route_describes_the_statuses_of_keys_and_failures() -> None:
+    paths = api.build(router(Handle())).openapi()["paths"]
+    for path in (ROUTE, "/v1/models", "/models", "/v1/models/{name}"):
+        [operation] = paths[path].values()
+        assert {"401", "403", "500", "503"} <= set(operation["responses"])
+    assert "422" not in paths["/v1/models/{name}"]["get"]["responses"]

@@ -13,7 +13,7 @@ from deployments.contract.errors import InvalidAudioError
 from tests.api.openai.transcripts import TEXT, answer, segment_events, segments
 
 
-async def given(*items: Any) -> AsyncGenerator[Event | None, None]:
+async def given(*items: Any) -> AsyncGenerator[Event, None]:
     for item in items:
         if isinstance(item, Exception):
             raise item
