@@ -184,9 +184,17 @@ def running_app(
         # Ray's end is Serve's end. `serve.shutdown` would first wait for the requests in work, and
         # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
-            # Threads of Serve in this process still call Ray, and would log that it is gone.
-            logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+            silence_serve()
             ray.shutdown()
+
+
+def silence_serve() -> None:
+    """Call this before Ray ends.
+
+    Threads of Serve in this process call Ray until the process ends, and would log with a traceback
+    that Ray is gone.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

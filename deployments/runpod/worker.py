@@ -89,6 +89,9 @@ def main() -> int:
     except _REFUSED as error:
         logger.error("error: %s", error)
         return 1
+    finally:
+        # Ray ends with the process.
+        launch.silence_serve()
     if not alive:
         end_all_processes(1)
     return 0
