@@ -1,8 +1,7 @@
 """Jobs that hold a call of OpenAI's API, as RunPod makes of requests to `.../openai/v1/...`.
 
-Such a job's input is `{"openai_route": "/v1/audio/transcriptions", "openai_input": {...}}`. What a
-client sent as JSON is `openai_input`, which a GET request lacks. What comes as a form does not
-arrive.
+Such a job's input is `{"openai_route": "/v1/audio/transcriptions", "openai_input": {...}}`, where
+`openai_input` is the JSON that a client sent. A GET request has none. RunPod passes on no forms.
 """
 
 import asyncio
