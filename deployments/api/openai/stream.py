@@ -39,7 +39,7 @@ class Messages:
         self._options = options
         self._text = _Text()
 
-    async def of(self, event: Event | None) -> list[str]:
+    async def of(self, event: Event) -> list[str]:
         """The messages that an event of `Router.events` becomes, if any."""
         text = self._text
         if isinstance(event, SegmentEvent):
