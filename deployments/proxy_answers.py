@@ -101,15 +101,15 @@ class ContractAnswers:
                 "event=proxy_failed error=%s at=%s",
                 *(type(error).__name__, error_location(error)),
             )
-            return _of(WhisperServeError("Internal error; the log names it"))
+            return _error_of(WhisperServeError("Internal error; the log names it"))
         if exchange.held_back is not None:
             return exchange.translated()
         if exchange.started or exchange.caller_left:
             return None
         limit_s = _time_limit_s(self._app)
         if limit_s is not None and exchange.seconds() >= limit_s:
-            return _of(_timed_out())
-        return _of(
+            return _error_of(_timed_out())
+        return _error_of(
             ServiceUnavailableError(
                 "The service stopped while it worked on this request; send it again"
             )
@@ -126,7 +126,7 @@ class _Error:
     headers: dict[str, str]
 
 
-def _of(error: WhisperServeError) -> _Error:
+def _error_of(error: WhisperServeError) -> _Error:
     return _Error(error.status, str(error), error.type, retry_headers(error))
 
 
@@ -187,7 +187,7 @@ class _Exchange:
             text = "Not found: no application is at this path"
             return _Error(404, text, "not_found", {})
         if status == 408:
-            return _of(_timed_out())
+            return _error_of(_timed_out())
         error: WhisperServeError = ServiceUnavailableError(
             "The service does not run at the moment; try again"
         )

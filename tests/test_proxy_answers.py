@@ -80,7 +80,7 @@ def silent(request_timeout_s: float | None) -> ASGIApp:
         SilentProxy(
             "node", "127.0.0.1", False, proxy_router, "proxy", request_timeout_s
         ),
-        middlewares(),
+        middlewares(),  # type: ignore[arg-type]
     )
 
 

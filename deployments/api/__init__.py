@@ -9,11 +9,10 @@ from deployments.api import native, readiness, swagger_ui
 from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
 from deployments.api.openai.routes import routes as openai_routes
-from deployments.api.refusals import contract_response, refusal
+from deployments.api.refusals import contract_response, refusal, unforeseen
 from deployments.contract.errors import WhisperServeError
 from deployments.http_errors import is_openai_path
 from deployments.keys import Keys
-from deployments.logs import error_location
 from deployments.proxy_uploads import ReportedBodies
 from deployments.router.router import Router
 
@@ -70,11 +69,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
 
     @app.exception_handler(Exception)
     async def answer_unforeseen(request: Request, raised: Exception) -> JSONResponse:
-        error = WhisperServeError("Internal error; the log names it")
-        reason = f"{type(raised).__name__}@{error_location(raised)}"
-        return refusal(
-            request.scope, error.status, str(error), error.type, reason=reason
-        )
+        return unforeseen(request, raised)
 
     return app
 

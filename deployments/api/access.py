@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.origins import may_post
-from deployments.api.refusals import refusal
+from deployments.api.refusals import EndAnsweredErrors, refusal
 from deployments.api.request_context import RequestContext
 from deployments.http_errors import (
     REQUEST_ID_HEADER,
@@ -55,7 +55,7 @@ class GuardedApp(FastAPI):
         `add_middleware` would put them within Starlette's answer to an unforeseen error, which the
         page of an allowed origin could then not read.
         """
-        app: ASGIApp = super().build_middleware_stack()
+        app: ASGIApp = EndAnsweredErrors(super().build_middleware_stack())
         app = Guard(app, self._keys, self._allowed_origins)
         if self._allowed_origins:
             # Around the keys, so that refusals can be read by the pages that are allowed, and so
@@ -95,13 +95,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         caller_key.set("-")
-        refusal = await self._refusal(scope)
-        if refusal is None:
+        refused = await self._refusal(scope)
+        if refused is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
         else:
-            await refusal(scope, receive, send)
+            await refused(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> JSONResponse | None:
         """What to answer in place of the application, if anything."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.openai import errors
 from deployments.contract.errors import WhisperServeError
@@ -16,7 +16,10 @@ from deployments.http_errors import (
     is_openai_path,
     retry_headers,
 )
+from deployments.logs import error_location
 from deployments.router.request_log import log_refusal, logged_request
+
+_UNFORESEEN_ANSWERED = "whisper_serve.unforeseen_answered"
 
 
 def refusal(
@@ -55,6 +58,34 @@ def contract_response(
         )
     headers = retry_headers(error)
     return error_response(path, error.status, str(error), error.type, headers)
+
+
+def unforeseen(request: Request, error: Exception) -> JSONResponse:
+    """The answer to an error that is none of the contract's; logs its kind and place."""
+    request.scope[_UNFORESEEN_ANSWERED] = True
+    answered = WhisperServeError("Internal error; the log names it")
+    reason = f"{type(error).__name__}@{error_location(error)}"
+    return refusal(
+        request.scope, answered.status, str(answered), answered.type, reason=reason
+    )
+
+
+class EndAnsweredErrors:
+    """ASGI middleware where an error ends that `unforeseen` has answered.
+
+    Starlette raises them once more after the answer, and a server would log their text and
+    traceback, which may hold data of a caller.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            if _UNFORESEEN_ANSWERED not in scope:
+                raise
 
 
 @contextmanager

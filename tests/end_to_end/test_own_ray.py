@@ -30,10 +30,15 @@ def port() -> int:
     return loopback.free_port("127.0.0.1")
 
 
-def configuration(folder: Path, port: int, **application: Any) -> str:
+def configuration(
+    folder: Path,
+    port: int,
+    http_options: dict[str, Any] | None = None,
+    **application: Any,
+) -> str:
     """The path of the shipped configuration with one model, on a port of its own."""
     content = yaml.safe_load(CONFIG.read_text())
-    content["http_options"] |= {"host": "0.0.0.0", "port": port}
+    content["http_options"] |= {"host": "0.0.0.0", "port": port} | (http_options or {})
     content["applications"][0] |= application
     args = {
         "default_model": "tiny.en",

@@ -45,11 +45,11 @@ def details(answer: Answer, options: AnswerOptions) -> dict[str, Any]:
 
 def warnings_of(answer: Answer, options: AnswerOptions) -> list[str]:
     """What the client should know, with its own names for fields."""
-    told = list(options.warnings)
+    renamed = list(options.warnings)
     for warning in answer.warnings:
         field = warning.partition(" ")[0]
-        told.append(options.names.get(field, field) + warning.removeprefix(field))
-    return told
+        renamed.append(options.names.get(field, field) + warning.removeprefix(field))
+    return renamed
 
 
 def plain_text(answer: Answer, options: AnswerOptions) -> str:

@@ -91,10 +91,10 @@ def _delta(text: str) -> str:
 
 def _done(answer: Answer, options: AnswerOptions, text: str) -> str:
     """The event that ends a stream. OpenAI's has `text` alone; SDKs take further keys."""
-    told: dict[str, Any] = {"type": "transcript.text.done", "text": text}
-    told |= details(answer, options) | {"text": text}
+    event: dict[str, Any] = {"type": "transcript.text.done", "text": text}
+    event |= details(answer, options) | {"text": text}
     if options.format in ("srt", "vtt"):
-        told[options.format] = plain_text(answer, options)
+        event[options.format] = plain_text(answer, options)
     if warnings := warnings_of(answer, options):
-        told["warnings"] = warnings
-    return message(as_json(told))
+        event["warnings"] = warnings
+    return message(as_json(event))
