@@ -28,7 +28,7 @@ _STATUS_INTERVAL_S = 5.0
 
 
 def check_keys(http_host: str) -> None:
-    """Check what the environment says of API keys, before anything is started.
+    """Check what the environment says of API keys, before an HTTP port opens.
 
     http_host: the address to listen on
 
@@ -70,6 +70,8 @@ def start_app(
 
     if http_port is not None:
         serve_config.require_http(config)
+        # The commands and the worker check before they download weights and start Ray. This check
+        # holds for every caller, because the port opens below.
         check_keys(config.http_options.host if http_host is None else http_host)
     stages = stages or Stages()
     [application] = config.applications
@@ -182,9 +184,17 @@ def running_app(
         # Ray's end is Serve's end. `serve.shutdown` would first wait for the requests in work, and
         # Ray would report the end of Serve's controller as a failure.
         with _uninterrupted():
-            # Threads of Serve in this process still call Ray, and would log that it is gone.
-            logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+            silence_serve()
             ray.shutdown()
+
+
+def silence_serve() -> None:
+    """Call this before Ray ends.
+
+    Threads of Serve in this process call Ray until the process ends, and would log with a traceback
+    that Ray is gone.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

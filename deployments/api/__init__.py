@@ -85,7 +85,7 @@ class _InWork:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with self._router.requests.request():
+        with self._router.in_flight.request():
             await self._app(scope, receive, send)
 
 

@@ -73,7 +73,7 @@ def load_engine(
 def load_model(path: Path, official: OfficialModel | None) -> Whisper:
     """Load a checkpoint in OpenAI's layout, on the CPU.
 
-    official: the model that these weights are or started from, which tells the alignment heads for
+    official: the model that these weights are or started from, which names the alignment heads for
         word times; None: upstream's default, every head in the upper half of the decoder
 
     Raises CheckpointError if the file is no checkpoint or not of the official model's shape, and
@@ -118,7 +118,8 @@ def has_code_for(capability: tuple[int, int], architectures: list[str]) -> bool:
 
     architectures: of `torch.cuda.get_arch_list()`. Machine code (`sm_86`) runs on cards of the same
         major version that are not older; intermediate code (`compute_120`) on all that are not
-        older. Code for one card alone (`sm_90a`) does not count. An empty list tells nothing.
+        older. Code for one card alone (`sm_90a`) does not count. An empty list says
+        nothing about the build, and counts as suitable.
     """
     for architecture in architectures:
         kind, _, number = architecture.partition("_")

@@ -1,4 +1,4 @@
-"""What a replica tells Prometheus, at the metrics port of its Ray node.
+"""A replica's metrics for Prometheus, at the metrics port of its Ray node.
 
 Ray puts `ray_` before each name.
 """

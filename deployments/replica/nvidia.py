@@ -1,4 +1,4 @@
-"""What this machine's NVIDIA driver tells, and whether this build of PyTorch can use it.
+"""What this machine's NVIDIA driver reports, and whether this build of PyTorch can use it.
 
 Nothing here imports torch, so the answers are there before anything slow is started.
 """

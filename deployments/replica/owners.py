@@ -1,4 +1,4 @@
-"""Ends work that nobody waits for any more, because the process that asked for it has died."""
+"""Ends the work on a request whose Router has died."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ class OwnerWatch:
     """Looks after the owners of a replica's requests.
 
     A caller who leaves cancels its call. A process that is killed cancels nothing, and Ray goes on
-    with the calls that it has made. So a replica asks each owner of a request whether it is alive.
+    with the calls that it has made. So a replica checks that each owner of a request is alive.
     """
 
     def __init__(self) -> None:

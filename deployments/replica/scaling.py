@@ -17,7 +17,7 @@ _LAST_USED = "last_used"
 
 
 def replicas_wanted(ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """How many replicas there should be, and what the next call is told in `ctx.policy_state`.
+    """How many replicas there should be, and `ctx.policy_state` of the next call.
 
     Down to one replica, this is Serve's policy. The last one stops after `downscale_delay_s`
     without a request, or at once if it could not load its model. A replica without a model would

@@ -1,4 +1,4 @@
-"""What a replica knows of a transcription; the router makes the contract's answer of it."""
+"""A replica's part of a transcription, from which the router makes the contract's answer."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -34,7 +34,7 @@ class Transcript:
 
 
 class Reply(Enum):
-    """A replica's first word to a request."""
+    """A replica's first reply to a request."""
 
     ACCEPTED = "accepted"
     # It has as many requests as it will soon decode; how many windows wait follows in a Stage.

@@ -87,7 +87,7 @@ def language_warnings(
     probability: of the language; None where it was not detected
     segments: as `whisper.transcribe` gives them
     """
-    # Clips that begin later tell nothing of the first window.
+    # Clips that begin later do not include the first window.
     begins = min(options.clip_timestamps, default=0.0) * 100
     if probability is None or begins >= _WINDOW_FRAMES:
         return []
@@ -96,8 +96,8 @@ def language_warnings(
     heard = first is not None and first["seek"] < _WINDOW_FRAMES
     if first is not None and heard and first["no_speech_prob"] <= _SILENT:
         return []
-    told = (
+    warning = (
         f"The language '{language}' was detected in the first 30 s, where no speech was found:"
         " it is a guess, so name the language"
     )
-    return [told]
+    return [warning]

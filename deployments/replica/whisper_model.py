@@ -1,7 +1,7 @@
 """The per-model deployment: loads one checkpoint and owns one engine.
 
 Importing this module is cheap. Torch, whisper and the engine are imported by the thread that loads
-the model, so that a replica can tell that it has found its place long before it can transcribe.
+the model, so that a replica can answer that it has found its place long before it can transcribe.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from deployments.contract.options import (
 from deployments.cpus import CpuThreadsError, cpu_threads, limit_library_threads
 from deployments.logs import Stages, error_location, log_through_serve
 from deployments.replica import nvidia
+from deployments.replica.event_queue import EventQueue
 from deployments.replica.load_attempt import LoadAttempt
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.owners import OwnerWatch
-from deployments.replica.reports import Reports
 from deployments.replica.scaling import LOAD_FAILED
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
@@ -112,7 +112,7 @@ class WhisperModel:
     ) -> AsyncGenerator[Reply | ReplicaEvent, None]:
         """Whether the request is accepted, and then its events; the transcript comes last.
 
-        A full replica tells in a stage how many windows wait.
+        A full replica yields a stage that has the number of windows that wait.
 
         segments, progress: whether these events are wanted; stages are wanted with the progress
         """
@@ -122,15 +122,15 @@ class WhisperModel:
             yield Stage(stage="queued", windows_ahead=accepted - slots)
             return
         self._accepted += 1
-        reports = Reports(
+        queue = EventQueue(
             segments=segments, progress=progress, words=options.word_timestamps
         )
         try:
             yield Reply.ACCEPTED
-            # A request has one window at a time, so there is a slot for each of the first ones.
+            # A request has one window at a time, so it waits only where requests outnumber slots.
             windows_ahead = accepted - slots if accepted >= slots else None
             async with aclosing(
-                self._events(audio, options, reports, windows_ahead)
+                self._events(audio, options, queue, windows_ahead)
             ) as events:
                 async for event in events:
                     yield event
@@ -174,24 +174,24 @@ class WhisperModel:
         self,
         audio: SharedAudio,
         options: TranscriptionOptions,
-        reports: Reports,
+        queue: EventQueue,
         windows_ahead: int | None,
     ) -> AsyncGenerator[ReplicaEvent, None]:
         work = asyncio.ensure_future(
-            self._transcribe(audio, options, reports, windows_ahead)
+            self._transcribe(audio, options, queue, windows_ahead)
         )
         try:
             with self._owners.watching(audio.owner, work):
-                async for event in reports.until_done(work):
+                async for event in queue.until_done(work):
                     yield event
         finally:
             work.cancel()
-            # The outcome is looked at here, because nobody else may be left to do so.
+            # asyncio would log an exception that nobody retrieves, and the caller may be gone.
             work.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def _load(self) -> "Engine":
         """Raises ModelUnavailableError, whatever goes wrong: callers wait for a reason."""
-        # Before the libraries are imported. A wrong setting is told by `_try_to_load`.
+        # Before the libraries are imported. `_try_to_load` reports a wrong setting.
         with contextlib.suppress(CpuThreadsError):
             limit_library_threads(cpu_threads())
         # Verifying the weights of a large model takes as long as the imports do.
@@ -258,7 +258,7 @@ class WhisperModel:
         return engine, ""
 
     def _import_loading(self) -> None:
-        # If the import fails, the thread that loads the model imports again, and tells the error.
+        # If the import fails, the thread that loads the model imports again, and reports the error.
         with contextlib.suppress(Exception):
             from deployments.replica import loading
 
@@ -272,14 +272,14 @@ class WhisperModel:
         self,
         shared: SharedAudio,
         options: TranscriptionOptions,
-        reports: Reports,
+        queue: EventQueue,
         windows_ahead: int | None,
     ) -> Transcript:
         engine = await self.engine()
         audio = await shared.samples()
         duration_s = len(audio) / SAMPLE_RATE
         if windows_ahead is not None:
-            reports.queued(duration_s, windows_ahead)
+            queue.queued(duration_s, windows_ahead)
         cancelled = threading.Event()
 
         def work() -> Transcript:
@@ -290,7 +290,7 @@ class WhisperModel:
                 cancelled=cancelled.is_set,
                 on_usage=used.append,
                 max_busy_s=self._max_busy_s(audio),
-                **reports.callbacks(duration_s),
+                **queue.callbacks(duration_s),
                 **options.whisper_options(),
             )
             seconds = time.monotonic() - started

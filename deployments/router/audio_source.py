@@ -22,7 +22,7 @@ from deployments.config import AppArgs
 from deployments.contract.answer import Stage
 from deployments.contract.errors import AudioUrlError, InvalidAudioError
 from deployments.contract.request import TranscriptionRequest, UploadRequest
-from deployments.router.stages import Tell, untold
+from deployments.router.stages import OnStage, ignore_stage
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class AudioLoader:
         source: AudioSource,
         track: int | str | None = None,
         channel: int | None = None,
-        tell: Tell = untold,
+        on_stage: OnStage = ignore_stage,
     ) -> Waveform:
         """Download and decode. Cancelling the call ends the work soon.
 
@@ -108,7 +108,7 @@ class AudioLoader:
         reads the file any more, so that its owner may close it.
 
         track, channel: as in `decode_audio`
-        tell: told when the download and the decoding begin
+        on_stage: called when the download and the decoding begin
 
         Raises AudioUrlError, AudioHostError, InvalidAudioError and InvalidRequestError.
         """
@@ -117,11 +117,11 @@ class AudioLoader:
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
 
-        def tell_loop(stage: Stage) -> None:
-            loop.call_soon_threadsafe(tell, stage)
+        def on_stage_in_loop(stage: Stage) -> None:
+            loop.call_soon_threadsafe(on_stage, stage)
 
         work = partial(
-            context.run, self._load, source, track, channel, cancelled, tell_loop
+            context.run, self._load, source, track, channel, cancelled, on_stage_in_loop
         )
         loading = self._threads.submit(work)
         try:
@@ -138,11 +138,11 @@ class AudioLoader:
         track: int | str | None,
         channel: int | None,
         cancelled: threading.Event,
-        tell: Tell,
+        on_stage: OnStage,
     ) -> Waveform:
         started = time.monotonic()
         if isinstance(source, RemoteAudio):
-            tell(Stage(stage="downloading"))
+            on_stage(Stage(stage="downloading"))
         with ExitStack() as stack:
             file = stack.enter_context(
                 fetch_audio(source.url, self._limits, cancelled.is_set, source.headers)
@@ -150,7 +150,7 @@ class AudioLoader:
                 else source
             )
             downloaded = time.monotonic()
-            tell(Stage(stage="decoding"))
+            on_stage(Stage(stage="decoding"))
             try:
                 decoded = decode_audio(
                     file,

@@ -1,4 +1,4 @@
-"""What a Router tells Prometheus of whole requests, at the metrics port of its Ray node.
+"""A Router's metrics of whole requests for Prometheus, at the metrics port of its Ray node.
 
 Serve's proxy counts in the same way what it answers by itself.
 """

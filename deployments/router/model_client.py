@@ -31,21 +31,22 @@ from deployments.contract.options import TranscriptionOptions
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
 from deployments.router.deadline import Deadline
-from deployments.router.line import Line
+from deployments.router.dispatch_queue import DispatchQueue
 from deployments.router.places import Places
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
     retried_once,
 )
-from deployments.router.stages import Tell, untold
+from deployments.router.stages import OnStage, ignore_stage
 from deployments.router.start_failure import NoReplicaError, start_failure
 
 logger = logging.getLogger(__name__)
 
 # A replica that answered this recently is not asked again whether it is ready.
 _STILL_READY_S = 1.0
-# A replica that has loaded the model answers sooner than this. Later, callers are told of a start.
+# A replica that has loaded the model answers sooner than this. After that time the stage
+# `starting_model` is reported.
 _READY_WITHIN_S = 0.5
 # A replica that is busy loading may leave the question about its slots unanswered.
 _SLOTS_TIMEOUT_S = 1.0
@@ -80,14 +81,14 @@ class ModelClient:
         self._gpu_share = gpu_share
         self._share_audio = share_audio
         self._places = Places(self.max_concurrency)
-        self._line = Line()
+        self._queue = DispatchQueue()
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
         # When a replica last said whether it has room.
         self._replied_at = -math.inf
-        # By number of replicas: what they told when they were last idle, and when that was.
+        # By number of replicas: their slots when they were last idle, and when that was.
         self._idle: dict[int, tuple[SlotUse, float]] = {}
-        # What the replicas said of it when they last answered.
+        # Whether a replica had loaded the model when the replicas last answered.
         self._loaded = False
 
     @property
@@ -101,10 +102,10 @@ class ModelClient:
         self._places.resize(self.max_concurrency)
 
     @asynccontextmanager
-    async def admitted(self, tell: Tell = untold) -> AsyncIterator[None]:
+    async def admitted(self, on_stage: OnStage = ignore_stage) -> AsyncIterator[None]:
         """Hold one of the model's places, which are given in order of arrival.
 
-        tell: told where the request has to wait
+        on_stage: called where the request has to wait
 
         The places bound how much audio is in memory at once. Raises OverloadedError where too many
         requests wait already.
@@ -115,7 +116,7 @@ class ModelClient:
                     f"Too many requests wait for model '{self.model.name}',"
                     " try again later"
                 )
-            tell(Stage(stage="queued"))
+            on_stage(Stage(stage="queued"))
         async with self._places.one():
             yield
 
@@ -125,18 +126,18 @@ class ModelClient:
         options: TranscriptionOptions,
         segments: bool = True,
         progress: bool = True,
-        tell: Tell = untold,
+        on_stage: OnStage = ignore_stage,
     ) -> AsyncGenerator[ReplicaEvent, None]:
-        """A replica's events; the transcript, which comes last, tells `model_start_s`.
+        """A replica's events; the transcript, which comes last, has `model_start_s`.
 
         audio: int16 waveform at 16 kHz, shape (samples,)
         segments, progress: whether these events are wanted; stages are wanted with the progress
-        tell: told of a start of the model and of waiting for a replica
+        on_stage: called where the model has to start, and where the request waits for a replica
 
         A request whose replica dies is tried once more, but not after a segment has gone out.
         Raises ModelUnavailableError, RequestTimeoutError and what the replica raises.
         """
-        request = _Request(audio, options, segments, progress, tell)
+        request = _Request(audio, options, segments, progress, on_stage)
         deadline = Deadline(self._args.request_timeout_s)
 
         def attempt() -> AsyncGenerator[ReplicaEvent, None]:
@@ -248,7 +249,7 @@ class ModelClient:
         """
         stream = self._handle.options(stream=True).stream
         waiting_since = time.monotonic()
-        async with self._line.turn(partial(request.tell_stage, "queued")):
+        async with self._queue.head(partial(request.report_stage, "queued")):
             shared = await asyncio.to_thread(self._share_audio, request.audio)
             while True:
                 self._request_ended.clear()
@@ -256,7 +257,7 @@ class ModelClient:
                     shared, request.options, request.segments, request.progress
                 )
                 # The limit counts from the last answer of any replica, so that the next requests in
-                # line do not wait for the whole limit once more.
+                # the queue do not wait for the whole limit once more.
                 silent_since = max(waiting_since, self._replied_at)
                 reply = await self._first_answer(anext(events), events, silent_since)
                 self._replied_at = time.monotonic()
@@ -265,7 +266,7 @@ class ModelClient:
                 waiting = await anext(events)
                 # To the end, because a stream that is left early counts as cancelled.
                 await anext(events, None)
-                self._line.no_room(waiting.windows_ahead)
+                self._queue.replicas_full(waiting.windows_ahead)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_STILL_FULL_S):
                         await self._request_ended.wait()
@@ -279,7 +280,7 @@ class ModelClient:
         if started - self._answered_at < _STILL_READY_S:
             return 0.0
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_READY_WITHIN_S, request.tell_stage, "starting_model")
+        timer = loop.call_later(_READY_WITHIN_S, request.report_stage, "starting_model")
         try:
             if self._gpu_share:
                 await self._placement()
@@ -343,18 +344,20 @@ class ModelClient:
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What a replica is asked for, and who is told what happens until it begins."""
+    """What a replica is asked for, and where its stages until then are reported."""
 
     audio: np.ndarray
     options: TranscriptionOptions
     segments: bool
     progress: bool
-    tell: Tell
+    on_stage: OnStage
 
-    def tell_stage(
+    def report_stage(
         self,
         stage: Literal["queued", "starting_model"],
         windows_ahead: int | None = None,
     ) -> None:
         duration = len(self.audio) / SAMPLE_RATE
-        self.tell(Stage(stage=stage, duration=duration, windows_ahead=windows_ahead))
+        self.on_stage(
+            Stage(stage=stage, duration=duration, windows_ahead=windows_ahead)
+        )

@@ -1,4 +1,4 @@
-"""One line of the log for each request."""
+"""One line of the log for each request, which is also counted for Prometheus."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 @dataclass
 class RequestLog:
-    """What the log tells of one request; filled in while the request is answered.
+    """What the log says about one request; filled in while the request is answered.
 
     duration_s: seconds of audio
     queue_s: seconds spent waiting for a place and for slots

@@ -25,7 +25,6 @@ from deployments.contract.answer import (
     ServedModel,
     Timings,
 )
-from deployments.contract.errors import WhisperServeError
 from deployments.contract.options import TranscriptionOptions
 from deployments.contract.request import parse_request, parse_upload
 from deployments.logs import log_through_serve
@@ -37,10 +36,11 @@ from deployments.router.audio_source import (
     Waveform,
     source_of,
 )
-from deployments.router.drain import Drain
+from deployments.router.in_flight import InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
-from deployments.router.stages import Tell, untold, with_stages
+from deployments.router.result import answer_of
+from deployments.router.stages import OnStage, ignore_stage, with_stages
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ class Router:
 
     handles: by model name, what Serve made of the bound model deployments
     gpu_shares: by model name, the share of one GPU that a replica asks for; 0 where there is none
-    running_replicas: tells how many replicas run, by deployment name
+    running_replicas: gives how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
     application: the Serve application's name, for GET /health
 
-    requests: where HTTP counts the requests that it has in work
+    in_flight: where HTTP counts the requests that it has in work
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Router:
         }
         self._audio = self._audio_loader()
         self._limits_taken = False
-        self.requests = Drain()
+        self.in_flight = InFlight()
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
         """Called by Serve with the deployment's `user_config`: at the start and at each change.
@@ -128,7 +128,8 @@ class Router:
         request_id: for the log and the answer; None: a new one
         segments, progress: whether these events are wanted, and stages with the progress; a request
             whose replica dies is tried once more, but not after a segment has gone out
-        upload: the audio, where it came beside the request; it is closed when it has been read
+        upload: the audio, where it came beside the request; nothing reads it any more when the
+            events have ended or are closed
 
         Where stages are wanted, the first one comes before any work, and what is wrong with the
         request itself is raised in place of it.
@@ -140,7 +141,7 @@ class Router:
             del request  # It may hold 43 MB of base64.
             work = partial(self._work, job, entry, segments, progress)
             async with aclosing(
-                with_stages(work) if progress else work(untold)
+                with_stages(work) if progress else work(ignore_stage)
             ) as events:
                 async for event in events:
                     yield event
@@ -156,14 +157,7 @@ class Router:
             request, request_id, segments=False, progress=False, upload=upload
         )
         del request
-        last: Event | None = None
-        async with aclosing(events):
-            # To the end, because a stream that is left early counts as cancelled.
-            async for event in events:
-                last = event
-        if not isinstance(last, Result):
-            raise WhisperServeError("The model gave no result")
-        return last.result
+        return await answer_of(events)
 
     async def stream(
         self,
@@ -200,7 +194,7 @@ class Router:
 
         Where the default model may stop when idle, it is not asked, because it starts when needed.
         """
-        if self.requests.started:
+        if self.in_flight.draining:
             return False
         model = self._args.model(self._args.default_model)
         if not self._args.min_replicas(model):
@@ -211,7 +205,7 @@ class Router:
 
     async def drain(self) -> None:
         """Be ready no longer, and return when no HTTP request is in work."""
-        await self.requests.done()
+        await self.in_flight.drain()
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
@@ -220,12 +214,19 @@ class Router:
         return health.model_dump()
 
     async def _work(
-        self, job: "_Job", entry: RequestLog, segments: bool, progress: bool, tell: Tell
+        self,
+        job: "_Job",
+        entry: RequestLog,
+        segments: bool,
+        progress: bool,
+        on_stage: OnStage,
     ) -> AsyncGenerator[Event, None]:
         async with (
-            self._waveform_of(job, entry, tell) as audio,
+            self._waveform_of(job, entry, on_stage) as audio,
             aclosing(
-                job.client.stream(audio.samples, job.options, segments, progress, tell)
+                job.client.stream(
+                    audio.samples, job.options, segments, progress, on_stage
+                )
             ) as events,
         ):
             async for event in events:
@@ -257,13 +258,13 @@ class Router:
 
     @asynccontextmanager
     async def _waveform_of(
-        self, job: "_Job", entry: RequestLog, tell: Tell
+        self, job: "_Job", entry: RequestLog, on_stage: OnStage
     ) -> AsyncIterator[Waveform]:
         """The job's audio, with one of the model's places for as long as it is in memory."""
         waiting = time.monotonic()
-        async with job.client.admitted(tell):
+        async with job.client.admitted(on_stage):
             entry.queue_s = time.monotonic() - waiting
-            yield await self._audio.load(job.source, job.track, job.channel, tell)
+            yield await self._audio.load(job.source, job.track, job.channel, on_stage)
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official

@@ -1,22 +1,22 @@
-"""What the service begins to do for a request, told from wherever it begins."""
+"""Stages of a request, from wherever they begin, among the events that its caller reads."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from deployments.contract.answer import Event, Stage
 
-# Notes a stage, for those who wait for the request's events.
-Tell = Callable[[Stage], None]
+# Called when a stage begins.
+OnStage = Callable[[Stage], None]
 
 
-def untold(stage: Stage) -> None:
-    """A `Tell` for requests whose stages nobody waits for."""
+def ignore_stage(stage: Stage) -> None:
+    """The `OnStage` of a request whose caller wants no stages."""
 
 
 async def with_stages(
-    work: Callable[[Tell], AsyncGenerator[Event, None]],
+    work: Callable[[OnStage], AsyncGenerator[Event, None]],
 ) -> AsyncGenerator[Event, None]:
-    """The events of the work, and the stages that it tells on the way, as they come.
+    """The events of the work, and between them the stages that the work reports, as they come.
 
     Closing this generator ends the work.
     """

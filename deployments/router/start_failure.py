@@ -12,13 +12,13 @@ from deployments.config import ModelArgs
 from deployments.contract.errors import ModelUnavailableError
 
 # Serve does not run or does not know the application; Serve's controller or Ray does not answer.
-_NOBODY_TELLS = (RayServeException, RayError, KeyError)
+_NO_ANSWER = (RayServeException, RayError, KeyError)
 
 
 class NoReplicaError(ModelUnavailableError):
     """No replica has answered, and the reason that the error names is a guess.
 
-    The router looks for a better one before a caller is told.
+    The router looks for a better reason before it answers the caller.
     """
 
 
@@ -38,16 +38,16 @@ def start_failure(model: ModelArgs, gpu_share: float) -> str | None:
             return "it could not be started, and its log says why"
         if gpu_share and not ray.cluster_resources().get("GPU"):
             return "it needs a GPU, and there is none in this Ray"
-    except _NOBODY_TELLS:
+    except _NO_ANSWER:
         pass
     return None
 
 
 def load_failure(model: ModelArgs, application: str) -> str | None:
-    """What a preloaded model's replica said that could not load it, if one did. Blocks."""
+    """Why a replica could not load a preloaded model; None if none has failed. Blocks."""
     try:
         return _load_failure(model, _status(model, application))
-    except _NOBODY_TELLS:
+    except _NO_ANSWER:
         return None
 
 

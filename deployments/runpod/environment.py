@@ -1,4 +1,4 @@
-"""What Ray and RunPod's SDK are told by environment variables.
+"""Environment variables that Ray and RunPod's SDK read.
 
 A variable that is set already keeps its value.
 """

@@ -1,8 +1,8 @@
 """From a RunPod job to the Router and back: the contract's third door.
 
-A job's result is the contract's answer, what OpenAI's API answers where the job holds a call of it,
-or `{"error": "<short text>"}`. The handler never raises,
-because RunPod's SDK would post the traceback.
+A job's result is the contract's answer or `{"error": "<short text>"}`. Where the job holds a call
+of OpenAI's API, the result is what that API answers. The handler never raises, because RunPod's
+SDK would post the traceback.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from deployments.contract.answer import Event
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import take_stream, unwrapped
 from deployments.logs import error_location
+from deployments.router.result import answer_of
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
@@ -27,7 +28,7 @@ from deployments.router.retry import (
 from deployments.runpod.job import INTERNAL_ERROR, Job
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.openai_calls import OpenAICalls, is_call
-from deployments.runpod.reports import Reports, answer_of
+from deployments.runpod.reports import Reports
 from deployments.runpod.result_size import fit_to_limit
 from deployments.runpod.settings import Settings
 
@@ -41,7 +42,7 @@ class JobHandler:
     """Does jobs, any number at the same time.
 
     router: the application's handle
-    api: where progress and streamed segments are posted; None: nowhere
+    api: where progress and streams are posted; None: nowhere
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class JobHandler:
         try:
             if self._service_died:
                 return {"error": _SERVICE_DIED}
-            if is_call(job_input := unwrapped(job.get("input"))):
+            job_input = unwrapped(job.get("input"))
+            if is_call(job_input):
                 return await self._openai.result_of(job["id"], job_input)
-            request, streamed = self._request_of(job)
+            request, streamed = self._request_of(job_input)
             reports = Reports(self._api, job["id"], streamed)
             async with reports.posted():
                 events = self._events(job["id"], request, streamed)
-                answer = await answer_of(events, reports)
+                answer = await answer_of(events, reports.on_event)
             limit = self._settings.max_result_bytes
             return await asyncio.to_thread(fit_to_limit, answer, limit)
         except WhisperServeError as error:
@@ -105,9 +107,8 @@ class JobHandler:
             )
             return {"error": INTERNAL_ERROR}
 
-    def _request_of(self, job: Job) -> tuple[dict[str, Any], bool]:
-        """The contract's request, and whether its segments are to be streamed."""
-        job_input = unwrapped(job.get("input"))
+    def _request_of(self, job_input: Any) -> tuple[dict[str, Any], bool]:
+        """The contract's request, and whether its events are to be streamed."""
         if not isinstance(job_input, dict):
             raise InvalidRequestError("The job's input must be a JSON object")
         request = self._settings.with_defaults(job_input, self._args)

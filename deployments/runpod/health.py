@@ -1,27 +1,13 @@
 """`GET /ping` on RunPod's health port: 204 while the worker starts, 200 when it is ready."""
 
 import http.server
-import socket
 import threading
 
-
-def all_interfaces() -> str:
-    """The address to listen on for callers by IPv6 and by IPv4; the latter's alone without IPv6."""
-    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-
-
-def check_port(port: int) -> None:
-    """Raises OSError if `all_interfaces` cannot be listened on at this port."""
-    server = socket.create_server(
-        (all_interfaces(), port),
-        family=_Server.address_family,
-        dualstack_ipv6=socket.has_dualstack_ipv6(),
-    )
-    server.close()
+from deployments.runpod.ports import address_family, all_interfaces
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    address_family = address_family()
 
 
 class HealthPort:

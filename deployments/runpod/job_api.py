@@ -49,7 +49,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class _Poll:
-    """A call that the job API keeps open until it has something to tell.
+    """A call that the job API keeps open until it has jobs or stop signals.
 
     found: what the JSON of an answer holds
     empty_statuses: HTTP statuses that say that there is nothing
@@ -176,7 +176,7 @@ class JobApi:
         await self._post(url, job_id, data, timeout_s)
 
     async def _ask(self, poll: _Poll, url: str) -> tuple[list[Any], float]:
-        """What the job API has to tell, and the seconds to wait before it is asked again."""
+        """The jobs or stop signals, and the seconds to wait before the next poll."""
         started = time.monotonic()
         try:
             found = poll.found(await self._get(url, poll.empty_statuses))
@@ -201,7 +201,7 @@ class JobApi:
     def _pause_after(self, error: Exception, outage: OutageLog) -> float:
         # A connection that takes too long is a ClientError as well, and an outage.
         if isinstance(error, TimeoutError) and not isinstance(error, ClientError):
-            # The poll stayed open: there is nothing to tell.
+            # The poll stayed open: there are no jobs or stop signals.
             return 0.0
         if getattr(error, "status", None) == 429:
             return self._patience.too_many_requests_s

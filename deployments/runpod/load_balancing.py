@@ -14,7 +14,7 @@ from deployments.runpod.watch import ServiceWatch
 
 logger = logging.getLogger(__name__)
 
-# Serve's proxy has an answer's last bytes from the router, and sends them on.
+# Seconds for Serve's proxy to send the last bytes after the Router has finished.
 _LAST_BYTES_S = 1.0
 
 

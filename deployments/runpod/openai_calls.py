@@ -1,13 +1,11 @@
 """Jobs that hold a call of OpenAI's API, as RunPod makes of requests to `.../openai/v1/...`.
 
-Such a job's input is `{"openai_route": "/v1/audio/transcriptions", "openai_input": {...}}`. What a
-client sent as JSON is `openai_input`, which a GET request lacks. What comes as a form does not
-arrive.
+Such a job's input is `{"openai_route": "/v1/audio/transcriptions", "openai_input": {...}}`, where
+`openai_input` is the JSON that a client sent. A GET request has none. RunPod passes on no forms.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from typing import Any
 
 from deployments.api.openai import errors, stream
@@ -16,11 +14,12 @@ from deployments.api.openai.answer_options import AnswerOptions, Task
 from deployments.api.openai.models import model_list, one_model
 from deployments.api.openai.request import OpenAIRequest, log_ignored, parse
 from deployments.config import AppArgs
-from deployments.contract.answer import Answer, Event, Progress, Result, Stage
+from deployments.contract.answer import Answer, Event
 from deployments.contract.errors import InvalidRequestError, WhisperServeError
 from deployments.contract.request import short
+from deployments.router.result import answer_of
 from deployments.runpod.job_api import JobApi
-from deployments.runpod.reports import Reports, answer_of
+from deployments.runpod.reports import Reports
 from deployments.runpod.result_size import fit_openai_to_limit
 from deployments.runpod.settings import Settings
 
@@ -42,7 +41,7 @@ def is_call(job_input: Any) -> bool:
 
 
 class OpenAICalls:
-    """Does such jobs.
+    """Answers jobs that hold a call of OpenAI's API.
 
     events: of the Router, for a request of the contract
     models: `Router.models`
@@ -76,14 +75,14 @@ class OpenAICalls:
         parsed = await asyncio.to_thread(self._parse, job_input, _TASKS[route])
         options = parsed.options
         log_ignored(options, job_id)
+        events = self._events(job_id, parsed.request, options.stream)
         reports = Reports(self._api, job_id)
         try:
             async with reports.posted():
-                events = self._events(job_id, parsed.request, options.stream)
                 if options.stream:
                     answer = await _streamed(events, options, reports)
                 else:
-                    answer = await answer_of(events, reports)
+                    answer = await answer_of(events, reports.on_event)
         except WhisperServeError as error:
             raise WhisperServeError(_text_of(error, options)) from None
         return await asyncio.to_thread(self._rendered, answer, options)
@@ -126,32 +125,19 @@ def _route_of(job_input: dict[str, Any]) -> str:
 async def _streamed(
     events: AsyncGenerator[Event, None], options: AnswerOptions, reports: Reports
 ) -> Answer:
-    """The answer, once the messages of the stream are noted. A failure is told in both."""
-    answer: Answer | None = None
-    failure: WhisperServeError | None = None
+    """The answer, after the stream's messages; an error is the last of these, and is raised."""
+    messages = stream.Messages(options)
 
-    async def noted() -> AsyncGenerator[Event, None]:
-        nonlocal answer, failure
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Result):
-                        answer = event.result
-                    elif isinstance(event, Progress | Stage):
-                        reports.add(event)
-                    yield event
-        except WhisperServeError as error:
-            failure = error
-            raise
-
-    async with aclosing(stream.messages(noted(), options)) as messages:
-        async for text in messages:
+    async def on_event(event: Event) -> None:
+        reports.add(event)
+        for text in await messages.of(event):
             reports.add_text(text)
-    if failure is not None:
-        raise failure
-    if answer is None:
-        raise WhisperServeError("The service gave no result")
-    return answer
+
+    try:
+        return await answer_of(events, on_event)
+    except WhisperServeError as error:
+        reports.add_text(messages.of_error(error))
+        raise
 
 
 def _text_of(error: WhisperServeError, options: AnswerOptions) -> str:

@@ -1,23 +1,20 @@
-"""What is posted of a running job: how far it is, now and then, and its stream if there is one."""
+"""Posts about a running job: its progress every few seconds, and its stream if it has one."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from aiohttp import ClientError
 
 from deployments.contract.answer import (
-    Answer,
     Event,
     Progress,
     Result,
-    SegmentEvent,
     Stage,
 )
-from deployments.contract.errors import WhisperServeError
 from deployments.logs import error_location
 from deployments.runpod.job import to_json
 from deployments.runpod.job_api import JobApi, Refused, reason_of
@@ -40,7 +37,7 @@ class Reports:
 
     api: None where there is no job API to post to
     streamed: whether the events are posted to the job's stream
-    interval_s: seconds before the first report of how far the job is, and between two, at least
+    interval_s: the least time before the first report of progress, and between two of them
     """
 
     def __init__(
@@ -64,8 +61,14 @@ class Reports:
         self._closed = False
         self._changed = asyncio.Event()
 
-    def add(self, event: Stage | Progress | SegmentEvent) -> None:
-        """Note an event, to be posted soon."""
+    async def on_event(self, event: Event) -> None:
+        """`add` as an argument of `answer_of`."""
+        self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Post an event soon. A result is ignored, because the job's own result repeats it."""
+        if isinstance(event, Result):
+            return
         if isinstance(event, Stage):
             self._stage = event
         elif isinstance(event, Progress) and event.done > self._done_s:
@@ -76,7 +79,7 @@ class Reports:
         self._changed.set()
 
     def add_text(self, text: str) -> None:
-        """Note a piece of a stream that is text. A reader joins what is posted."""
+        """Post a piece of a stream that is text, soon. A reader joins the pieces."""
         if not self._stream_rejected:
             self._texts += [
                 text[start : start + _LONGEST_TEXT]
@@ -88,8 +91,8 @@ class Reports:
     async def posted(self) -> AsyncIterator[None]:
         """Post what is added inside this context. At its end every post has landed or failed.
 
-        What is noted of the stream by then still goes out. How far the job is does not, because
-        the result follows.
+        Pieces of the stream that were added by then are still posted. Progress is not, because the
+        result follows.
         """
         posting = asyncio.ensure_future(self._post_all())
         try:
@@ -132,7 +135,7 @@ class Reports:
                 await self._post_report(self._api, self._report())
 
     def _report_due_s(self) -> float | None:
-        """Seconds until there is something to report; None if there is nothing new."""
+        """Seconds until the next report of progress is due; None if there is nothing new."""
         if self._report() == self._reported:
             return None
         return max(0.0, self._reported_at + self._interval_s - time.monotonic())
@@ -172,7 +175,7 @@ class Reports:
         try:
             await api.post_chunk(self._job_id, chunk, _TIMEOUT_S, _STREAM_TRIES)
         except (Refused, ClientError, TimeoutError) as error:
-            # The result repeats all of it, so do not delay it for an unreachable stream.
+            # The result holds all of the stream, and need not wait for posts that fail.
             logger.error(
                 "event=stream_rejected job=%s pieces=%d error=%s",
                 *(self._job_id, pieces, reason_of(error)),
@@ -185,21 +188,6 @@ class Reports:
         if self._texts:
             return "".join(_taken(self._texts))
         return {"events": _taken(self._events)}
-
-
-async def answer_of(events: AsyncGenerator[Event, None], reports: Reports) -> Answer:
-    """The answer, which comes with the last event. The other events are reported."""
-    answer: Answer | None = None
-    async with aclosing(events):
-        # To the end, because a stream that is left early counts as cancelled.
-        async for event in events:
-            if isinstance(event, Result):
-                answer = event.result
-            else:
-                reports.add(event)
-    if answer is None:
-        raise WhisperServeError("The service gave no result")
-    return answer
 
 
 def _taken(items: list[_Item]) -> list[_Item]:

@@ -1,18 +1,14 @@
 """A result within the size that the job API takes."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.contract.answer import Answer
 from deployments.contract.errors import InvalidRequestError
 from deployments.runpod.job import to_json
 
-# What a result can spare, and the warning that says so. The words come first, because
-# `word_timestamps` holds the same ones.
-_SPARED = {
-    field: f"The segments' {field} are left out:"
-    " with them the result is larger than the job API takes"
-    for field in ("words", "tokens")
-}
+# Takes a field's value out of a segment.
+_Spare = Callable[[dict[str, Any], str], None]
 
 
 def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
@@ -24,18 +20,8 @@ def fit_to_limit(answer: Answer, limit: int) -> dict[str, Any]:
     Raises InvalidRequestError if it is still too large then, and ValueError if it is no JSON.
     """
     output = answer.model_dump()
-    size = _size(output)
-    for field, warning in _SPARED.items():
-        if size <= limit:
-            return output
-        spared = [segment.pop(field, None) for segment in output["segments"]]
-        if any(value is not None for value in spared):
-            output["warnings"] = [*output["warnings"], warning]
-            size = _size(output)
-    if size <= limit:
-        return output
-    words = " without word_timestamps, or" if "word_timestamps" in output else ""
-    raise _too_large(size, limit, words)
+    _fit(output, limit, {"words": _remove, "tokens": _remove})
+    return output
 
 
 def fit_openai_to_limit(output: Any, limit: int) -> Any:
@@ -43,28 +29,47 @@ def fit_openai_to_limit(output: Any, limit: int) -> Any:
 
     Clients of OpenAI's expect the field, so the tokens become an empty list.
 
+    output: an object, which is changed, or a text
+
     Raises InvalidRequestError if it is still too large then.
     """
-    size = _size(output)
-    segments = output.get("segments") if isinstance(output, dict) else None
-    if size > limit and segments:
-        output = {
-            **output,
-            "segments": [{**segment, "tokens": []} for segment in segments],
-            "warnings": [*output.get("warnings", []), _SPARED["tokens"]],
-        }
-        size = _size(output)
-    if size > limit:
-        words = isinstance(output, dict) and "words" in output
-        raise _too_large(size, limit, " without words, or" if words else "")
+    _fit(output, limit, {"tokens": _empty})
     return output
 
 
-def _too_large(size: int, limit: int, words: str) -> InvalidRequestError:
-    return InvalidRequestError(
+def _fit(output: Any, limit: int, spares: Mapping[str, _Spare]) -> None:
+    """Spare fields of the segments, in order, until the output fits; a warning names each."""
+    fields: dict[str, Any] = output if isinstance(output, dict) else {}
+    segments = fields.get("segments", [])
+    size = _size(output)
+    for name, spare in spares.items():
+        if size <= limit:
+            return
+        if any(segment.get(name) for segment in segments):
+            warning = (
+                f"The segments' {name} are left out:"
+                " with them the result is larger than the job API takes"
+            )
+            fields["warnings"] = [*fields.get("warnings", []), warning]
+        for segment in segments:
+            spare(segment, name)
+        size = _size(output)
+    if size <= limit:
+        return
+    asked = [name for name in ("word_timestamps", "words") if name in fields]
+    words = f" without {asked[0]}, or" if asked else ""
+    raise InvalidRequestError(
         f"The result takes {size / 1e6:.1f} MB, more than the {limit / 1e6:g} MB that can be sent:"
         f" transcribe the recording{words} in parts (clip_timestamps)"
     )
+
+
+def _remove(segment: dict[str, Any], name: str) -> None:
+    segment.pop(name, None)
+
+
+def _empty(segment: dict[str, Any], name: str) -> None:
+    segment[name] = []
 
 
 def _size(output: Any) -> int:

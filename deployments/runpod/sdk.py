@@ -1,12 +1,12 @@
 """Every tie to RunPod's SDK, which is pinned; no other module imports it.
 
-The SDK has a loop of its own (`rp_scale.JobScaler`). It asks again at once where the job API cannot
-be reached, gives a result up after seven seconds, loses a job that arrives together with SIGTERM,
-and waits up to 90 s for its long polls before it exits. None of that can be configured, so
-`loop.py` and `job_api.py` stand in its place. They use what the SDK's loop is made of: its session,
-its record of the jobs in work, and its URLs. Its two polls are made in `job_api.py`, because the
-SDK raises the same error for a job that lacks its input as for anything unforeseen, and cannot be
-told how long a connection may take.
+The SDK has a loop of its own (`rp_scale.JobScaler`). That loop retries without a pause where the
+job API cannot be reached, gives up a result after seven seconds, loses a job that arrives together
+with SIGTERM, and waits up to 90 s for its long polls before it exits. None of that can be
+configured, so `loop.py` and `job_api.py` replace it. They use parts of the SDK: its session, its
+record of the jobs in work, and its URLs. `job_api.py` makes the two polls itself, because the SDK
+raises the same error for a job without an input as for anything unforeseen, and has no limit for
+connecting.
 
 With a job API the SDK is not started, so three of its options have no effect: `--rp_serve_api`,
 `--rp_log_level` (RUNPOD_LOG_LEVEL has one) and RUNPOD_REALTIME_PORT. See `ignored_options`.
@@ -50,24 +50,24 @@ _START_OPTIONS = ("--rp_serve_api", "--rp_log_level")
 
 
 def take_url(count: int) -> str:
-    """Where up to `count` jobs are asked for. It says whether the worker has jobs in work."""
+    """The URL of up to `count` new jobs. Its query says whether the worker has jobs in work."""
     url: str = _job_get_url(count)
     return url
 
 
 def stop_url() -> str | None:
-    """Where jobs to be stopped are asked for; None if it cannot be derived from `take_url`."""
+    """The URL of stop signals; None if it cannot be derived from `take_url`."""
     url: str | None = _job_stop_url()
     return url
 
 
 def result_url(job_id: str) -> str:
-    """Where a job's progress and its result are posted."""
+    """The URL to which a job's progress and its result are posted."""
     return _url(JOB_DONE_URL, job_id)
 
 
 def stream_url(job_id: str) -> str:
-    """Where a job's segments are posted."""
+    """The URL to which the pieces of a job's stream are posted."""
     return _url(JOB_STREAM_URL, job_id)
 
 

@@ -1,4 +1,4 @@
-"""What the RunPod worker is told by its environment, checked before anything is started.
+"""The RunPod worker's settings in its environment, checked before anything is started.
 
 RunPod's console hands values on as text: unset ones as `""`, and numbers also as `1e+01`.
 """
@@ -151,7 +151,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def variable_of(option: str) -> str:
-    """The variable that sets a limit of the configuration, whose name the errors tell."""
+    """The variable that sets a limit of the configuration; errors name it."""
     return f"WHISPER_{option.upper()}"
 
 
@@ -167,7 +167,7 @@ def _is_load_balancing(values: Mapping[str, str]) -> bool:
 def _ports(
     values: Mapping[str, str], load_balancing: bool
 ) -> tuple[int | None, int | None]:
-    """Where HTTP opens, and where health is told on a port of its own."""
+    """The ports of HTTP and of the health check; None where there is none."""
     http_port = _whole_number(values, "WHISPER_HTTP_PORT", 1, 65535)
     health_port = _whole_number(values, "PORT_HEALTH", 1, 65535)
     if not load_balancing:

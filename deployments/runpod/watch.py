@@ -1,6 +1,4 @@
-"""Watches Ray and the router, and tells when the service is dead:
-when it cannot recover by itself.
-"""
+"""Watches Ray and the router. The service is dead where it cannot recover by itself."""
 
 import asyncio
 import logging
@@ -13,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger(__name__)
 
-# Ray's processes below this one. No public call of Ray tells that they have died.
+# Ray's processes below this one. No public call of Ray says that they have died.
 _RAY_PROCESSES = ("gcs_server", "raylet")
 
 

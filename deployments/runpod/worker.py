@@ -47,7 +47,8 @@ from deployments.ray_node import (
 )
 from deployments.replica import nvidia
 from deployments.runpod.environment import configure_environment
-from deployments.runpod.health import HealthPort, all_interfaces, check_port
+from deployments.runpod.health import HealthPort
+from deployments.runpod.ports import all_interfaces, check_port
 from deployments.runpod.processes import end_all_processes
 from deployments.runpod.settings import Settings, SettingsError, read_settings
 from deployments.serve_config import ConfigError
@@ -88,6 +89,9 @@ def main() -> int:
     except _REFUSED as error:
         logger.error("error: %s", error)
         return 1
+    finally:
+        # Ray ends with the process.
+        launch.silence_serve()
     if not alive:
         end_all_processes(1)
     return 0
@@ -175,7 +179,7 @@ def _check_gpu(args: AppArgs) -> None:
 
 
 def _check_http_port(settings: Settings) -> None:
-    """Serve would give no reason."""
+    """Raises StartError if the port is taken: Serve would fail without naming the reason."""
     if settings.http_port is None:
         return
     try:
@@ -212,8 +216,6 @@ def _start(
             imports.submit(import_serving)
         # In the main thread: Ray's processes end with the thread that starts them.
         start_ray(show_logs=True)
-        # Ray has set a handler of its own.
-        _end_at_sigterm()
         stages.done("ray")
         application.result()
         stages.done("imports")

@@ -301,18 +301,18 @@ async def test_where_no_replica_answers_those_who_wait_are_told_together() -> No
     assert all("still starting" in str(failure) for failure in failures)
 
 
-async def test_only_a_start_that_takes_a_while_is_told(
+async def test_only_a_start_that_takes_a_while_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(model_client, "_READY_WITHIN_S", 0.05)
-    for delay_s, is_told in ((0.0, False), (0.5, True)):
-        told: list[Stage] = []
+    for delay_s, is_reported in ((0.0, False), (0.5, True)):
+        reported: list[Stage] = []
         handle = Handle(ready=[Response(None, delay_s)], stream=[events(transcript())])
         audio = np.zeros(32_000, dtype=np.int16)
-        stream = client(handle).stream(audio, OPTIONS, tell=told.append)
+        stream = client(handle).stream(audio, OPTIONS, on_stage=reported.append)
         assert [type(event) async for event in stream] == [Transcript]
-        expected = [Stage(stage="starting_model", duration=2.0)] if is_told else []
-        assert told == expected
+        expected = [Stage(stage="starting_model", duration=2.0)] if is_reported else []
+        assert reported == expected
 
 
 async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead() -> (
@@ -320,22 +320,24 @@ async def test_requests_that_wait_for_a_replica_with_room_are_told_what_is_ahead
 ):
     handle = Handle(stream=[full(8), full(8), full(7), events(transcript())])
     model = client(handle)
-    told: list[list[Stage]] = [[], []]
+    reported: list[list[Stage]] = [[], []]
     first, second = (
-        asyncio.ensure_future(_all(model.stream(AUDIO, OPTIONS, tell=stages.append)))
-        for stages in told
+        asyncio.ensure_future(
+            _all(model.stream(AUDIO, OPTIONS, on_stage=stages.append))
+        )
+        for stages in reported
     )
     await asyncio.gather(first, second)
-    ahead = [[stage.windows_ahead for stage in stages] for stages in told]
+    ahead = [[stage.windows_ahead for stage in stages] for stages in reported]
     assert ahead == [[8, 7], [9, 8]]
-    assert {stage.stage for stages in told for stage in stages} == {"queued"}
+    assert {stage.stage for stages in reported for stage in stages} == {"queued"}
 
 
-async def test_a_request_that_finds_room_is_told_nothing() -> None:
-    told: list[Stage] = []
+async def test_a_request_that_finds_room_has_no_stages() -> None:
+    reported: list[Stage] = []
     handle = Handle(stream=[events(transcript())])
-    await _all(client(handle).stream(AUDIO, OPTIONS, tell=told.append))
-    assert told == []
+    await _all(client(handle).stream(AUDIO, OPTIONS, on_stage=reported.append))
+    assert reported == []
 
 
 async def _all(stream: AsyncGenerator[ReplicaEvent, None]) -> list[ReplicaEvent]:

@@ -160,7 +160,7 @@ async def test_an_input_that_is_none_is_refused(job_input: Any, text: str) -> No
 
 async def test_no_result_at_all_is_an_error() -> None:
     result = await result_of(Router([progress(10)]))
-    assert result == {"error": "The service gave no result"}
+    assert result == {"error": "The model gave no result"}
 
 
 async def test_a_result_over_the_limit_loses_its_tokens() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from deployments.contract.answer import Answer, SegmentWord, Word
 from deployments.contract.errors import InvalidRequestError
-from deployments.runpod.result_size import fit_to_limit
+from deployments.runpod.result_size import fit_openai_to_limit, fit_to_limit
 from tests.runpod.examples import answer_with
 
 
@@ -67,3 +67,33 @@ def test_what_is_no_json_is_not_sent() -> None:
     answer = answer_with(1).model_copy(update={"duration": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         fit_to_limit(answer, 1000)
+
+
+def test_in_openais_form_the_tokens_become_an_empty_list() -> None:
+    segments = [{"id": 0, "text": "x", "tokens": [50000] * 100}]
+    output = {"text": "x", "segments": segments}
+    assert fit_openai_to_limit(output, 100_000) == output
+    fitted = fit_openai_to_limit(output, 300)
+    assert fitted["segments"] == [{"id": 0, "text": "x", "tokens": []}]
+    [warning] = fitted["warnings"]
+    assert warning.startswith("The segments' tokens are left out")
+
+
+@pytest.mark.parametrize(
+    ("output", "advice"),
+    [
+        ("x" * 1000, "the recording in parts"),
+        ({"text": "x" * 1000}, "the recording in parts"),
+        (
+            {"text": "x" * 1000, "words": []},
+            "the recording without words, or in parts",
+        ),
+    ],
+    ids=["text", "json", "words"],
+)
+def test_in_openais_form_too_the_error_says_what_to_do(
+    output: object, advice: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        fit_openai_to_limit(output, 500)
+    assert advice in str(caught.value)

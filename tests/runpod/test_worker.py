@@ -21,9 +21,11 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ray, "init", refuse)
     # No model has this name, which ends the worker as soon as it has written its first line.
     monkeypatch.setenv("WHISPER_MODEL", "giant")
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, serve = signal.getsignal(signal.SIGTERM), logging.getLogger("ray.serve")
+    level = serve.level
     yield
     signal.signal(signal.SIGTERM, handler)
+    serve.setLevel(level)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

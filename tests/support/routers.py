@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from deployments.config import AppArgs, ModelArgs
-from deployments.router.drain import Drain
+from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
 from tests.support.handles import Handle
 from tests.support.shared_audio import shared
@@ -39,7 +39,7 @@ class BrokenRouter:
     """A Router that fails in an unforeseen way, with a text that is for nobody."""
 
     args = AppArgs()
-    requests = Drain()
+    in_flight = InFlight()
 
     async def health(self) -> None:
         raise ValueError("SECRET")

@@ -18,30 +18,45 @@ _DONE = message("[DONE]")
 async def messages(
     events: AsyncGenerator[Event, None], options: AnswerOptions
 ) -> AsyncGenerator[str, None]:
-    """Messages of server-sent events. The texts of all deltas, joined, are the text at the end.
+    """`Messages` of all events, and of the error that ends them.
 
     events: of `Router.events`, with segments
     """
-    text = _Text()
+    stream = Messages(options)
     try:
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, SegmentEvent):
-                    segment = event.segment
-                    if delta := text.add(segment.unstripped_text or segment.text):
-                        yield _delta(delta)
-                elif isinstance(event, Result):
-                    rest = text.rest_of(event.result)
-                    if rest or not text.sent:
-                        # Some clients read deltas alone, so that an empty text has one as well.
-                        yield _delta(rest)
-                    done = await asyncio.to_thread(
-                        _done, event.result, options, text.sent
-                    )
-                    yield done
-                    yield _DONE
+                for text in await stream.of(event):
+                    yield text
     except WhisperServeError as error:
-        yield message(as_json(body_of(error, options.names)))
+        yield stream.of_error(error)
+
+
+class Messages:
+    """One stream's messages. The texts of all deltas, joined, are the text at the end."""
+
+    def __init__(self, options: AnswerOptions) -> None:
+        self._options = options
+        self._text = _Text()
+
+    async def of(self, event: Event) -> list[str]:
+        """The messages that an event of `Router.events` becomes, if any."""
+        text = self._text
+        if isinstance(event, SegmentEvent):
+            segment = event.segment
+            delta = text.add(segment.unstripped_text or segment.text)
+            return [_delta(delta)] if delta else []
+        if not isinstance(event, Result):
+            return []
+        rest = text.rest_of(event.result)
+        # Some clients read deltas alone, so that an empty text has one as well.
+        last = [_delta(rest)] if rest or not text.sent else []
+        done = await asyncio.to_thread(_done, event.result, self._options, text.sent)
+        return [*last, done, _DONE]
+
+    def of_error(self, error: WhisperServeError) -> str:
+        """The message that ends a stream that has failed."""
+        return message(as_json(body_of(error, self._options.names)))
 
 
 class _Text:

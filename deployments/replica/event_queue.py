@@ -1,4 +1,4 @@
-"""What a replica tells of a request while it works on it."""
+"""The events of a request while a replica works on it, from its thread to its caller."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,8 +14,8 @@ from deployments.contract.answer import (
 from deployments.replica.transcript import ReplicaEvent, Transcript
 
 
-class Reports:
-    """The events of one request, which any thread may add and its caller's loop yields.
+class EventQueue:
+    """The events of one request: any thread adds them, and the event loop yields them.
 
     segments, progress: whether these events are wanted; stages are wanted with the progress
     words: whether the request asked for the words of its segments
@@ -64,7 +64,7 @@ class Reports:
         self._emit(Progress(done=0.0, total=duration_s))
 
     def _on_progress(self, done: float, total: float) -> None:
-        # The engine tells the beginning before there is a slot; `_on_start` tells it after that.
+        # The engine reports 0 before the request has a slot; `_on_start` does so after that.
         if done:
             self._emit(Progress(done=done, total=total))
 
