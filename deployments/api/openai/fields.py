@@ -17,7 +17,7 @@ _EXTRA = "extra_body"
 
 
 def plain_fields(fields: Any) -> dict[str, Any]:
-    """Fields by their plain names: of a list all items, of an object a dict.
+    """Fields by their plain names: of a list all items, of an object a dict. Null stays null.
 
     Raises InvalidRequestError where the fields are no object.
     """
@@ -26,11 +26,14 @@ def plain_fields(fields: Any) -> dict[str, Any]:
     extra = fields.get(_EXTRA)
     inner = extra if isinstance(extra, Mapping) else {}
     plain: dict[str, Any] = {}
+    nulls: dict[str, None] = {}
     for name, value in [*fields.items(), *inner.items()]:
         base, keys = _parts(str(name))
-        if value is not None and value is not inner:
+        if value is None:
+            nulls[base] = None
+        elif value is not inner:
             _put(plain, base, keys, value)
-    return plain
+    return nulls | plain
 
 
 def one(fields: dict[str, Any], name: str) -> Any:

@@ -103,7 +103,8 @@ class _Reader:
         self._read_temperature()
         granularities = self._granularities(format_)
         subtitles = self._subtitles(format_)
-        ignored = _fit_for_a_log([*self._ignored, *self._fields])
+        left = [name for name, value in self._fields.items() if value is not None]
+        ignored = _fit_for_a_log([*self._ignored, *left])
         if ignored:
             self._warnings.append(f"Fields without effect here: {', '.join(ignored)}")
         return AnswerOptions(
@@ -128,7 +129,7 @@ class _Reader:
         if task == "translate":
             # A model that cannot translate is the wrong model for this route.
             self._names["task"] = "model"
-            if "task" in self._fields:
+            if self._fields.get("task") is not None:
                 self._ignored.append("task")
                 del self._fields["task"]
             return task

@@ -183,6 +183,13 @@ def test_a_language_is_read_in_every_form(
     assert parse_upload(request).options.language_code == code
 
 
+def test_null_means_what_it_means_to_the_native_api() -> None:
+    read = parsed(beam_size=None, prompt=None, temperature=None, unknown=None)
+    options = parse_upload(read.request).options
+    assert (options.beam_size, options.temperature) == (None, 0.0)
+    assert not read.options.ignored
+
+
 def test_of_several_languages_whisper_takes_none() -> None:
     assert request_of(**{"languages[]": "de"})["language"] == "de"
     several = parsed(languages=["de", "en"])
