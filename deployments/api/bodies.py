@@ -6,7 +6,6 @@ together hold at most `max_uploads_bytes`, until the request has ended or its fi
 
 import asyncio
 import contextlib
-import errno
 import io
 import re
 import tempfile
@@ -15,9 +14,8 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Iterator,
 )
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -29,10 +27,10 @@ from deployments.api import json_body
 from deployments.api.budget import Budget, Share
 from deployments.api.json_body import RecordingFields
 from deployments.api.multipart import MAX_FIELDS_BYTES, Form, file_too_large
+from deployments.audio.disk import disk_full_reported
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     InvalidRequestError,
-    OverloadedError,
     RequestCancelledError,
     RequestTimeoutError,
     RequestTooLargeError,
@@ -47,8 +45,6 @@ _UNKNOWN_BYTES = "application/octet-stream"
 _FILE_TYPES = ("audio/", "video/", "application/ogg")
 # Such a body is refused before it is read, because a large one would be refused for its size.
 _REFUSED_TYPES = ("multipart/", "image/")
-# The errors of a full disk, of the user's quota, and of a file system's largest file.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A file is written in pieces of this size.
 _PIECE_BYTES = 1 << 20
 
@@ -151,7 +147,7 @@ class _Reader:
         return Body(form.fields, form.file)
 
     async def _file_alone(self, pieces: AsyncGenerator[bytes, None]) -> Body:
-        with _disk_full_reported():
+        with disk_full_reported():
             file = self._new_file()
 
         def finish() -> None:
@@ -214,7 +210,7 @@ class _Reader:
         """Give what arrives to `feed`, which writes to the disk, in a thread."""
         waiting: list[bytes] = []
         size = 0
-        with _disk_full_reported():
+        with disk_full_reported():
             async with aclosing(pieces):
                 async for piece in pieces:
                     waiting.append(piece)
@@ -273,19 +269,6 @@ class _UploadedFile(io.BufferedRandom):
             super().close()
         finally:
             self._on_close()
-
-
-@contextmanager
-def _disk_full_reported() -> Iterator[None]:
-    """Raises OverloadedError where the disk takes no more."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise OverloadedError(
-            "The service's disk has no room for the file: try again later"
-        ) from None
 
 
 def _media_type(request: Request) -> str:

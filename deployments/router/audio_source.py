@@ -16,6 +16,7 @@ import numpy as np
 
 from deployments.audio import SAMPLE_RATE
 from deployments.audio.decode import DecodedAudio, decode_audio
+from deployments.audio.disk import disk_full_reported
 from deployments.audio.download import FetchLimits, fetch_audio
 from deployments.audio.not_audio import kind_of_text
 from deployments.config import AppArgs
@@ -63,7 +64,8 @@ def source_of(request: UploadRequest, upload: BinaryIO | None = None) -> AudioSo
 
     upload: the file that came beside the request; None where the request itself names its audio
 
-    Raises InvalidRequestError where the request has a text in which there is no file.
+    Raises InvalidRequestError where the request has a text in which there is no file, and
+    OverloadedError where the disk has no room for the file.
     """
     if upload is not None:
         return upload
@@ -71,11 +73,14 @@ def source_of(request: UploadRequest, upload: BinaryIO | None = None) -> AudioSo
     pieces = request.inline_audio()
     if pieces is None:
         return RemoteAudio((request.audio or "").strip(), request.audio_headers or {})
-    # On disk, because many such requests may wait.
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by AudioLoader, or when it is collected
-    file.writelines(pieces)
-    file.seek(0)
-    return file
+    with disk_full_reported(), ExitStack() as stack:
+        # On disk, because many such requests may wait.
+        file = stack.enter_context(tempfile.TemporaryFile())
+        file.writelines(pieces)
+        file.seek(0)
+        # AudioLoader closes the file, or it is closed when it is collected.
+        stack.pop_all()
+        return file
 
 
 class AudioLoader:
@@ -110,7 +115,8 @@ class AudioLoader:
         track, channel: as in `decode_audio`
         on_stage: called when the download and the decoding begin
 
-        Raises AudioUrlError, AudioHostError, InvalidAudioError and InvalidRequestError.
+        Raises AudioUrlError, AudioHostError, InvalidAudioError, InvalidRequestError, and
+        OverloadedError where the disk has no room for the file.
         """
         cancelled = threading.Event()
         # In this request's context, for the request id that Serve puts into log lines.
@@ -143,7 +149,7 @@ class AudioLoader:
         started = time.monotonic()
         if isinstance(source, RemoteAudio):
             on_stage(Stage(stage="downloading"))
-        with ExitStack() as stack:
+        with disk_full_reported(), ExitStack() as stack:
             file = stack.enter_context(
                 fetch_audio(source.url, self._limits, cancelled.is_set, source.headers)
                 if isinstance(source, RemoteAudio)

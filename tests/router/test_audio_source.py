@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from deployments.contract.errors import (
     AudioHostError,
     AudioUrlError,
     InvalidAudioError,
+    OverloadedError,
     WhisperServeError,
 )
 from deployments.contract.request import parse_request
@@ -37,6 +39,16 @@ def server() -> Iterator[MisbehavingServer]:
         yield server
 
 
+class FullDisk(io.FileIO):
+    """A file that takes nothing, on a device which knows no truncation."""
+
+    def __init__(self) -> None:
+        super().__init__("/dev/full", "r+")
+
+    def truncate(self, size: int | None = None) -> int:
+        return size or 0
+
+
 def load(request: dict[str, Any]) -> Waveform:
     source = source_of(parse_request(request))
     return asyncio.run(AudioLoader(AppArgs(), threads=1).load(source))
@@ -46,6 +58,22 @@ def failure(request: dict[str, Any]) -> WhisperServeError:
     with pytest.raises(WhisperServeError) as caught:
         load(request)
     return caught.value
+
+
+def test_a_disk_without_room_is_no_fault_of_the_request(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", FullDisk)
+    server.answer(answer_with(body=FLAC))
+    for request in (
+        {"audio": server.url()},
+        {"audio_base64": base64.b64encode(FLAC).decode()},
+    ):
+        error = failure(request)
+        assert isinstance(error, OverloadedError)
+        assert str(error) == (
+            "The service's disk has no room for the file: try again later"
+        )
 
 
 @pytest.mark.parametrize(
