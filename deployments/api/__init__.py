@@ -43,7 +43,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
     app.add_middleware(ReportedBodies)
-    app.add_middleware(_InWork, router)
+    app.add_middleware(_CountedInFlight, router)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -74,7 +74,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     return app
 
 
-class _InWork:
+class _CountedInFlight:
     """ASGI middleware that lets the router count the requests in work, to their last byte."""
 
     def __init__(self, app: ASGIApp, router: Router) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from deployments.api.bodies import Bodies
+from deployments.api.described_errors import KEY_REFUSALS, described
 from deployments.api.disconnect import cancel_on_disconnect
 from deployments.api.events import (
     EVENT_SCHEMA,
@@ -34,18 +35,10 @@ from deployments.contract.values import number
 from deployments.http_errors import REQUEST_ID_HEADER
 from deployments.router.router import Router
 
-
-def _described(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": ErrorAnswer, "description": description}
-        for status, description in descriptions.items()
-    }
-
-
-_ERRORS = _described(
+_ERRORS = described(
+    ErrorAnswer,
     {
-        401: "the request has no valid API key",
-        403: "the service has no keys, or does not know the web page that sent the request",
+        **KEY_REFUSALS,
         413: "the body or its file is too large",
         415: "the body is neither JSON nor a form nor audio or video: an image, compressed bytes",
         422: "the request, its URL or its audio is at fault",
@@ -53,13 +46,14 @@ _ERRORS = _described(
         502: "the host of the audio is at fault",
         503: "the model or the service cannot start, or too many requests wait",
         504: "the request took too long",
-    }
+    },
 )
-_HEALTH_ERRORS = _described(
+_HEALTH_ERRORS = described(
+    ErrorAnswer,
     {
         422: "the request has a query parameter",
         500: "the service failed on this request",
-    }
+    },
 )
 
 _RECORDING = RecordingFields(url="audio", base64="audio_base64")

@@ -3,18 +3,16 @@
 import asyncio
 import math
 import time
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.api.described_errors import described
 from deployments.api.refusals import failures_logged
 from deployments.contract.answer import ErrorAnswer, Ready
 from deployments.contract.errors import ServiceUnavailableError
 from deployments.router.router import Router
 
-_FAILURE: dict[int | str, dict[str, Any]] = {
-    500: {"model": ErrorAnswer, "description": "the service failed on this request"}
-}
+_FAILURE = {500: "the service failed on this request"}
 # To count replicas costs Serve's controller a third of a second, so probes share an answer.
 _STILL_TRUE_S = 1.0
 
@@ -26,8 +24,9 @@ def routes(router: Router) -> APIRouter:
     @api.get(
         "/ready",
         response_model=Ready,
-        responses=_FAILURE
-        | {503: {"model": ErrorAnswer, "description": "the default model is starting"}},
+        responses=described(
+            ErrorAnswer, _FAILURE | {503: "the default model is starting"}
+        ),
     )
     async def ready(request: Request) -> Ready:
         """Whether the default model is loaded. Where it may stop when idle, it counts as ready."""
@@ -40,7 +39,10 @@ def routes(router: Router) -> APIRouter:
     @api.get(
         "/ping",
         response_class=Response,
-        responses=_FAILURE | {204: {"description": "the default model is starting"}},
+        responses={
+            **described(ErrorAnswer, _FAILURE),
+            204: {"description": "the default model is starting"},
+        },
     )
     async def ping(request: Request) -> Response:
         """`GET /ready` as RunPod's load balancer asks it: 200, or 204 while the model starts."""

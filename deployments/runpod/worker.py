@@ -121,12 +121,7 @@ def _do_jobs(
 
     max_concurrency = serving.max_concurrency(router, settings, args)
     stages.done("first_answer")
-    logger.info(
-        "event=ready model=%s concurrency=%d %s",
-        *(args.default_model, max_concurrency, stages),
-    )
-    if health is not None:
-        health.ready = True
+    _report_ready(f"concurrency={max_concurrency}", args, health, stages)
     return serving.do_jobs(router, settings, args, max_concurrency)
 
 
@@ -141,18 +136,25 @@ def _serve_http(
 
     for variable in settings.ignored:
         logger.warning("event=ignored_variable variable=%s endpoint=LB", variable)
-    logger.info(
-        "event=ready model=%s port=%d %s",
-        *(args.default_model, settings.http_port, stages),
-    )
-    if health is not None:
-        health.ready = True
+    _report_ready(f"port={settings.http_port}", args, health, stages)
 
     def not_ready() -> None:
         if health is not None:
             health.ready = False
 
     return load_balancing.serve_http(router, not_ready)
+
+
+def _report_ready(
+    detail: str, args: AppArgs, health: HealthPort | None, stages: Stages
+) -> None:
+    """Log that the start is over, and answer so on the health port.
+
+    detail: what this kind of worker has to say, as `key=value`
+    """
+    logger.info("event=ready model=%s %s %s", args.default_model, detail, stages)
+    if health is not None:
+        health.ready = True
 
 
 def _end_at_sigterm() -> None:

@@ -2,40 +2,34 @@
 
 from typing import Any
 
+from deployments.api.described_errors import KEY_REFUSALS, described
 from deployments.api.events import EVENT_SCHEMA
 from deployments.api.openai.answer_options import FORMATS
 from deployments.contract.request import TranscriptionRequest
 from deployments.http_errors import ErrorBody
 
-
-def _described(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": ErrorBody, "description": description}
-        for status, description in descriptions.items()
-    }
-
-
-EVERY_ROUTE = _described(
+EVERY_ROUTE = described(
+    ErrorBody,
     {
-        401: "the request has no valid API key",
-        403: "the service has no keys, or does not know the web page that sent the request",
+        **KEY_REFUSALS,
         500: "the service failed on this request",
         503: "the model or the service cannot start, or too many requests wait",
-    }
+    },
 )
-UNKNOWN_MODEL = _described({404: "no model has the name"})
+UNKNOWN_MODEL = described(ErrorBody, {404: "no model has the name"})
 MODEL_NAME = [
     {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 ]
 TRANSCRIPTION_ANSWERS = UNKNOWN_MODEL | {
-    **_described(
+    **described(
+        ErrorBody,
         {
             400: "the request, its URL or its audio is at fault",
             413: "the body is too large",
             415: "the body is of a kind that is not read",
             502: "the host of the audio is at fault",
             504: "the request took too long",
-        }
+        },
     ),
     200: {
         "description": "the transcription in its format, or a stream of events",
