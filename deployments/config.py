@@ -39,6 +39,7 @@ _NEEDS_RESTART = (
     "gpu_memory_gb",
     "max_decode_s_per_audio_s",
     "allowed_origins",
+    "drain_timeout_s",
 )
 
 
@@ -138,13 +139,52 @@ class AppArgs(_Args):
     max_download_bytes: int = Field(
         1 << 30, ge=1, description="of one file, downloaded or uploaded"
     )
-    max_uploads_bytes: int = Field(
-        4 << 30, ge=1, description="of all request bodies that are read or in work"
+    max_spool_bytes: int = Field(
+        4 << 30,
+        ge=1,
+        description="of all files on disk at once: downloads, uploads and base64",
+    )
+    max_downloads: int = Field(64, ge=1, description="in progress at once")
+    max_downloads_per_host: int = Field(8, ge=1)
+    min_download_bytes_per_s: float = Field(
+        16_384, ge=0, description="averaged over half a minute; 0: no minimum"
     )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)
     download_timeout_s: float = Field(600, gt=0)
     max_audio_s: float = Field(4 * 3600, gt=0, description="of decoded audio")
+    max_audio_in_work_s: float | None = Field(
+        None,
+        gt=0,
+        description="of all recordings that a model's replicas hold at once;"
+        " unset: four times max_audio_s for each replica",
+    )
+    max_requests_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="of one API key for one model, waiting or in work;"
+        " unset: half of max_waiting_requests",
+    )
+    drain_timeout_s: float = Field(
+        600, gt=0, description="for the requests in work when the service stops"
+    )
+
+    allow_hosts: list[str] = Field(
+        default_factory=list,
+        description="exact host:port pairs that may be fetched from although they are not public",
+    )
+    refuse_networks: list[str] = Field(
+        default_factory=list,
+        description="further networks that are never fetched from, such as 161.26.0.0/16",
+    )
+    allow_private_networks: bool = Field(
+        False,
+        description="true: a caller can make the service fetch from this machine and its network",
+    )
+    egress_proxy: str | None = Field(
+        None,
+        description="URL of an HTTP proxy for all downloads, which then decides what is fetched",
+    )
 
     openai_models: dict[str, str] = Field(
         default_factory=dict,

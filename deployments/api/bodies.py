@@ -1,7 +1,7 @@
 """The bodies of HTTP requests: JSON, a form with its file, or a file alone.
 
 A file goes to disk while it arrives, and no body is read further than its limit. All bodies
-together hold at most `max_uploads_bytes`, until the request has ended or its file is closed.
+together hold at most `max_spool_bytes`, until the request has ended or its file is closed.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class _Reader:
         self._recording = recording
         self._share = share
         self._args = args
-        self._max_file_bytes = min(args.max_download_bytes, args.max_uploads_bytes)
+        self._max_file_bytes = min(args.max_download_bytes, args.max_spool_bytes)
         self._file: BinaryIO | None = None
 
     async def read(self) -> Body:
@@ -188,7 +188,7 @@ class _Reader:
         )
 
     def _json_limit(self) -> tuple[int, RequestTooLargeError]:
-        limit = min(json_body.MAX_BODY_BYTES, self._args.max_uploads_bytes)
+        limit = min(json_body.MAX_BODY_BYTES, self._args.max_spool_bytes)
         return limit, RequestTooLargeError(
             f"The request body is larger than {limit >> 20} MiB:"
             f" send a large file in a form, or give its URL as '{self._recording.url}'"
@@ -229,7 +229,7 @@ class _Reader:
         announced = int(length) if length.isdecimal() else 0
         if announced > limit:
             raise too_large
-        self._share.hold(announced, self._args.max_uploads_bytes)
+        self._share.hold(announced, self._args.max_spool_bytes)
         received = 0
         stream = self._request.stream()
         try:
@@ -241,7 +241,7 @@ class _Reader:
                 received += len(piece)
                 if received > limit:
                     raise too_large
-                self._share.hold(received, self._args.max_uploads_bytes)
+                self._share.hold(received, self._args.max_spool_bytes)
                 yield piece
         except (ClientDisconnect, RayError):
             # Where the proxy has dropped the request first, Serve raises Ray's error.

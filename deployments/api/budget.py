@@ -30,7 +30,7 @@ class Budget:
             if self.held + size > limit:
                 raise OverloadedError(
                     "Other requests hold as many bytes as are allowed"
-                    f" ({size_text(limit)}, max_uploads_bytes): try again later"
+                    f" ({size_text(limit)}, max_spool_bytes): try again later"
                 )
             self.held += size
 

@@ -7,6 +7,9 @@
     ├── AudioUrlError              422  audio_url_error
     │   └── AudioHostError         502  audio_host_error
     ├── InvalidAudioError          422  invalid_audio
+    │   └── AudioTooComplexError   422  audio_too_complex
+    ├── HarmfulAudioError          422  harmful_audio
+    ├── TooManyRequestsError       429  too_many_requests
     ├── ModelUnavailableError      503  model_unavailable
     ├── OverloadedError            503  overloaded
     ├── ServiceUnavailableError    503  service_unavailable
@@ -92,6 +95,27 @@ class InvalidAudioError(WhisperServeError):
     status = 422
     type = "invalid_audio"
     prefix = "Audio decoding failed: "
+
+
+class AudioTooComplexError(InvalidAudioError):
+    """Decoding the file takes more time or memory than a recording of its length can need."""
+
+    type = "audio_too_complex"
+
+
+class HarmfulAudioError(WhisperServeError):
+    """The same recording has ended replicas some minutes ago, so it is refused for a while."""
+
+    status = 422
+    type = "harmful_audio"
+
+
+class TooManyRequestsError(WhisperServeError):
+    """The caller's API key has as many requests waiting or in work as one key may have."""
+
+    status = 429
+    type = "too_many_requests"
+    retry_after_s = 10
 
 
 class ModelUnavailableError(WhisperServeError):

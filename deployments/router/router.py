@@ -30,12 +30,9 @@ from deployments.contract.request import parse_request, parse_upload
 from deployments.logs import log_through_serve
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import Transcript
-from deployments.router.audio_source import (
-    AudioLoader,
-    AudioSource,
-    Waveform,
-    source_of,
-)
+from deployments.router.audio_source import AudioSource, source_of
+from deployments.router.decoding import Decoder, Waveform
+from deployments.router.fetching import Fetcher
 from deployments.router.in_flight import InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
@@ -79,7 +76,7 @@ class Router:
             )
             for model in args.models
         }
-        self._audio = self._audio_loader()
+        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
         self._limits_taken = False
         self.in_flight = InFlight()
 
@@ -103,7 +100,7 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._audio = self._audio_loader()
+        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
         if changed:
             logger.warning(
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
@@ -235,10 +232,6 @@ class Router:
                 else:
                     yield event
 
-    def _audio_loader(self) -> AudioLoader:
-        threads = sum(client.max_concurrency for client in self._clients.values())
-        return AudioLoader(self._args, threads)
-
     def _parse(
         self, payload: Mapping[str, Any], upload: BinaryIO | None, entry: RequestLog
     ) -> "_Job":
@@ -261,10 +254,14 @@ class Router:
         self, job: "_Job", entry: RequestLog, on_stage: OnStage
     ) -> AsyncIterator[Waveform]:
         """The job's audio, with one of the model's places for as long as it is in memory."""
+        async with self._fetcher.fetched(job.source, on_stage) as fetched:
+            audio = await self._decoder.decode(
+                fetched, job.track, job.channel, on_stage
+            )
         waiting = time.monotonic()
         async with job.client.admitted(on_stage):
             entry.queue_s = time.monotonic() - waiting
-            yield await self._audio.load(job.source, job.track, job.channel, on_stage)
+            yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official

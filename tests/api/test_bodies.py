@@ -311,7 +311,7 @@ def test_a_disk_without_room_is_said_to_have_none(
 
 
 BUSY = (
-    "Other requests hold as many bytes as are allowed (4 MiB, max_uploads_bytes):"
+    "Other requests hold as many bytes as are allowed (4 MiB, max_spool_bytes):"
     " try again later"
 )
 
@@ -335,7 +335,7 @@ class Held:
 def test_bodies_beyond_the_budget_are_refused_until_another_has_ended(
     announced: bool,
 ) -> None:
-    app, _ = application(max_uploads_bytes=4 * MIB)
+    app, _ = application(max_spool_bytes=4 * MIB)
     size = 3 * MIB
     length = {"content-length": str(size)} if announced else {}
     # Of a body that announces its length, nothing has to have come.
@@ -372,7 +372,7 @@ def test_a_file_counts_until_it_has_been_read_and_json_until_its_answer() -> Non
     async def check(body: bytes, headers: dict[str, str], free: bool) -> None:
         # The replica accepts the request and then does not answer.
         held = Handle(stream=[events(transcript(), delay_s=1000.0)])
-        app, _ = application(held, max_uploads_bytes=4 * MIB)
+        app, _ = application(held, max_spool_bytes=4 * MIB)
         length = {"content-length": str(3 * MIB)}
         first = asyncio.ensure_future(
             post(app, "/transcribe", headers | length, [body])
@@ -393,7 +393,7 @@ def test_a_file_counts_until_it_has_been_read_and_json_until_its_answer() -> Non
 
 
 def test_a_file_that_the_budget_can_never_hold_is_too_large() -> None:
-    app, _ = application(max_uploads_bytes=MIB)
+    app, _ = application(max_spool_bytes=MIB)
     answer = sent([HEAD], FORM | {"content-length": str(20 * MIB)}, app)
     assert answer.status == 413
 
@@ -401,7 +401,7 @@ def test_a_file_that_the_budget_can_never_hold_is_too_large() -> None:
 def test_a_caller_who_leaves_in_the_middle_frees_what_the_upload_held(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app, _ = application(max_uploads_bytes=4 * MIB)
+    app, _ = application(max_spool_bytes=4 * MIB)
     length = FORM | {"content-length": str(3 * MIB)}
     with caplog.at_level(logging.INFO, "deployments"):
         sent([HEAD, *[PIECE] * 40], length, app, leaves=True)
@@ -411,7 +411,7 @@ def test_a_caller_who_leaves_in_the_middle_frees_what_the_upload_held(
 
 
 def test_an_upload_that_stands_still_is_given_up() -> None:
-    app, _ = application(read_timeout_s=0.05, max_uploads_bytes=4 * MIB)
+    app, _ = application(read_timeout_s=0.05, max_spool_bytes=4 * MIB)
     length = FORM | {"content-length": str(3 * MIB)}
 
     async def check() -> Answer:

@@ -21,7 +21,7 @@ def test_what_has_no_room_is_refused_and_changes_nothing() -> None:
     budget = Budget()
     with budget.share() as first, budget.share() as second:
         first.hold(3, limit=4)
-        with pytest.raises(OverloadedError, match="max_uploads_bytes"):
+        with pytest.raises(OverloadedError, match="max_spool_bytes"):
             second.hold(2, limit=4)
         assert budget.held == 3
 

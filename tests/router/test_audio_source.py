@@ -21,7 +21,9 @@ from deployments.contract.errors import (
     WhisperServeError,
 )
 from deployments.contract.request import parse_request
-from deployments.router.audio_source import AudioLoader, Waveform, source_of
+from deployments.router.audio_source import source_of
+from deployments.router.decoding import Decoder, Waveform
+from deployments.router.fetching import FetchedFile, Fetcher
 from tests.support.misbehaving_server import (
     MisbehavingServer,
     answer_with,
@@ -51,7 +53,12 @@ class FullDisk(io.FileIO):
 
 def load(request: dict[str, Any]) -> Waveform:
     source = source_of(parse_request(request))
-    return asyncio.run(AudioLoader(AppArgs(), threads=1).load(source))
+
+    async def loaded() -> Waveform:
+        async with Fetcher(AppArgs()).fetched(source) as fetched:
+            return await Decoder(AppArgs()).decode(fetched)
+
+    return asyncio.run(loaded())
 
 
 def failure(request: dict[str, Any]) -> WhisperServeError:
@@ -154,27 +161,15 @@ class SlowFile(io.BytesIO):
 
 async def test_a_cancelled_call_returns_when_its_file_is_read_no_more() -> None:
     file = SlowFile(FLAC)
-    loading = asyncio.ensure_future(AudioLoader(AppArgs(), threads=1).load(file))
+    decoder = Decoder(AppArgs())
+    decoding = asyncio.ensure_future(
+        decoder.decode(FetchedFile(file, 0.0, remote=False))
+    )
     await asyncio.to_thread(file.reading.wait, 60)
-    loading.cancel()
+    decoding.cancel()
     for _ in range(100):
         await asyncio.sleep(0)
-    assert not loading.done() and not file.closed
+    assert not decoding.done()
     file.may_go_on.set()
-    await asyncio.gather(loading, return_exceptions=True)
-    assert loading.cancelled()
-    assert file.closed and not file.closed_while_read
-
-
-async def test_a_call_that_is_cancelled_before_its_turn_leaves_its_file() -> None:
-    first, second = SlowFile(FLAC), io.BytesIO(FLAC)
-    loader = AudioLoader(AppArgs(), threads=1)
-    working = asyncio.ensure_future(loader.load(first))
-    await asyncio.to_thread(first.reading.wait, 60)
-    waiting = asyncio.ensure_future(loader.load(second))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert not second.closed
-    first.may_go_on.set()
-    assert (await working).duration_s == 11.0
+    await asyncio.gather(decoding, return_exceptions=True)
+    assert decoding.cancelled()

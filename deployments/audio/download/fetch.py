@@ -3,8 +3,8 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import BinaryIO
 
 from requests import exceptions as rx
@@ -31,14 +31,13 @@ _CHUNK_BYTES = 1 << 16
 _PROGRESS_BYTES = 1 << 16
 
 
-@contextmanager
 def fetch_audio(
     url: str,
     limits: FetchLimits,
     cancelled: Callable[[], bool] = lambda: False,
     headers: Mapping[str, str] | None = None,
-) -> Iterator[BinaryIO]:
-    """Download `url` and yield it as a seekable file at its start, which is gone after the block.
+) -> BinaryIO:
+    """Download `url` into a seekable file, which is given at its start and is gone when closed.
 
     The file has no name on disk, so that even a killed process leaves nothing behind. Private
     addresses are not refused: the network's policy has to do that. Blocks.
@@ -49,11 +48,13 @@ def fetch_audio(
     Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError.
     Neither the URL nor the headers are in the text of an error or in a log.
     """
-    with tempfile.TemporaryFile() as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
         with Watchdog(limits.total_timeout_s, cancelled) as watchdog:
             _Download(url, headers or {}, limits, watchdog).into(file)
         file.seek(0)
-        yield file
+        stack.pop_all()
+        return file
 
 
 class _Download:
