@@ -17,6 +17,7 @@ LONGEST = 400
 ROOMS = [
     "catalog",
     "contract",
+    "hosts",
     "config",
     "logs",
     "keys",

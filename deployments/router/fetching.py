@@ -12,10 +12,11 @@ from functools import partial
 from typing import BinaryIO
 
 from deployments.audio.disk import disk_full_reported
-from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
 from deployments.router.audio_source import AudioSource, RemoteAudio
+from deployments.router.refused_urls import count_refused_url
 from deployments.router.stages import OnStage, ignore_stage
 
 
@@ -45,6 +46,22 @@ class Fetcher:
             read_timeout_s=args.read_timeout_s,
             total_timeout_s=args.download_timeout_s,
         )
+        self._guard = UrlGuard(
+            args.allow_hosts,
+            args.refuse_networks,
+            args.allow_private_networks,
+            args.egress_proxy,
+            on_refused=count_refused_url,
+        )
+
+    def check(self, source: AudioSource) -> None:
+        """Raise AudioUrlError for a URL that needs no look-up to be refused."""
+        if isinstance(source, RemoteAudio):
+            self._guard.read(source.url)
+
+    def log_exceptions(self) -> None:
+        """Log what may be fetched beyond the default."""
+        self._guard.log_exceptions()
 
     @asynccontextmanager
     async def fetched(
@@ -78,5 +95,9 @@ class Fetcher:
     def _fetch(self, source: RemoteAudio, cancelled: threading.Event) -> BinaryIO:
         with disk_full_reported():
             return fetch_audio(
-                source.url, self._limits, cancelled.is_set, source.headers
+                source.url,
+                self._limits,
+                cancelled.is_set,
+                source.headers,
+                self._guard,
             )

@@ -101,6 +101,7 @@ class Router:
         for client in self._clients.values():
             client.set_limits(args)
         self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self._fetcher.log_exceptions()
         if changed:
             logger.warning(
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
@@ -241,10 +242,12 @@ class Router:
         entry.model = model.name
         options = request.options
         self._args.check_fits(options, model)
+        source = source_of(request, upload)
+        self._fetcher.check(source)
         return _Job(
             options,
             self._clients[model.name],
-            source_of(request, upload),
+            source,
             request.audio_track,
             request.audio_channel,
         )

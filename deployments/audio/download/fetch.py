@@ -20,7 +20,7 @@ from deployments.audio.download.failures import (
 from deployments.audio.download.limits import FetchLimits
 from deployments.audio.download.resume import PartialFile
 from deployments.audio.download.session import Answer, Session
-from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.url_guard import UrlGuard
 from deployments.audio.download.watchdog import Watchdog
 from deployments.contract.errors import AudioHostError, AudioUrlError
 
@@ -36,22 +36,26 @@ def fetch_audio(
     limits: FetchLimits,
     cancelled: Callable[[], bool] = lambda: False,
     headers: Mapping[str, str] | None = None,
+    guard: UrlGuard | None = None,
 ) -> BinaryIO:
     """Download `url` into a seekable file, which is given at its start and is gone when closed.
 
-    The file has no name on disk, so that even a killed process leaves nothing behind. Private
-    addresses are not refused: the network's policy has to do that. Blocks.
+    The file has no name on disk, so that even a killed process leaves nothing behind. Blocks.
 
     cancelled: called several times a second, also from another thread; true ends the download
     headers: sent to the URL's origin, and left behind at a redirect to another one
+    guard: judges the URL and where its host is; None: public addresses alone may be fetched from
 
-    Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError.
+    Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError,
+    and OverloadedError where too many host names wait to be resolved.
     Neither the URL nor the headers are in the text of an error or in a log.
     """
     with ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile())
         with Watchdog(limits.total_timeout_s, cancelled) as watchdog:
-            _Download(url, headers or {}, limits, watchdog).into(file)
+            _Download(url, headers or {}, limits, watchdog, guard or UrlGuard()).into(
+                file
+            )
         file.seek(0)
         stack.pop_all()
         return file
@@ -66,7 +70,9 @@ class _Download:
         headers: Mapping[str, str],
         limits: FetchLimits,
         watchdog: Watchdog,
+        guard: UrlGuard,
     ) -> None:
+        self._guard = guard
         self._url = url
         self._headers = headers
         self._limits = limits
@@ -104,9 +110,9 @@ class _Download:
         self._watchdog.check()
         try:
             with (
-                Session(self._watchdog, self._limits) as session,
+                Session(self._watchdog, self._limits, self._guard) as session,
                 session.fetch(
-                    HttpUrl.parse(self._url), self._headers, partial.headers()
+                    self._guard.read(self._url), self._headers, partial.headers()
                 ) as answer,
             ):
                 # Headers that the watchdog has cut short may look complete.

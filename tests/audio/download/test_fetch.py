@@ -36,6 +36,7 @@ from tests.support.downloads import (
     ONE_TRY,
     ONLY_HTTP,
     PATIENCE_S,
+    PRIVATE,
     SECRET,
     SOUND,
     TOO_LARGE,
@@ -59,7 +60,7 @@ from tests.support.misbehaving_server import (
 
 def test_a_file_arrives_whole_and_can_be_sought(server: MisbehavingServer) -> None:
     server.answer(answer_with(body=SOUND))
-    with fetch_audio(server.url(SECRET), LIMITS) as file:
+    with fetch_audio(server.url(SECRET), LIMITS, guard=PRIVATE) as file:
         assert file.read() == SOUND
         assert file.seek(100) == 100
         assert file.read(3) == SOUND[100:103]
@@ -69,14 +70,17 @@ def test_the_file_has_no_name_while_it_is_in_use(
     server: MisbehavingServer, temporary_folder: Path
 ) -> None:
     server.answer(answer_with(body=SOUND))
-    with fetch_audio(server.url(), LIMITS):
+    with fetch_audio(server.url(), LIMITS, guard=PRIVATE):
         assert os.listdir(temporary_folder) == []
         assert [p for p in open_files() if p.startswith(str(temporary_folder))]
 
 
 def test_the_file_is_gone_when_its_user_fails(server: MisbehavingServer) -> None:
     server.answer(answer_with(body=SOUND))
-    with pytest.raises(RuntimeError), fetch_audio(server.url(), LIMITS) as file:
+    with (
+        pytest.raises(RuntimeError),
+        fetch_audio(server.url(), LIMITS, guard=PRIVATE) as file,
+    ):
         raise RuntimeError("decoding")
     assert file.closed
 
