@@ -23,7 +23,9 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
 
     names: of the models; base alone if there are none
     running: replicas of each model
+    args: options of the application; the tests' servers of recordings are on loopback
     """
+    args.setdefault("allow_private_networks", True)
     models = [ModelArgs(name=name) for name in names or ("base",)]
     app_args = AppArgs(models=models, default_model=models[0].name, **args)
     return Router(

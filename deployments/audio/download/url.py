@@ -37,6 +37,7 @@ _MAX_NAME_LENGTH = 253
 # What the C library and browsers may read as an IPv4 address (https://url.spec.whatwg.org, "ends
 # in a number"): also numbers in octal or hexadecimal, or fewer than four of them.
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
+_BLANK_OR_BACKSLASH = "it holds a blank or a backslash that must be percent-encoded"
 _NOT_IN_REQUEST_LINE = re.compile(rb"[^\x21-\x7e]")
 
 
@@ -59,9 +60,18 @@ class HttpUrl:
     @property
     def origin(self) -> str:
         """Scheme, host and port, such as `https://example.com:8443`; a default port is left out."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         is_default = self.port == DEFAULT_PORTS[self.scheme]
-        return f"{self.scheme}://{host}" + ("" if is_default else f":{self.port}")
+        host = self._bracketed_host if is_default else self.host_and_port
+        return f"{self.scheme}://{host}"
+
+    @property
+    def host_and_port(self) -> str:
+        """As `allow_hosts` names it."""
+        return f"{self._bracketed_host}:{self.port}"
+
+    @property
+    def _bracketed_host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -85,9 +95,7 @@ class HttpUrl:
         userinfo, _, host_and_port = authority.rpartition("@")
         # Browsers take a backslash for a slash, and other programs do not.
         if " " in authority or "\\" in authority + target.partition("?")[0]:
-            raise _malformed(
-                "it holds a blank or a backslash that must be percent-encoded"
-            )
+            raise _malformed(_BLANK_OR_BACKSLASH)
         host, port = _host_and_port(host_and_port, DEFAULT_PORTS[scheme])
         user, _, password = userinfo.partition(":")
         return cls(
@@ -113,7 +121,7 @@ class HttpUrl:
             return self.parse(f"{self.scheme}:{where}")
         _check_characters(where)
         if "\\" in where.partition("?")[0]:
-            raise _malformed("a redirect's path holds a backslash")
+            raise _malformed(_BLANK_OR_BACKSLASH)
         target = _joined(self.target.partition("?")[0], where.partition("#")[0])
         return replace(self, target=_sendable(target))
 
@@ -147,7 +155,7 @@ def _host(text: str) -> str:
     if not name.isascii():
         name = _in_ascii(name)
     if _ENDS_IN_NUMBER.fullmatch(name):
-        return _ipv4(name if text.isascii() else "")
+        return _ipv4(name)
     if not _NAME.fullmatch(name) or len(name.rstrip(".")) > _MAX_NAME_LENGTH:
         raise _malformed("the host is no valid name")
     return name

@@ -217,6 +217,6 @@ def _literal(host: str) -> IpAddress | None:
 
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    host = host.strip("[]").lower()
+    host = host.strip("[]").rstrip(".").lower()
     address = _literal(host)
     return str(plain(address)) if address else host, int(port)

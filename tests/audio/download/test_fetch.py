@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.audio.download import fetch_audio
+from deployments.audio.download import UrlGuard, fetch_audio
+from deployments.audio.download.url_guard import NO_PUBLIC_ADDRESS
 from deployments.contract.errors import (
     AudioUrlError,
     RequestCancelledError,
@@ -56,6 +57,10 @@ from tests.support.misbehaving_server import (
     reset_at_accept,
     silent_at_accept,
 )
+
+BLANK_OR_BACKSLASH = "it holds a blank or a backslash that must be percent-encoded"
+CONTROL = "it holds a control character that must be percent-encoded"
+DECIMAL = "write the host's address as four decimal numbers without leading zeros"
 
 
 def test_a_file_arrives_whole_and_can_be_sought(server: MisbehavingServer) -> None:
@@ -147,16 +152,55 @@ def test_a_text_that_is_no_url_is_told_what_to_give(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["http://", "http://[::1/a", "http://host:99999/", "http://a b/", "https://.x/"],
+    ("url", "reason"),
+    [
+        ("http://", "no host"),
+        ("http:/host/a", "no host"),
+        ("http:host/a", "no host"),
+        ("http://[::1/a", "what follows the host is no port"),
+        ("http://host:99999/", "the port must be a number from 1 to 65535"),
+        ("http://host:0/", "the port must be a number from 1 to 65535"),
+        ("http://host:80a/", "what follows the host is no port"),
+        ("http://host:+80/", "what follows the host is no port"),
+        ("http://a b/", BLANK_OR_BACKSLASH),
+        ("http://u:p @host/", BLANK_OR_BACKSLASH),
+        ("http://host\\@evil/", BLANK_OR_BACKSLASH),
+        ("http://host/a\\b", BLANK_OR_BACKSLASH),
+        ("https://.x/", "the host is no valid name"),
+        ("https://a..b/", "the host is no valid name"),
+        ("https://a%2eb/", "the host is no valid name"),
+        ("https://\u24d0.example/", "the host is no valid name"),
+        ("http://[fe80::1%25eth0]/", "the host is no valid IPv6 address"),
+        ("http://[1.2.3.4]/", "the host is no valid IPv6 address"),
+        ("http://2130706433/", DECIMAL),
+        ("http://0x7f.1/", DECIMAL),
+        ("http://127.0.0.01/", DECIMAL),
+        ("http://1\u30022\u30023\u30024/", "the host is no valid name"),
+        ("http://host/a\r\nX-Evil: 1", CONTROL),
+        ("http://host/a\tb", CONTROL),
+        ("http://host/a\x00", CONTROL),
+        ("http://ho\u2028st/", CONTROL),
+        ("\ufeffhttp://host/", CONTROL),
+        ("http://host/" + "a" * 8192, "longer than 8192 characters"),
+    ],
 )
-def test_a_malformed_url_is_reported(url: str) -> None:
-    assert url_error(url) == "malformed URL"
+def test_a_malformed_url_is_told_what_is_wrong_with_it(url: str, reason: str) -> None:
+    assert url_error(url) == f"malformed URL: {reason}"
 
 
-def test_a_redirect_to_a_malformed_url_is_reported(server: MisbehavingServer) -> None:
-    server.answer(redirect_to("http://[::1/a"))
-    assert url_error(server.url()) == "malformed URL"
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://[::1/a", "what follows the host is no port"),
+        ("/a\\b", BLANK_OR_BACKSLASH),
+        ("/a\tb", CONTROL),
+    ],
+)
+def test_a_redirect_to_a_malformed_url_is_reported(
+    server: MisbehavingServer, location: str, reason: str
+) -> None:
+    server.answer(redirect_to(location))
+    assert url_error(server.url()) == f"malformed URL: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -457,7 +501,7 @@ def test_a_url_goes_through_the_tunnel_of_a_proxy_as_it_is(
 ) -> None:
     certificate = own_certificate(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    monkeypatch.setenv("https_proxy", server.url(""))
+    guard = UrlGuard(egress_proxy=server.url(""))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
 
@@ -469,7 +513,7 @@ def test_a_url_goes_through_the_tunnel_of_a_proxy_as_it_is(
 
     server.answer(tunnel)
     url = "https://nonexistent.invalid/a%2fb/../c?d='SECRET'"
-    assert download(url, headers={"X-Key": "SECRET"}) == SOUND
+    assert download(url, headers={"X-Key": "SECRET"}, guard=guard) == SOUND
     to_proxy, to_host = server.requests
     assert to_proxy.startswith("CONNECT nonexistent.invalid:443 ")
     assert "SECRET" not in to_proxy
@@ -582,11 +626,6 @@ def test_a_closed_port_is_reported() -> None:
     assert host_error(f"http://127.0.0.1:{port}{SECRET}") == "connection refused"
 
 
-def test_a_name_that_does_not_resolve_is_reported() -> None:
-    reason = host_error(f"https://nonexistent.invalid{SECRET}")
-    assert reason == "host name could not be resolved"
-
-
 def test_a_netrc_file_is_never_read(
     server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -667,9 +706,8 @@ def test_any_url_ends_in_a_download_error(url: str) -> None:
     assert caught.value.args[0] in (
         ONLY_HTTP,
         NO_URL,
-        "malformed URL",
-        "host name could not be resolved",
-    )
+        NO_PUBLIC_ADDRESS,
+    ) or caught.value.args[0].startswith("malformed URL: ")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
