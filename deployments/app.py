@@ -38,6 +38,11 @@ class _Ingress(Router):
     ) -> None:
         application = serve.get_replica_context().app_name
         super().__init__(args, handles, gpu_shares, application=application)
+        self.start()
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica stops."""
+        self.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""

@@ -53,6 +53,7 @@ class Router:
     running_replicas: gives how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
     application: the Serve application's name, for GET /health
+    decoder: decodes the files; None: one of its own
 
     in_flight: where HTTP counts the requests that it has in work
     """
@@ -65,6 +66,7 @@ class Router:
         running_replicas: Callable[[], Mapping[str, int]] | None = None,
         share_audio: ShareAudio = SharedAudio.put,
         application: str = "whisper",
+        decoder: Decoder | None = None,
     ) -> None:
         log_through_serve()
         self._configured = self._args = args
@@ -76,7 +78,7 @@ class Router:
             )
             for model in args.models
         }
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self._fetcher, self._decoder = Fetcher(args), decoder or Decoder(args)
         self._limits_taken = False
         self.in_flight = InFlight()
 
@@ -100,12 +102,21 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self._fetcher = Fetcher(args)
         self._fetcher.log_exceptions()
+        self._decoder.set_limits(args)
         if changed:
             logger.warning(
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
             )
+
+    def start(self) -> None:
+        """Start now what the first request would otherwise wait for."""
+        self._decoder.start()
+
+    def close(self) -> None:
+        """End the processes that the Router has started."""
+        self._decoder.close()
 
     @property
     def args(self) -> AppArgs:

@@ -4,7 +4,9 @@ import base64
 from pathlib import Path
 from typing import Any, cast
 
+from deployments.audio.sandbox.client import Sandbox
 from deployments.config import AppArgs, ModelArgs
+from deployments.router.decoding import Decoder
 from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
 from tests.support.handles import Handle
@@ -16,6 +18,9 @@ AUDIO = Path(__file__).parents[1] / "audio"
 RECORDING = {
     "audio_base64": base64.b64encode((AUDIO / "jfk-phone.wav").read_bytes()).decode()
 }
+
+# Its zygote starts with the first file, and serves the routers of all tests.
+SANDBOX = Sandbox()
 
 
 def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router:
@@ -34,6 +39,7 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
         {model.name: 0.0 for model in models},
         running_replicas=lambda: {model.deployment: running for model in models},
         share_audio=shared,
+        decoder=Decoder(app_args, SANDBOX),
     )
 
 
