@@ -158,7 +158,7 @@ class AppArgs(_Args):
         None,
         ge=1,
         description="of one API key for one model, waiting or in work;"
-        " unset: half of max_waiting_requests",
+        " unset: as many waiting as are still free",
     )
     drain_timeout_s: float = Field(
         600, gt=0, description="for the requests in work when the service stops"
@@ -305,14 +305,19 @@ class AppArgs(_Args):
         return served + aliases
 
     def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
-        """How many requests for the model may be fetched or in work at the same time.
+        """How many requests for the model may be in work at the same time.
 
-        Each holds its samples in the router. By default as many are admitted as all replicas of the
-        model accept.
+        By default as many are admitted as all replicas of the model accept.
         """
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
         return requests_per_replica(max_batch_windows(on_gpu)) * model.max_replicas
+
+    def audio_in_work_s(self, model: ModelArgs) -> float:
+        """Seconds of audio that the requests in work for the model may have together."""
+        if self.max_audio_in_work_s is not None:
+            return self.max_audio_in_work_s
+        return 4 * self.max_audio_s * model.max_replicas
 
     def max_decode_rate(self, model: ModelArgs) -> float:
         """How many seconds of a model's time a request may take for each second of its audio.

@@ -5,7 +5,6 @@ A plain class that needs no Ray: `app.py` makes a deployment of it, and `api.bui
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -72,15 +71,20 @@ class Router:
         self._configured = self._args = args
         self._application = application
         self._running_replicas = running_replicas or _running_replicas
+        self.in_flight = InFlight()
         self._clients = {
             model.name: ModelClient(
-                model, handles[model.name], args, gpu_shares[model.name], share_audio
+                model,
+                handles[model.name],
+                args,
+                gpu_shares[model.name],
+                share_audio,
+                stopping=lambda: self.in_flight.draining,
             )
             for model in args.models
         }
         self._fetcher, self._decoder = Fetcher(args), decoder or Decoder(args)
         self._limits_taken = False
-        self.in_flight = InFlight()
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
         """Called by Serve with the deployment's `user_config`: at the start and at each change.
@@ -267,15 +271,20 @@ class Router:
     async def _waveform_of(
         self, job: "_Job", entry: RequestLog, on_stage: OnStage
     ) -> AsyncIterator[Waveform]:
-        """The job's audio, with one of the model's places for as long as it is in memory."""
-        async with self._fetcher.fetched(job.source, on_stage) as fetched:
-            audio = await self._decoder.decode(
-                fetched, job.track, job.channel, on_stage
-            )
-        waiting = time.monotonic()
-        async with job.client.admitted(on_stage):
-            entry.queue_s = time.monotonic() - waiting
-            yield audio
+        """The job's audio, with one of the model's places for as long as the block runs."""
+        admission = job.client.admission
+        with admission.request(entry.key) as ticket:
+            async with (
+                self._fetcher.fetched(job.source, on_stage) as fetched,
+                admission.decoding_turn(ticket, on_stage),
+            ):
+                audio = await self._decoder.decode(
+                    fetched, job.track, job.channel, on_stage
+                )
+                admission.decoded(ticket, audio.duration_s)
+            async with admission.place(ticket, on_stage):
+                entry.queue_s = ticket.waited_s
+                yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official
