@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
@@ -55,6 +56,7 @@ class Router:
     application: the Serve application's name, for GET /health
 
     in_flight: where HTTP counts the requests that it has in work
+    spool: the files of all requests, as they came
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Router:
             )
             for model in args.models
         }
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self.spool = Spool(args.max_spool_bytes)
+        self._fetcher = Fetcher(args, self.spool)
+        self._decoder = Decoder(args)
         self._limits_taken = False
         self.in_flight = InFlight()
 
@@ -100,7 +104,8 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self._fetcher.set_limits(args)
+        self._decoder = Decoder(args)
         if changed:
             logger.warning(
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
@@ -244,7 +249,7 @@ class Router:
         return _Job(
             options,
             self._clients[model.name],
-            source_of(request, upload),
+            source_of(request, upload, self.spool),
             request.audio_track,
             request.audio_channel,
         )
@@ -260,7 +265,7 @@ class Router:
             )
         waiting = time.monotonic()
         async with job.client.admitted(on_stage):
-            entry.queue_s = time.monotonic() - waiting
+            entry.queue_s = fetched.waited_s + time.monotonic() - waiting
             yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any, cast
 
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
@@ -40,6 +41,7 @@ class BrokenRouter:
 
     args = AppArgs()
     in_flight = InFlight()
+    spool = Spool(args.max_spool_bytes)
 
     async def health(self) -> None:
         raise ValueError("SECRET")
