@@ -139,10 +139,9 @@ class AppArgs(_Args):
         ge=1,
         description="of all files on disk at once: downloads, uploads and base64",
     )
-    max_downloads: int = Field(64, ge=1, description="in progress at once")
-    max_downloads_per_host: int = Field(8, ge=1)
+    max_downloads: int = Field(128, ge=1, description="in progress at once")
     min_download_bytes_per_s: float = Field(
-        16_384, ge=0, description="averaged over half a minute; 0: no minimum"
+        1024, ge=0, description="averaged over half a minute; 0: no minimum"
     )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)

@@ -10,14 +10,25 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from deployments.audio.disk import disk_full_reported
 from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
+from deployments.audio.spool import Share, Spool, SpoolFullError
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
+from deployments.contract.errors import OverloadedError
 from deployments.router.audio_source import AudioSource, RemoteAudio
+from deployments.router.download_places import DownloadPlaces
 from deployments.router.refused_urls import count_refused_url
+from deployments.router.request_log import caller_key
 from deployments.router.stages import OnStage, ignore_stage
+
+# The throughput of a host is an average over so long a time, but never over less than the silence
+# that `read_timeout_s` allows, so that a silent host is told as such.
+_THROUGHPUT_WINDOW_S = 30.0
+# A download whose size is not known yet begins when there is room for so much of it.
+_FIRST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,25 +37,35 @@ class FetchedFile:
 
     download_s: how long its download took
     remote: whether it was downloaded
+    waited_s: how long the download waited before it began
     """
 
     file: BinaryIO
     download_s: float
     remote: bool
+    waited_s: float = 0.0
 
 
 class Fetcher:
-    """Fetches the files of any number of requests at the same time."""
+    """Fetches the files of any number of requests at the same time.
 
-    def __init__(self, args: AppArgs) -> None:
-        self._threads = ThreadPoolExecutor(
-            args.max_downloads, thread_name_prefix="download"
-        )
+    spool: what the files may take of the disk
+    """
+
+    def __init__(self, args: AppArgs, spool: Spool) -> None:
+        self._spool = spool
+        self._places = DownloadPlaces(args.max_downloads, args.max_waiting_requests)
+        self.set_limits(args)
+
+    def set_limits(self, args: AppArgs) -> None:
+        """Take other limits. Downloads in progress keep those that they began with."""
         self._limits = FetchLimits(
-            max_bytes=args.max_download_bytes,
+            max_bytes=min(args.max_download_bytes, args.max_spool_bytes),
             connect_timeout_s=args.connect_timeout_s,
             read_timeout_s=args.read_timeout_s,
             total_timeout_s=args.download_timeout_s,
+            min_bytes_per_s=args.min_download_bytes_per_s,
+            throughput_window_s=max(_THROUGHPUT_WINDOW_S, args.read_timeout_s + 1),
         )
         self._guard = UrlGuard(
             args.allow_hosts,
@@ -53,6 +74,13 @@ class Fetcher:
             args.egress_proxy,
             on_refused=count_refused_url,
         )
+        # An executor cannot be resized. The threads of an old one end with their work.
+        self._threads = ThreadPoolExecutor(
+            args.max_downloads, thread_name_prefix="download"
+        )
+        self._places.resize(args.max_downloads, args.max_waiting_requests)
+        self._spool.resize(args.max_spool_bytes)
+        self._spool.log_if_disk_is_smaller()
 
     def check(self, source: AudioSource) -> None:
         """Raise AudioUrlError for a URL that needs no look-up to be refused."""
@@ -67,32 +95,78 @@ class Fetcher:
     async def fetched(
         self, source: AudioSource, on_stage: OnStage = ignore_stage
     ) -> AsyncIterator[FetchedFile]:
-        """The request's file, which is closed after the block. Cancelling ends the download soon.
+        """The request's file, which is closed after the block.
 
-        on_stage: called when a download begins
+        A call that is cancelled returns when its download has ended, which is soon.
 
-        Raises AudioUrlError, AudioHostError, and OverloadedError where the disk has no room.
+        on_stage: called when a download begins, and before that where it has to wait
+
+        Raises AudioUrlError, AudioHostError, and OverloadedError where there is no room for the
+        file or too many downloads wait.
         """
-        started = time.monotonic()
-        remote = isinstance(source, RemoteAudio)
         if isinstance(source, RemoteAudio):
-            on_stage(Stage(stage="downloading"))
-            source = await self._download(source)
-        with source as file:
-            yield FetchedFile(file, time.monotonic() - started, remote)
+            fetched = await self._download(source, on_stage)
+        else:
+            fetched = FetchedFile(source, 0.0, remote=False)
+        with fetched.file:
+            yield fetched
 
-    async def _download(self, source: RemoteAudio) -> BinaryIO:
+    async def _download(self, source: RemoteAudio, on_stage: OnStage) -> FetchedFile:
+        asked = time.monotonic()
+        key, host = caller_key.get(), _host(source.url)
+        on_wait = partial(on_stage, Stage(stage="queued"))
+        async with self._places.one(key, host, on_wait):
+            share = await self._room(min(_FIRST_BYTES, self._spool.max_bytes))
+            waited_s = time.monotonic() - asked
+            on_stage(Stage(stage="downloading"))
+            began = time.monotonic()
+            try:
+                file = await self._in_thread(source, share)
+            except SpoolFullError as error:
+                # Nothing is held while the download waits for room, or two of them might wait for
+                # each other.
+                room = error.size
+            else:
+                return FetchedFile(file, time.monotonic() - began, True, waited_s)
+            on_wait()
+            asked = time.monotonic()
+            share = await self._room(room)
+            waited_s += time.monotonic() - asked
+            on_stage(Stage(stage="downloading"))
+            began = time.monotonic()
+            file = await self._in_thread(source, share)
+            return FetchedFile(file, time.monotonic() - began, True, waited_s)
+
+    async def _room(self, size: int) -> Share:
+        try:
+            async with asyncio.timeout(self._limits.total_timeout_s):
+                return await self._spool.room(size)
+        except TimeoutError:
+            raise OverloadedError(self._spool.full_text) from None
+
+    async def _in_thread(self, source: RemoteAudio, share: Share) -> BinaryIO:
+        """Download into a file that has the share. Where that fails, the share is released."""
         cancelled = threading.Event()
         # In this request's context, for the request id that Serve puts into log lines.
         context = contextvars.copy_context()
-        work = partial(context.run, self._fetch, source, cancelled)
+        work = partial(context.run, self._fetch, source, share, cancelled)
         fetching = self._threads.submit(work)
         try:
             return await asyncio.wrap_future(fetching)
-        finally:
+        except asyncio.CancelledError:
             cancelled.set()
+            if fetching.cancel():
+                share.release()
+            else:
+                ended = asyncio.wrap_future(fetching)
+                for file in await asyncio.gather(ended, return_exceptions=True):
+                    if not isinstance(file, BaseException):
+                        file.close()
+            raise
 
-    def _fetch(self, source: RemoteAudio, cancelled: threading.Event) -> BinaryIO:
+    def _fetch(
+        self, source: RemoteAudio, share: Share, cancelled: threading.Event
+    ) -> BinaryIO:
         with disk_full_reported():
             return fetch_audio(
                 source.url,
@@ -100,4 +174,17 @@ class Fetcher:
                 cancelled.is_set,
                 source.headers,
                 self._guard,
+                share,
             )
+
+
+def _host(url: str) -> str:
+    """Whose places a download takes: the host that the URL names, at any port.
+
+    Redirects to other hosts stay with this one, for which the caller has asked. A URL that names no
+    host fails as soon as it is fetched.
+    """
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""

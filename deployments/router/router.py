@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
@@ -55,6 +56,7 @@ class Router:
     decoder: decodes the files; None: one of its own
 
     in_flight: where HTTP counts the requests that it has in work
+    spool: the files of all requests, as they came
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Router:
             )
             for model in args.models
         }
-        self._fetcher, self._decoder = Fetcher(args), decoder or Decoder(args)
+        self.spool = Spool(args.max_spool_bytes)
+        self._fetcher = Fetcher(args, self.spool)
+        self._decoder = decoder or Decoder(args)
         self._limits_taken = False
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
@@ -106,7 +110,7 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._fetcher = Fetcher(args)
+        self._fetcher.set_limits(args)
         self._fetcher.log_exceptions()
         self._decoder.set_limits(args)
         if changed:
@@ -257,7 +261,7 @@ class Router:
         entry.model = model.name
         options = request.options
         self._args.check_fits(options, model)
-        source = source_of(request, upload)
+        source = source_of(request, upload, self.spool)
         self._fetcher.check(source)
         return _Job(
             options,
@@ -278,12 +282,13 @@ class Router:
                 self._fetcher.fetched(job.source, on_stage) as fetched,
                 admission.decoding_turn(ticket, on_stage),
             ):
+                entry.queue_s = fetched.waited_s
                 audio = await self._decoder.decode(
                     fetched, job.track, job.channel, on_stage
                 )
                 admission.decoded(ticket, audio.duration_s)
             async with admission.place(ticket, on_stage):
-                entry.queue_s = ticket.waited_s
+                entry.queue_s += ticket.waited_s
                 yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:

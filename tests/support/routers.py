@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from deployments.audio.sandbox.client import Sandbox
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.router.decoding import Decoder
 from deployments.router.in_flight import InFlight
@@ -48,6 +49,7 @@ class BrokenRouter:
 
     args = AppArgs()
     in_flight = InFlight()
+    spool = Spool(args.max_spool_bytes)
 
     async def health(self) -> None:
         raise ValueError("SECRET")

@@ -679,6 +679,9 @@ def test_a_full_disk_is_no_fault_of_the_url_or_its_host(
     server: MisbehavingServer,
 ) -> None:
     class FullDisk(io.BytesIO):
+        def __init__(self, buffering: int = 0) -> None:
+            super().__init__()
+
         def write(self, _: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
