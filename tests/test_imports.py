@@ -35,6 +35,7 @@ ROOMS = [
     "serve_config",
     "ray_node",
     "launch",
+    "drain",
     "local",
     "runpod",
 ]
