@@ -228,16 +228,6 @@ class AppArgs(_Args):
                 raise ValueError(f"openai_models: '{name}' is not among the models")
         return self
 
-    @property
-    def longest_request_s(self) -> float:
-        """How long a request may take once it is admitted: download, start, transcription."""
-        return (
-            self.download_timeout_s
-            + self.placement_timeout_s
-            + self.model_start_timeout_s
-            + self.request_timeout_s
-        )
-
     def with_limits(self, limits: Mapping[str, Any]) -> "AppArgs":
         """These arguments with other limits.
 

@@ -36,6 +36,7 @@ ROOMS = [
     "serve_config",
     "ray_node",
     "launch",
+    "drain",
     "local",
     "runpod",
 ]

@@ -16,6 +16,7 @@ from deployments import checkpoints
 from deployments.audio.download.url import HttpUrl
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import AudioUrlError, WhisperServeError
+from deployments.drain import drain
 from deployments.keys import KEYS, KEYS_FILE, NONE, is_loopback
 from deployments.launch import check_keys, running_app
 from deployments.local import loopback
@@ -41,7 +42,9 @@ def serve(
     check_interrupted: Callable[[], None] = lambda: None,
     allow_private_networks: bool = False,
 ) -> None:
-    """Serve on the configured port until SIGINT or SIGTERM.
+    """Serve on the configured port until SIGINT or SIGTERM, and then finish the requests in work.
+
+    A second signal ends them at once.
 
     check_interrupted: raises KeyboardInterrupt if a signal came whose exception was swallowed
     allow_private_networks: whether requests may name audio on this machine and its network
@@ -67,6 +70,8 @@ def serve(
             )
             say(f"for handles: {' '.join(variables)}")
             threading.Event().wait()
+        say("stopping: no new requests; a second Ctrl-C or SIGTERM ends those in work")
+        _finish_requests(config.applications[0].name)
         say("stopping")
 
 
@@ -127,6 +132,19 @@ def transcribe(
         except RequestFailed as error:
             raise CommandError(str(error)) from None
     out.write(answer)
+
+
+def _finish_requests(application: str) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        drain(serve.get_app_handle(application), lambda state: say(str(state)))
+    except KeyboardInterrupt:
+        say("ending at once, with the requests in work")
+    except (RayError, RayServeException, TimeoutError) as error:
+        say(f"the application does not answer ({type(error).__name__})")
 
 
 def _parsed(fields: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from deployments.replica.transcript import Transcript
 from deployments.router.audio_source import AudioSource, source_of
 from deployments.router.decoding import Decoder, Waveform
 from deployments.router.fetching import Fetcher
-from deployments.router.in_flight import InFlight
+from deployments.router.in_flight import DrainState, InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
 from deployments.router.result import answer_of
@@ -55,7 +55,7 @@ class Router:
     application: the Serve application's name, for GET /health
     decoder: decodes the files; None: one of its own
 
-    in_flight: where HTTP counts the requests that it has in work
+    in_flight: the requests in work. HTTP counts its own there, from their first byte to their last.
     spool: the files of all requests, as they came
     """
 
@@ -157,9 +157,8 @@ class Router:
             job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
             work = partial(self._work, job, entry, segments, progress)
-            async with aclosing(
-                with_stages(work) if progress else work(ignore_stage)
-            ) as events:
+            staged = with_stages(work) if progress else work(ignore_stage)
+            async with aclosing(self.in_flight.until_ended(staged)) as events:
                 async for event in events:
                     yield event
 
@@ -182,20 +181,24 @@ class Router:
         request_id: str | None = None,
         segments: bool = True,
     ) -> AsyncIterator[dict[str, Any]]:
-        """`events` as plain dicts."""
+        """`events` as plain dicts. Refused during a drain, as `transcribe` is."""
+        self.in_flight.check_accepting()
         events = self.events(request, request_id, segments)
         del request
-        async with aclosing(events):
-            async for event in events:
-                yield event.model_dump()
+        with self.in_flight.request():
+            async with aclosing(events):
+                async for event in events:
+                    yield event.model_dump()
 
     async def transcribe(
         self, request: Mapping[str, Any], request_id: str | None = None
     ) -> dict[str, Any]:
         """`answer` as a plain dict."""
+        self.in_flight.check_accepting()
         answer = self.answer(request, request_id)
         del request
-        return (await answer).model_dump()
+        with self.in_flight.request():
+            return (await answer).model_dump()
 
     async def models(self) -> list[dict[str, Any]]:
         """The served models, as dicts of `ServedModel`."""
@@ -220,9 +223,13 @@ class Router:
         replicas = running.get(model.deployment, 0)
         return await self._clients[model.name].loaded(replicas)
 
-    async def drain(self) -> None:
-        """Be ready no longer, and return when no HTTP request is in work."""
-        await self.in_flight.drain()
+    async def drain(self) -> DrainState:
+        """Take no new requests from now on; gives how far those in work are. Call it until none is.
+
+        Those that are in work after `drain_timeout_s` end with ServiceUnavailableError. Callers of
+        `events` and `answer` count their requests themselves, and are not refused.
+        """
+        return self.in_flight.drain(self._args.drain_timeout_s)
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
