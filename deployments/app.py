@@ -17,6 +17,7 @@ from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
 from deployments.keys import Keys
 from deployments.replica import scaling
+from deployments.replica.serve_ports import keep_ports_on_loopback
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.memory import give_back_large_buffers
 from deployments.router.router import Router
@@ -38,6 +39,10 @@ class _Ingress(Router):
     ) -> None:
         application = serve.get_replica_context().app_name
         super().__init__(args, handles, gpu_shares, application=application)
+
+    async def check_health(self) -> None:
+        """Called by Serve, for the first time before it sends requests here."""
+        keep_ports_on_loopback()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
