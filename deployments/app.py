@@ -17,6 +17,7 @@ from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
 from deployments.keys import Keys
 from deployments.replica import scaling
+from deployments.replica.serve_ports import keep_ports_on_loopback
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.memory import give_back_large_buffers
 from deployments.router.router import Router
@@ -46,6 +47,10 @@ class _Ingress(Router):
     def __del__(self) -> None:
         """Called by Serve when the replica stops."""
         self.close()
+
+    async def check_health(self) -> None:
+        """Called by Serve, for the first time before it sends requests here."""
+        keep_ports_on_loopback()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""

@@ -28,6 +28,7 @@ ROOMS = [
     "replica",
     "router",
     "http_errors",
+    "security_headers",
     "proxy_uploads",
     "proxy_answers",
     "api",
