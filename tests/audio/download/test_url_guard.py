@@ -250,6 +250,15 @@ def test_what_is_allowed_beyond_the_default_is_logged(
     assert log.messages[0] == "event=hosts_allowed hosts=10.0.0.5:9000,minio:80"
 
 
+def test_a_proxy_of_the_environment_is_logged_as_ignored(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://user:SECRET@proxy:3128")
+    closed().log_exceptions()
+    [line] = log.messages
+    assert line.startswith("event=proxy_ignored ")
+
+
 def test_the_host_that_is_asked_gets_the_name_and_not_the_address(
     resolves: Resolves, server: MisbehavingServer
 ) -> None:
