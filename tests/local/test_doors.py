@@ -87,6 +87,28 @@ def test_values_are_sent_as_json_writes_them() -> None:
     assert answer["warnings"] == ["Fields without effect here: a?22?0D?0Ab"]
 
 
+def test_a_file_is_uploaded_with_the_fields_of_the_native_request() -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields: dict[str, Any] = {
+        "beam_size": None,
+        "temperature": 0.4,
+        "suppress_tokens": [-1, 5],
+        "clip_timestamps": [],
+        "model": None,
+    }
+    with served_app(api.build(router(handle))) as url:
+        asked(url, "native", str(RECORDING), **fields)
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.beam_size, options.temperature) == (None, 0.4)
+    assert (options.suppress_tokens, options.clip_timestamps) == ([-1, 5], [])
+
+
+def test_headers_of_a_download_are_refused_where_a_file_is_uploaded() -> None:
+    door = DOORS["native"](str(RECORDING), {"audio_headers": {"x": "y"}})
+    with pytest.raises(InvalidRequestError, match="the file came with the request"):
+        door.model(AppArgs())
+
+
 @EACH_DOOR
 def test_a_wrong_request_is_refused_without_asking(door: str) -> None:
     with pytest.raises(InvalidRequestError, match="Invalid beam_size"):

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -95,16 +96,17 @@ class OwnAddresses:
     between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._addresses: frozenset[IpAddress] = frozenset()
         self._read_at = -_REREAD_S
 
     def __contains__(self, address: IpAddress) -> bool:
         with self._lock:
-            if time.monotonic() - self._read_at >= _REREAD_S:
+            if self._clock() - self._read_at >= _REREAD_S:
                 self._addresses = _interface_addresses()
-                self._read_at = time.monotonic()
+                self._read_at = self._clock()
             return address in self._addresses
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from deployments.audio.download.addresses import (
     IpAddress,
@@ -77,7 +78,7 @@ class UrlGuard:
         self._tick_s = tick_s
 
     def log_exceptions(self) -> None:
-        """Log what may be fetched although it would be refused by default."""
+        """Log what differs from the default, and from what an operator may expect."""
         if self._allow_hosts:
             logger.warning("event=hosts_allowed hosts=%s", ",".join(self._allow_hosts))
         if self._allow_private_networks:
@@ -89,6 +90,11 @@ class UrlGuard:
             logger.warning(
                 "event=egress_proxy_used note="
                 '"the proxy decides what is fetched, and no address is judged here"'
+            )
+        elif getproxies_environment().keys() & {"http", "https", "all"}:
+            logger.warning(
+                "event=proxy_ignored note="
+                '"the environment names a proxy, which only egress_proxy does for downloads"'
             )
 
     def read(self, url: str) -> HttpUrl:

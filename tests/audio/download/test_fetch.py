@@ -476,6 +476,37 @@ def test_an_untrusted_certificate_is_reported_and_not_retried(
     assert server.n_connections == 1
 
 
+@pytest.mark.parametrize("name", ["nonexistent.invalid", "other.invalid"])
+def test_the_certificate_must_be_that_of_the_name(
+    server: MisbehavingServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    certificate = own_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    asked_for: list[str | None] = []
+    context.sni_callback = lambda _sock, name, _context: asked_for.append(name)
+
+    def over_tls(connection: Connection) -> None:
+        with context.wrap_socket(connection.sock, server_side=True) as tls:
+            answer_with(body=SOUND)(Connection(tls, connection.server))
+
+    def getaddrinfo(_: str, port: int, **__: object) -> object:
+        return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    server.answer(over_tls)
+    url = f"https://{name}:{server.port}/a.mp3"
+    if name == "nonexistent.invalid":
+        assert download(url) == SOUND
+    else:
+        assert host_error(url) == "TLS certificate not valid"
+    assert asked_for == [name]
+
+
 def test_a_dripping_host_meets_the_total_deadline_over_tls(
     server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
