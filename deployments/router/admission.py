@@ -111,7 +111,8 @@ class Admission:
         self._decoded: FairQueue[Ticket] = FairQueue()
         self._in_work: set[Ticket] = set()
         self._turns = 0
-        self._average_s = 0.0
+        # Of the recordings decoded lately; None before the first one.
+        self._average_s: float | None = None
 
     @property
     def requests(self) -> int:
@@ -190,7 +191,8 @@ class Admission:
         """A request has been decoded, and has this many seconds of audio."""
         ticket.seconds = seconds
         self._move(ticket, "decoded")
-        self._average_s += (1 - _MEMORY) * (seconds - self._average_s)
+        average_s = seconds if self._average_s is None else self._average_s
+        self._average_s = _MEMORY * average_s + (1 - _MEMORY) * seconds
 
     @asynccontextmanager
     async def place(
@@ -261,7 +263,7 @@ class Admission:
 
     def _waiting_s(self, own: _Key) -> float:
         """Seconds of audio that wait. A length that is not known yet counts as the average."""
-        return own.decoded_s + own.count["undecoded"] * self._average_s
+        return own.decoded_s + own.count["undecoded"] * (self._average_s or 0.0)
 
     def _time_for(self, audio_s: float) -> float | None:
         return audio_s / self._speed.per_s if self._speed.per_s else None
