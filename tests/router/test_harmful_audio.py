@@ -36,7 +36,7 @@ async def kills(
     *,
     died: bool = True,
     accepted: bool = True,
-    meanwhile: Callable[[], Awaitable[None]] | None = None,
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
 ) -> type[Exception]:
     """What is raised where the replica is lost with the recording."""
     with pytest.raises((ReplicaLostError, HarmfulAudioError)) as caught:
