@@ -221,6 +221,26 @@ async def test_a_flood_by_one_key_leaves_room_for_another() -> None:
         assert other.at == "in work"
 
 
+@pytest.mark.parametrize(("seconds", "held"), [(1.0, 11), (10.0, 7)])
+async def test_a_flood_by_one_key_leaves_places_and_audio_to_another(
+    seconds: float, held: int
+) -> None:
+    async with clients(replace(LIMITS, in_work=16, waiting=30)) as (_, send):
+        flood = [send("flood", seconds) for _ in range(30)]
+        await settle()
+        assert places(*flood).count("in work") == held
+        other = send("other", 30.0)
+        await settle()
+        assert other.at == "in work"
+
+
+async def test_callers_without_a_key_may_hold_all_places() -> None:
+    async with clients(replace(LIMITS, in_work=16, waiting=30)) as (_, send):
+        sent = [send("-", 1.0) for _ in range(30)]
+        await settle()
+        assert places(*sent).count("in work") == 16
+
+
 async def test_callers_without_a_key_have_no_limit_of_their_own() -> None:
     limits = replace(LIMITS, per_key=1)
     async with clients(limits) as (_, send):
