@@ -161,10 +161,10 @@ def memory(files: int, hours: float) -> tuple[list[dict[str, Any]], Counter[int]
     with tempfile.TemporaryDirectory() as folder, service() as url:
         recording = silence(hours, folder)
         print(f"{recording.stat().st_size / 1e6:.1f} MB a file", file=sys.stderr)
+        # Ray's processes are children of this one, beside those of other services.
+        children = psutil.Process().children(recursive=True)
         processes = {
-            name: next(
-                p for p in psutil.process_iter() if title in " ".join(p.cmdline())
-            )
+            name: next(p for p in children if p.cmdline()[:1] == [title])
             for name, title in _PROCESSES.items()
         }
 
