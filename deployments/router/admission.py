@@ -69,6 +69,7 @@ class _Key:
 
     count: by state
     decoded_s: seconds of decoded audio that wait for places
+    in_work_s: seconds of audio that have places
     undecoded: those that wait to be decoded, in order
     decoding: how many are being decoded
     last_turn: number of the turn in which one was last decoded
@@ -76,6 +77,7 @@ class _Key:
 
     count: Counter[str] = field(default_factory=Counter)
     decoded_s: float = 0.0
+    in_work_s: float = 0.0
     undecoded: deque[Ticket] = field(default_factory=deque)
     decoding: int = 0
     last_turn: int = 0
@@ -111,7 +113,8 @@ class Admission:
         self._decoded: FairQueue[Ticket] = FairQueue()
         self._in_work: set[Ticket] = set()
         self._turns = 0
-        self._average_s = 0.0
+        # Of the recordings decoded lately; None before the first one.
+        self._average_s: float | None = None
 
     @property
     def requests(self) -> int:
@@ -136,7 +139,7 @@ class Admission:
     @property
     def in_work_s(self) -> float:
         """Seconds of audio of the requests that have a place."""
-        return sum(ticket.seconds for ticket in self._in_work)
+        return sum(own.in_work_s for own in self._keys.values())
 
     def set_limits(self, limits: Limits) -> None:
         """Take over other limits. Requests that are beyond them already go on."""
@@ -190,7 +193,8 @@ class Admission:
         """A request has been decoded, and has this many seconds of audio."""
         ticket.seconds = seconds
         self._move(ticket, "decoded")
-        self._average_s += (1 - _MEMORY) * (seconds - self._average_s)
+        average_s = seconds if self._average_s is None else self._average_s
+        self._average_s = _MEMORY * average_s + (1 - _MEMORY) * seconds
 
     @asynccontextmanager
     async def place(
@@ -261,7 +265,7 @@ class Admission:
 
     def _waiting_s(self, own: _Key) -> float:
         """Seconds of audio that wait. A length that is not known yet counts as the average."""
-        return own.decoded_s + own.count["undecoded"] * self._average_s
+        return own.decoded_s + own.count["undecoded"] * (self._average_s or 0.0)
 
     def _time_for(self, audio_s: float) -> float | None:
         return audio_s / self._speed.per_s if self._speed.per_s else None
@@ -309,6 +313,8 @@ class Admission:
         free_s = self._limits.in_work_s - self.in_work_s
         passed: list[Ticket] = []
         for ticket in self._decoded.heads():
+            if not self._may_have_place(ticket.key, free_s):
+                continue
             if self._in_work and ticket.seconds > free_s:
                 passed.append(ticket)
                 continue
@@ -318,6 +324,17 @@ class Admission:
                 other.passed_s += ticket.seconds
             return ticket
         return None
+
+    def _may_have_place(self, key: str, free_s: float) -> bool:
+        """Whether a key holds less than twice what is left, in places and in seconds of audio.
+
+        So it holds two thirds at most, which is more than replicas decode at the same time, and
+        others find a place at once, however long its recordings are.
+        """
+        own = self._keys[key]
+        free = self._limits.in_work - len(self._in_work)
+        in_share = own.count["in_work"] < 2 * free and own.in_work_s < 2 * free_s
+        return in_share or key == NO_KEY or not self._in_work
 
     def _next_to_decode(self) -> _Key | None:
         """The key with the least decoded audio that waits, among those that may have more.
@@ -338,14 +355,17 @@ class Admission:
         self, ticket: Ticket, state: Literal["decoded", "in_work", "ended"]
     ) -> None:
         own = self._keys[ticket.key]
-        if ticket.state != "ended":
-            own.count[ticket.state] -= 1
-            if ticket.state == "decoded":
-                # Exactly 0 after the last one, whatever sums of fractions give.
-                left_s = own.decoded_s - ticket.seconds
-                own.decoded_s = left_s if own.count["decoded"] else 0.0
-        if state != "ended":
-            own.count[state] += 1
-            if state == "decoded":
-                own.decoded_s += ticket.seconds
-        ticket.state = state
+        left, ticket.state = ticket.state, state
+        own.count[left] -= 1
+        own.count[state] += 1
+        if left == "decoded":
+            # Exactly 0 after the last one, whatever sums of fractions give.
+            left_s = own.decoded_s - ticket.seconds
+            own.decoded_s = left_s if own.count["decoded"] else 0.0
+        if left == "in_work":
+            left_s = own.in_work_s - ticket.seconds
+            own.in_work_s = left_s if own.count["in_work"] else 0.0
+        if state == "decoded":
+            own.decoded_s += ticket.seconds
+        if state == "in_work":
+            own.in_work_s += ticket.seconds

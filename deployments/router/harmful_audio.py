@@ -143,9 +143,10 @@ class HarmfulAudio:
                 over = True
                 self._one_trial.release()
 
-        loop = asyncio.get_running_loop()
         outlived_s = _TRIAL_FACTOR * suspect.ran_s + _TRIAL_S
-        attempt.on_accepted = lambda: loop.call_later(outlived_s, end)
+        attempt.on_accepted = lambda: asyncio.get_running_loop().call_later(
+            outlived_s, end
+        )
         try:
             # Another request may have had the same recording.
             self._refuse(suspect)
