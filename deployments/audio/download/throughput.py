@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from deployments.audio.download.limits import FetchLimits
 from deployments.audio.sizes import size_text
@@ -14,11 +15,16 @@ logger = logging.getLogger(__name__)
 class Throughput:
     """The bytes that come within windows of time that follow one another. Safe in threads.
 
+    clock: as `time.monotonic`
+
     Once a window was too slow, the download is too slow for good: another try would be no faster.
     """
 
-    def __init__(self, limits: FetchLimits) -> None:
+    def __init__(
+        self, limits: FetchLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limits = limits
+        self._clock = clock
         self._lock = threading.Lock()
         self._too_slow = False
         self._window_began: float | None = None
@@ -26,10 +32,10 @@ class Throughput:
 
     def request_sent(self) -> None:
         """A try begins. A host that lets only its headers drip has to end with them as well."""
-        self._begin(time.monotonic() + self._limits.read_timeout_s)
+        self._begin(self._clock() + self._limits.read_timeout_s)
 
     def answer_begun(self) -> None:
-        self._begin(time.monotonic())
+        self._begin(self._clock())
 
     def received(self, n_bytes: int) -> None:
         with self._lock:
@@ -44,7 +50,7 @@ class Throughput:
         with self._lock:
             if self._too_slow or self._window_began is None:
                 return self._too_slow
-            now = time.monotonic()
+            now = self._clock()
             seconds = now - self._window_began
             if seconds < self._limits.throughput_window_s:
                 return False
