@@ -21,17 +21,19 @@ class _Places(Protocol):
     def waiting(self) -> int: ...
 
 
-def report_downloads(places: _Places, spool: Spool) -> None:
+def report_downloads(
+    places: _Places, spool: Spool, period_s: float = _PERIOD_S
+) -> None:
     """Report for as long as the places are in use. Does not block.
 
     To be called at the first request: Serve adds its tags only where a replica runs by then.
     """
     threading.Thread(
-        target=_report, args=(weakref.ref(places), spool), daemon=True
+        target=_report, args=(weakref.ref(places), spool, period_s), daemon=True
     ).start()
 
 
-def _report(reference: "weakref.ref[_Places]", spool: Spool) -> None:
+def _report(reference: "weakref.ref[_Places]", spool: Spool, period_s: float) -> None:
     # Ray reads its environment when it is imported, and the log is needed before that.
     from ray.serve.metrics import Counter, Gauge
 
@@ -59,4 +61,4 @@ def _report(reference: "weakref.ref[_Places]", spool: Spool) -> None:
             if count > reported.get(limit, 0):
                 no_room.inc(count - reported.get(limit, 0), tags={"limit": limit})
                 reported[limit] = count
-        time.sleep(_PERIOD_S)
+        time.sleep(period_s)

@@ -56,7 +56,7 @@ class Fetcher:
         self._spool = spool
         self._places = DownloadPlaces(args.max_downloads, args.max_waiting_requests)
         self._reported = False
-        self.set_limits(args)
+        self._take_limits(args)
 
     @property
     def in_progress(self) -> int:
@@ -70,6 +70,10 @@ class Fetcher:
 
     def set_limits(self, args: AppArgs) -> None:
         """Take other limits. Downloads in progress keep those that they began with."""
+        self._take_limits(args)
+        self._spool.log_if_disk_is_smaller()
+
+    def _take_limits(self, args: AppArgs) -> None:
         self._limits = FetchLimits(
             max_bytes=min(args.max_download_bytes, args.max_spool_bytes),
             connect_timeout_s=args.connect_timeout_s,
@@ -84,7 +88,6 @@ class Fetcher:
         )
         self._places.resize(args.max_downloads, args.max_waiting_requests)
         self._spool.resize(args.max_spool_bytes)
-        self._spool.log_if_disk_is_smaller()
 
     @asynccontextmanager
     async def fetched(

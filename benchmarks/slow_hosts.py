@@ -1,0 +1,191 @@
+"""What a request waits while many others wait for slow hosts.
+
+    python -m benchmarks.slow_hosts [--model NAME] [--repeat N] [--give-up-after SECONDS]
+
+This script starts an application with one model, a good host and slow hosts, each of these at a
+loopback address of its own. Some answer after 20 s, others send one byte a second. In each case the
+requests for slow hosts are sent over HTTP, and two seconds later one for the good host, N times. The
+table of its seconds, and of how many slow hosts had been asked by then, goes to stdout, progress to
+stderr.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from deployments import launch, serve_config
+from deployments.config import AppArgs, ModelArgs
+from deployments.local import loopback
+from tools.weights import weights, weights_environment
+
+_FILE = Path(__file__).parents[1] / "tests" / "audio" / "jfk.flac"
+_GOOD = "127.0.0.1"
+_SLOW = [f"127.0.0.{number}" for number in range(2, 34)]
+_LATE_S = 20.0
+_HEAD_START_S = 2.0
+
+_Answer = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+class Hosts:
+    """HTTP servers that run in a thread of their own, and answer each path in its way."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._ways: dict[str, _Answer] = {
+            "/good": self._whole,
+            "/late": self._late,
+            "/drip": self._drip,
+        }
+        self.asked = 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[int]:
+        """Gives the port, which is the same at all addresses."""
+        port = loopback.free_port("127.0.0.1")
+        start = asyncio.start_server(self._serve, [_GOOD, *_SLOW], port)
+        self._loop.run_until_complete(start)
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        yield port
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        # Whoever asks may leave at any time.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.asked += 1
+            await self._ways[head.split()[1].decode()](writer)
+        writer.close()
+
+    async def _whole(self, writer: asyncio.StreamWriter) -> None:
+        content = _FILE.read_bytes()
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        await writer.drain()
+
+    async def _late(self, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(_LATE_S)
+        await self._whole(writer)
+
+    async def _drip(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(1)
+
+
+@contextlib.contextmanager
+def requested(service: str, urls: list[str]) -> Iterator[None]:
+    """Requests whose callers hang up at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        for url in urls:
+            connection = http.client.HTTPConnection(service)
+            stack.callback(connection.close)
+            connection.request("POST", "/transcribe", json.dumps({"audio": url}))
+        yield
+
+
+def seconds_of(service: str, url: str, limit_s: float) -> float | None:
+    """How long a request takes; None where there is no answer within the limit."""
+    started = time.monotonic()
+    connection = http.client.HTTPConnection(service, timeout=limit_s)
+    try:
+        body = json.dumps({"audio": url, "language": "en"})
+        connection.request("POST", "/transcribe", body)
+        answer = json.loads(connection.getresponse().read())
+    except TimeoutError:
+        return None
+    finally:
+        connection.close()
+    assert "country" in answer["transcription"], answer
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.slow_hosts")
+    parser.add_argument("--model", default="tiny.en")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--give-up-after", type=float, default=120.0)
+    arguments = parser.parse_args()
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    hosts = Hosts()
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(hosts.running())
+        with contextlib.redirect_stdout(sys.stderr):
+            config, _ = serve_config.read_config()
+            weights(arguments.model)
+            os.environ.update(weights_environment())
+            application = stack.enter_context(
+                launch.running_app(
+                    config, _args(arguments.model), loopback.free_port("127.0.0.1")
+                )
+            )
+        service = application.removeprefix("http://")
+
+        def urls(way: str, hosts: list[str], each: int) -> list[str]:
+            return [
+                f"http://{host}:{port}/{way}" for host in hosts for _ in range(each)
+            ]
+
+        cases = {
+            "alone": [],
+            "32 hosts that answer after 20 s": urls("late", _SLOW, 1),
+            "32 hosts that send a byte a second": urls("drip", _SLOW, 1),
+            "100 URLs of one host, each after 20 s": urls("late", _SLOW[:1], 100),
+            "10 URLs of each of 10 hosts, byte by byte": urls("drip", _SLOW[:10], 10),
+        }
+        good = f"http://{_GOOD}:{port}/good"
+        seconds_of(service, good, 600)
+        print(f"{'beside':<44} {'median s':>9} {'slowest s':>10} {'slow begun':>12}")
+        for name, slow in cases.items():
+            taken: list[float | None] = []
+            in_progress: list[int] = []
+            for _ in range(arguments.repeat):
+                before = hosts.asked
+                with requested(service, slow):
+                    time.sleep(_HEAD_START_S)
+                    in_progress.append(hosts.asked - before)
+                    taken.append(seconds_of(service, good, arguments.give_up_after))
+                print(name, in_progress[-1], taken[-1], file=sys.stderr)
+                # The callers have left, and what they asked for ends.
+                time.sleep(_HEAD_START_S)
+                if taken[-1] is None:
+                    break
+            print(
+                _row(name, taken, arguments.give_up_after, max(in_progress)), flush=True
+            )
+
+
+def _args(model: str) -> AppArgs:
+    args: dict[str, Any] = {"models": [ModelArgs(name=model)], "default_model": model}
+    # Versions before this option fetch from loopback as from anywhere.
+    if "allow_private_networks" in AppArgs.model_fields:
+        args["allow_private_networks"] = True
+    return AppArgs(**args)
+
+
+def _row(name: str, taken: list[float | None], limit_s: float, in_progress: int) -> str:
+    answered = [seconds for seconds in taken if seconds is not None]
+    if len(answered) < len(taken):
+        return f"{name:<44} {f'none within {limit_s:g} s':>20} {in_progress:>12}"
+    return (
+        f"{name:<44} {statistics.median(answered):>9.2f} {max(answered):>10.2f}"
+        f" {in_progress:>12}"
+    )
+
+
+if __name__ == "__main__":
+    main()
