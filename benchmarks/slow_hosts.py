@@ -4,9 +4,9 @@
 
 This script starts an application with one model, a good host and slow hosts, each of these at a
 loopback address of its own. Some answer after 20 s, others send one byte a second. In each case the
-requests for slow hosts are sent over HTTP, and two seconds later one for the good host, N times. The
-table of its seconds, and of how many slow hosts had been asked by then, goes to stdout, progress to
-stderr.
+requests for slow hosts are sent over HTTP, and two seconds later one for the good host, N times.
+The table of its seconds, and of how many requests had come to slow hosts by then, goes to stdout,
+progress to stderr.
 """
 
 import argparse
