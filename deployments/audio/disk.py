@@ -30,12 +30,6 @@ def disk_full_reported() -> Iterator[None]:
     raise full
 
 
-def check_room(n_bytes: int) -> None:
-    """Raises OverloadedError where the disk has no room for so many further bytes."""
-    if n_bytes > usable_bytes():
-        raise no_room()
-
-
 def usable_bytes() -> int:
     """How many bytes temporary files may take beyond what they take now."""
     disk = os.statvfs(tempfile.gettempdir())

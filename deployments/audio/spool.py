@@ -11,7 +11,7 @@ import logging
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,11 +44,13 @@ class Spool:
 
     max_bytes: how many that may be; see `resize`
     held: how many they hold, of which not all need have come yet
+    no_room: how often there was none, by the limit: `max_spool_bytes` or `disk`
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.held = 0
+        self.no_room = {"max_spool_bytes": 0, "disk": 0}
         self._on_disk = 0
         # Reentrant, because the collection of a file that was left open may end in `release` at any
         # line, also within the block of a lock.
@@ -83,8 +85,12 @@ class Spool:
         """A new temporary file, whose bytes count until it is closed."""
         return SpooledFile(Share(self))
 
-    async def room(self, size: int) -> "Share":
+    async def room(
+        self, size: int, on_wait: Callable[[], None] = lambda: None
+    ) -> "Share":
         """A share that holds so many bytes, once those who came before have theirs.
+
+        on_wait: called where there is no room at once
 
         The caller releases it. Cancelling leaves nothing.
         """
@@ -92,6 +98,9 @@ class Spool:
         with self._lock:
             self._waiting.append(turn)
             self._give()
+            must_wait = turn in self._waiting
+        if must_wait:
+            on_wait()
         try:
             await turn.given
         except asyncio.CancelledError:
@@ -110,10 +119,17 @@ class Spool:
         """
         with self._lock:
             if self.held + size > self.max_bytes:
+                self.no_room["max_spool_bytes"] += 1
                 return False
-            disk.check_room(self.held - self._on_disk + size)
+            self.check_disk(self.held - self._on_disk + size)
             self._hold(share, size)
             return True
+
+    def check_disk(self, size: int) -> None:
+        """Raises OverloadedError where the disk has no room for so many further bytes."""
+        if size > disk.usable_bytes():
+            self.no_room["disk"] += 1
+            raise disk.no_room()
 
     def give_back(self, size: int, on_disk: int) -> None:
         with self._lock:
@@ -173,7 +189,7 @@ class Share:
             if not self._spool.take(self, size - self.size):
                 raise OverloadedError(self._spool.full_text)
         elif size // _CHECK_BYTES > self._on_disk // _CHECK_BYTES:
-            disk.check_room(0)
+            self._spool.check_disk(0)
         if size > self._on_disk:
             self._spool.written(size - self._on_disk)
             self._on_disk = size

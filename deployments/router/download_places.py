@@ -7,6 +7,7 @@ many, each gets fewer the more there are, and some stay free for whoever comes n
 """
 
 import asyncio
+import itertools
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 
 from deployments.contract.errors import OverloadedError
 
-# A place is given where more than this is free: so many times what the host holds, and a third of
-# what the key holds. Of 128 places one host alone gets 24, and one key whose files are on many
-# hosts gets 96.
-_FREE_PER_PLACE_OF_HOST = 4
+# A place is given where more than this is free: eight times what the host holds, and a third of
+# what the key holds. Of 128 places one host alone gets 14, and one key whose files are on many
+# hosts gets 96. Sixteen hosts, each with any number of slow URLs, leave places for the next one.
+_FREE_PER_PLACE_OF_HOST = 8
 _PLACES_OF_KEY_PER_FREE = 3
+# A host may have three times as many waiting as the queue has room for: three quarters at most.
+_WAITING_OF_HOST_PER_FREE = 3
 
 
 class DownloadPlaces:
@@ -28,23 +31,26 @@ class DownloadPlaces:
     or key may hold no more is overtaken. To be used in one event loop.
 
     size: how many downloads may be in progress
-    max_waiting: how many more may wait; further ones are refused
+    max_waiting: how many more may wait, of one host the most of them; further ones are refused
     """
 
     def __init__(self, size: int, max_waiting: int) -> None:
         self._size = size
         self._max_waiting = max_waiting
-        self._by_host: Counter[str] = Counter()
-        self._by_key: Counter[str] = Counter()
-        self._queues: OrderedDict[str, deque[_Turn]] = OrderedDict()
+        self._held_by_host: Counter[str] = Counter()
+        self._held_by_key: Counter[str] = Counter()
+        self._waiting_by_host: Counter[str] = Counter()
+        # By key and by host, each in order of arrival; the key whose turn it is comes first.
+        self._queues: OrderedDict[str, dict[str, deque[_Turn]]] = OrderedDict()
+        self._numbers = itertools.count()
 
     @property
     def held(self) -> int:
-        return self._by_key.total()
+        return self._held_by_key.total()
 
     @property
     def waiting(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return self._waiting_by_host.total()
 
     def resize(self, size: int, max_waiting: int) -> None:
         """Places beyond the new size are kept by those who hold them."""
@@ -60,74 +66,99 @@ class DownloadPlaces:
 
         on_wait: called where there is none at once
 
-        Raises OverloadedError where too many wait.
+        Raises OverloadedError where too many wait, all in all or for this host.
         """
-        turn = _Turn(host, asyncio.get_running_loop().create_future())
-        self._queues.setdefault(key, deque()).append(turn)
+        given = asyncio.get_running_loop().create_future()
+        turn = _Turn(key, host, next(self._numbers), given)
+        self._join(turn)
         self._give()
-        if not turn.given.done():
-            if self.waiting > self._max_waiting:
-                self._withdraw(key, turn)
+        if not given.done():
+            if self._too_many_wait(host):
+                self._withdraw(turn)
                 raise OverloadedError(
-                    f"{self._max_waiting} downloads wait already (max_waiting_requests):"
-                    " try again later"
+                    "Too many downloads wait, all in all or for this host"
+                    f" ({self._max_waiting}, max_waiting_requests): try again later"
                 )
             on_wait()
         try:
-            await turn.given
+            await given
         except asyncio.CancelledError:
-            if turn.given.done() and not turn.given.cancelled():
-                self._leave(key, host)
-            else:
-                self._withdraw(key, turn)
+            if not given.cancelled():
+                self._leave(turn)
+            elif turn.waits:
+                self._withdraw(turn)
             raise
         try:
             yield
         finally:
-            self._leave(key, host)
+            self._leave(turn)
 
-    def _withdraw(self, key: str, turn: "_Turn") -> None:
-        queue = self._queues[key]
-        queue.remove(turn)
-        if not queue:
-            del self._queues[key]
+    def _too_many_wait(self, host: str) -> bool:
+        free = self._max_waiting - self.waiting
+        before = self._waiting_by_host[host] - 1
+        return free < 0 or before > _WAITING_OF_HOST_PER_FREE * free
 
-    def _leave(self, key: str, host: str) -> None:
-        for held, name in ((self._by_host, host), (self._by_key, key)):
-            held[name] -= 1
-            if not held[name]:
-                del held[name]
+    def _join(self, turn: "_Turn") -> None:
+        hosts = self._queues.setdefault(turn.key, {})
+        hosts.setdefault(turn.host, deque()).append(turn)
+        self._waiting_by_host[turn.host] += 1
+
+    def _withdraw(self, turn: "_Turn") -> None:
+        turn.waits = False
+        hosts = self._queues[turn.key]
+        hosts[turn.host].remove(turn)
+        if not hosts[turn.host]:
+            del hosts[turn.host]
+        if not hosts:
+            del self._queues[turn.key]
+        _count_down(self._waiting_by_host, turn.host)
+
+    def _leave(self, turn: "_Turn") -> None:
+        _count_down(self._held_by_host, turn.host)
+        _count_down(self._held_by_key, turn.key)
         self._give()
 
     def _give(self) -> None:
-        while (found := self._next()) is not None:
-            key, turn = found
-            self._withdraw(key, turn)
-            if key in self._queues:
-                self._queues.move_to_end(key)
-            self._by_host[turn.host] += 1
-            self._by_key[key] += 1
+        while (turn := self._next()) is not None:
+            self._withdraw(turn)
+            # Its caller has left, and does not know yet that it waits no longer.
+            if turn.given.cancelled():
+                continue
+            if turn.key in self._queues:
+                self._queues.move_to_end(turn.key)
+            self._held_by_host[turn.host] += 1
+            self._held_by_key[turn.key] += 1
             turn.given.set_result(None)
 
-    def _next(self) -> "tuple[str, _Turn] | None":
+    def _next(self) -> "_Turn | None":
         """Whose turn it is, of those who may hold a place more."""
         free = self._size - self.held
-        if free <= 0:
-            return None
-        for key, queue in self._queues.items():
-            for turn in queue:
-                kept_free = (
-                    _FREE_PER_PLACE_OF_HOST * self._by_host[turn.host]
-                    + self._by_key[key] / _PLACES_OF_KEY_PER_FREE
-                )
-                if kept_free < free and not turn.given.done():
-                    return key, turn
+        for key, hosts in self._queues.items():
+            may_be_held = free - self._held_by_key[key] / _PLACES_OF_KEY_PER_FREE
+            heads = (
+                queue[0]
+                for host, queue in hosts.items()
+                if self._held_by_host[host] * _FREE_PER_PLACE_OF_HOST < may_be_held
+            )
+            first = min(heads, key=lambda turn: turn.number, default=None)
+            if first is not None:
+                return first
         return None
+
+
+def _count_down(counts: Counter[str], name: str) -> None:
+    """Names of which there are none must not stay: hosts are any text that a caller sends."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 @dataclass(eq=False)
 class _Turn:
     """A download that waits for its place."""
 
+    key: str
     host: str
+    number: int
     given: asyncio.Future[None]
+    waits: bool = True

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from deployments.config import AppArgs
 from deployments.contract.answer import Stage
 from deployments.contract.errors import OverloadedError
 from deployments.router.audio_source import AudioSource, RemoteAudio
+from deployments.router.download_metrics import report_downloads
 from deployments.router.download_places import DownloadPlaces
 from deployments.router.refused_urls import count_refused_url
 from deployments.router.request_log import caller_key
@@ -55,10 +56,25 @@ class Fetcher:
     def __init__(self, args: AppArgs, spool: Spool) -> None:
         self._spool = spool
         self._places = DownloadPlaces(args.max_downloads, args.max_waiting_requests)
-        self.set_limits(args)
+        self._reported = False
+        self._take_limits(args)
+
+    @property
+    def in_progress(self) -> int:
+        """How many downloads have a place."""
+        return self._places.held
+
+    @property
+    def waiting(self) -> int:
+        """How many downloads wait for a place."""
+        return self._places.waiting
 
     def set_limits(self, args: AppArgs) -> None:
         """Take other limits. Downloads in progress keep those that they began with."""
+        self._take_limits(args)
+        self._spool.log_if_disk_is_smaller()
+
+    def _take_limits(self, args: AppArgs) -> None:
         self._limits = FetchLimits(
             max_bytes=min(args.max_download_bytes, args.max_spool_bytes),
             connect_timeout_s=args.connect_timeout_s,
@@ -80,7 +96,6 @@ class Fetcher:
         )
         self._places.resize(args.max_downloads, args.max_waiting_requests)
         self._spool.resize(args.max_spool_bytes)
-        self._spool.log_if_disk_is_smaller()
 
     def check(self, source: AudioSource) -> None:
         """Raise AudioUrlError for a URL that needs no look-up to be refused."""
@@ -104,6 +119,9 @@ class Fetcher:
         Raises AudioUrlError, AudioHostError, and OverloadedError where there is no room for the
         file or too many downloads wait.
         """
+        if not self._reported:
+            self._reported = True
+            report_downloads(self._places, self._spool)
         if isinstance(source, RemoteAudio):
             fetched = await self._download(source, on_stage)
         else:
@@ -113,34 +131,29 @@ class Fetcher:
 
     async def _download(self, source: RemoteAudio, on_stage: OnStage) -> FetchedFile:
         asked = time.monotonic()
-        key, host = caller_key.get(), _host(source.url)
         on_wait = partial(on_stage, Stage(stage="queued"))
-        async with self._places.one(key, host, on_wait):
-            share = await self._room(min(_FIRST_BYTES, self._spool.max_bytes))
-            waited_s = time.monotonic() - asked
-            on_stage(Stage(stage="downloading"))
-            began = time.monotonic()
-            try:
-                file = await self._in_thread(source, share)
-            except SpoolFullError as error:
-                # Nothing is held while the download waits for room, or two of them might wait for
-                # each other.
-                room = error.size
-            else:
-                return FetchedFile(file, time.monotonic() - began, True, waited_s)
-            on_wait()
-            asked = time.monotonic()
-            share = await self._room(room)
-            waited_s += time.monotonic() - asked
-            on_stage(Stage(stage="downloading"))
-            began = time.monotonic()
-            file = await self._in_thread(source, share)
-            return FetchedFile(file, time.monotonic() - began, True, waited_s)
 
-    async def _room(self, size: int) -> Share:
+        async def attempt(room: int) -> FetchedFile:
+            share = await self._room(room, on_wait)
+            began = time.monotonic()
+            on_stage(Stage(stage="downloading"))
+            file = await self._in_thread(source, share)
+            return FetchedFile(file, time.monotonic() - began, True, began - asked)
+
+        async with self._places.one(caller_key.get(), _host(source.url), on_wait):
+            try:
+                return await attempt(min(_FIRST_BYTES, self._spool.max_bytes))
+            except SpoolFullError as error:
+                room = error.size
+            # The first share is released by now: were two downloads to hold something while they
+            # wait for more, they might wait for each other.
+            return await attempt(room)
+
+    async def _room(self, size: int, on_wait: Callable[[], None]) -> Share:
+        """Raises OverloadedError where there is no room within `download_timeout_s`."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_s):
-                return await self._spool.room(size)
+                return await self._spool.room(size, on_wait)
         except TimeoutError:
             raise OverloadedError(self._spool.full_text) from None
 

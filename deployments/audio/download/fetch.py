@@ -104,7 +104,14 @@ class _Download:
             if not back_offs:
                 raise AudioHostError(str(failure))
             self._wait(back_offs.pop(0), failure)
-        undo_content_encoding(partial.file, partial.content_encoding, self._check_size)
+        size = partial.size
+
+        def check_unpacked(n_bytes: int) -> None:
+            self._check_size(n_bytes)
+            # Both lie on the disk until the file is unpacked.
+            self._share.received(size + n_bytes)
+
+        undo_content_encoding(partial.file, partial.content_encoding, check_unpacked)
         if file.seek(0, os.SEEK_END) == 0:
             raise AudioUrlError("the file is empty")
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from deployments.audio.download.limits import FetchLimits
 from deployments.audio.sizes import size_text
@@ -14,22 +15,28 @@ logger = logging.getLogger(__name__)
 class Throughput:
     """The bytes that come within windows of time that follow one another. Safe in threads.
 
+    clock: as `time.monotonic`
+
     Once a window was too slow, the download is too slow for good: another try would be no faster.
     """
 
-    def __init__(self, limits: FetchLimits) -> None:
+    def __init__(
+        self, limits: FetchLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limits = limits
+        self._clock = clock
         self._lock = threading.Lock()
-        self._too_slow = False
+        # Bytes and seconds of the window that was too slow.
+        self._slow: tuple[int, float] | None = None
         self._window_began: float | None = None
         self._received = 0
 
     def request_sent(self) -> None:
         """A try begins. A host that lets only its headers drip has to end with them as well."""
-        self._begin(time.monotonic() + self._limits.read_timeout_s)
+        self._begin(self._clock() + self._limits.read_timeout_s)
 
     def answer_begun(self) -> None:
-        self._begin(time.monotonic())
+        self._begin(self._clock())
 
     def received(self, n_bytes: int) -> None:
         with self._lock:
@@ -42,25 +49,24 @@ class Throughput:
 
     def too_slow(self) -> bool:
         with self._lock:
-            if self._too_slow or self._window_began is None:
-                return self._too_slow
-            now = time.monotonic()
+            if self._slow or self._window_began is None:
+                return self._slow is not None
+            now = self._clock()
             seconds = now - self._window_began
             if seconds < self._limits.throughput_window_s:
                 return False
-            self._too_slow = self._received < self._limits.min_bytes_per_s * seconds
-            if self._too_slow:
-                logger.warning(
-                    "event=download_too_slow bytes=%d seconds=%.1f",
-                    self._received,
-                    seconds,
-                )
+            if self._received < self._limits.min_bytes_per_s * seconds:
+                self._slow = self._received, seconds
             self._window_began, self._received = now, 0
-            return self._too_slow
+            return self._slow is not None
 
     def check(self) -> None:
-        """Raises AudioHostError."""
-        if self.too_slow():
+        """To be called by the download's own thread, in whose context the log line belongs.
+
+        Raises AudioHostError where the host is too slow.
+        """
+        if self.too_slow() and self._slow:
+            logger.warning("event=download_too_slow bytes=%d seconds=%.1f", *self._slow)
             least = size_text(round(self._limits.min_bytes_per_s))
             raise AudioHostError(
                 f"the host sends too slowly: less than {least} a second over"
