@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -165,7 +166,9 @@ def _written(container: str, codec: str) -> bytes:
         av.open(str(AUDIO / "jfk.flac")) as source,
         av.open(target, "w", format=container) as output,
     ):
-        stream = output.add_stream(codec, rate=48_000 if codec == "opus" else 44_100)
+        stream: Any = output.add_stream(
+            codec, rate=48_000 if codec == "opus" else 44_100
+        )
         stream.bit_rate = 64_000
         resampler = av.AudioResampler(stream.format, stream.layout, stream.rate)
         done = 0.0
