@@ -7,6 +7,7 @@
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
 # equality:   the same through the engine alone, eight at a time
 # image-test: builds the container image with buildah and does jobs in it
+# audit:      the pinned packages against PyPI's list of known vulnerabilities; needs the public pypi.org
 
 AUDIO ?= tests/audio/jfk.flac
 ARGS ?= {}
@@ -66,6 +67,17 @@ image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)
 image-test: .venv/installed-dev
 	@$(IMAGE_BUILD)
 	@$(RUN) -m pytest tests/image/check_image.py
+
+# A package that PyPI's list does not know is an error, because a mirror may have no list at all.
+.PHONY: audit
+audit: .audit/installed
+	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+	  -r requirements.txt -r requirements-dev.txt -r constraints.txt
+
+.audit/installed: requirements-audit.txt
+	@"$(PYTHON)" -m venv .audit
+	@.audit/bin/python -m pip install --quiet -r requirements-audit.txt
+	@touch $@
 
 # A .venv of any supported Python is kept. One that cannot run any more is made anew.
 ifneq ($(shell $(RUN) -c 'import pip; $(SUPPORTED)' 2>/dev/null && echo runs),runs)

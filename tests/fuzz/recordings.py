@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -28,6 +29,7 @@ from deployments.contract.errors import (
     AudioUrlError,
     InvalidAudioError,
 )
+from deployments.logs import error_location
 from deployments.router.decoding import Decoder
 from deployments.router.fetching import FetchedFile
 
@@ -93,6 +95,7 @@ class Campaign:
     """Cases in order of their numbers.
 
     ends: how many cases ended in which way
+    findings: by what went wrong, the first cases in which it did
     """
 
     def __init__(self, seed: int) -> None:
@@ -100,6 +103,7 @@ class Campaign:
         self._recordings = recordings()
         self._decoder = Decoder(_ARGS)
         self.ends: Counter[str] = Counter()
+        self.findings: dict[str, list[int]] = {}
         deaths = _Deaths(self.ends)
         log = logging.getLogger("deployments.router.decoding")
         log.addHandler(deaths)
@@ -110,8 +114,12 @@ class Campaign:
         return damaged(chance.choice(self._recordings), self._recordings, chance)
 
     async def run(self, case: int) -> None:
-        """Raises what is no right answer to a damaged file."""
-        self.ends[await self._end(case)] += 1
+        try:
+            end = await self._end(case)
+        except Exception as error:  # noqa: BLE001 - what is no right answer is a finding
+            end = f"finding: {error!r} at {error_location(error)}"
+            self.findings.setdefault(end, []).append(case)
+        self.ends[end] += 1
 
     async def _end(self, case: int) -> str:
         with tempfile.TemporaryFile() as file:
@@ -127,14 +135,14 @@ class Campaign:
             return "decoded"
 
 
-async def run(seed: int, goes_on: Callable[[int], bool]) -> Counter[str]:
+async def run(seed: int, goes_on: Callable[[int], bool]) -> Campaign:
     """Cases from 0 on, two at a time; goes_on: whether a case of this number is begun"""
     campaign = Campaign(seed)
     case = 0
     while goes_on(case):
         await asyncio.gather(campaign.run(case), campaign.run(case + 1))
         case += 2
-    return campaign.ends
+    return campaign
 
 
 class _Deaths(logging.Handler):
@@ -158,7 +166,9 @@ def _written(container: str, codec: str) -> bytes:
         av.open(str(AUDIO / "jfk.flac")) as source,
         av.open(target, "w", format=container) as output,
     ):
-        stream = output.add_stream(codec, rate=48_000 if codec == "opus" else 44_100)
+        stream: Any = output.add_stream(
+            codec, rate=48_000 if codec == "opus" else 44_100
+        )
         stream.bit_rate = 64_000
         resampler = av.AudioResampler(stream.format, stream.layout, stream.rate)
         done = 0.0
@@ -172,7 +182,8 @@ def _written(container: str, codec: str) -> bytes:
     return target.getvalue()
 
 
-def main() -> None:
+def main() -> bool:
+    """Whether anything was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.recordings")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
@@ -180,12 +191,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.case is not None:
         sys.stdout.buffer.write(Campaign(arguments.seed).file(arguments.case))
-        return
+        return False
     end = time.monotonic() + arguments.seconds
-    ends = asyncio.run(run(arguments.seed, lambda _: time.monotonic() < end))
-    for name, count in ends.most_common():
-        print(f"{count:8} {name}")
+    campaign = asyncio.run(run(arguments.seed, lambda _: time.monotonic() < end))
+    for name, count in campaign.ends.most_common():
+        print(f"{count:8} {name}", *campaign.findings.get(name, [])[:3])
+    return bool(campaign.findings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

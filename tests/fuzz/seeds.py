@@ -7,6 +7,10 @@ from tests.fuzz.targets import TARGETS
 
 _FILE = base64.b64encode(b"RIFF\x00\x00\x00\x00WAVE").decode()
 _REQUEST = {"audio": "https://example.com/a.mp3", "language": "pt-BR", "beam_size": 5}
+_WAV = (
+    b"RIFF\x28\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x80\x3e\x00\x00"
+    b"\x00\x7d\x00\x00\x02\x00\x10\x00data\x04\x00\x00\x00\x01\x00\x02\x00"
+)
 _FORM = (
     b'--boundary\r\nContent-Disposition: form-data; name="model"\r\n\r\nbase\r\n'
     b'--boundary\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n'
@@ -56,6 +60,13 @@ SEEDS: dict[str, list[bytes]] = {
         b"\x01v1/audio/transcriptions\n\x02content-type: multipart/form-data; boundary=b\n--b--",
         b"\x00v1/models\n\x01x-request-id: no id\n",
         b"\x00health\n\x00",
+    ],
+    "body": [
+        b"\x00\x00\n" + _FORM.replace(b"boundary", b"b"),
+        b"\x01\x00100\n" + _FORM.replace(b"boundary", b"b"),
+        b"\x00\x01\n" + _WAV,
+        b"\x01\x02\n" + _WAV,
+        b"\x00\x03image/png\n\nx",
     ],
     "keys": [b"alice:" + b"a" * 64, b"# none\nbob:" + b"0F" * 32 + b",", b"none"],
 }
