@@ -67,9 +67,15 @@ class Resolver:
             )
         answer: Future[list[Endpoint]] = Future()
         # A daemon, because an executor's threads would hold up the end of the process.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(answer, host, port), name="resolver", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no thread left.
+            self._free.release()
+            raise
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
