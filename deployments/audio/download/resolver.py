@@ -36,10 +36,13 @@ class Endpoint:
 class Resolver:
     """Looks up names, at most `threads` at the same time.
 
+    By default as many as downloads are in progress, because the names of one caller would otherwise
+    hold up those of all others.
+
     timeout_s: of one look-up, with the wait for a thread
     """
 
-    def __init__(self, threads: int = 8, timeout_s: float = 5.0) -> None:
+    def __init__(self, threads: int = 64, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
         self._threads = threads
         self._free = threading.Semaphore(threads)
@@ -64,9 +67,15 @@ class Resolver:
             )
         answer: Future[list[Endpoint]] = Future()
         # A daemon, because an executor's threads would hold up the end of the process.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(answer, host, port), name="resolver", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no thread left.
+            self._free.release()
+            raise
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
