@@ -8,8 +8,8 @@ is answered, and after a pause where it was refused: as long as `Retry-After` sa
 key sends the same file, one request after the other: alone, and then beside the flood. 32 requests
 may wait.
 
-`memory`: many FLAC files of hours of silence are uploaded at once. The first five minutes are
-decoded, but the spectrogram is that of the whole file. Each second, the memory of the Router and of
+`memory`: many FLAC files of hours of silence are uploaded at once. The first minute is decoded,
+but the spectrogram is that of the whole file. Each second, the memory of the Router and of
 the model's replica is read: pages of their own (anonymous), mapped pages of files, and mapped
 shared memory; the latter two count in each process by their shares (PSS).
 
@@ -170,7 +170,7 @@ def memory(files: int, hours: float) -> tuple[list[dict[str, Any]], Counter[int]
 
         def send(_: int) -> int:
             with recording.open("rb") as file:
-                fields = _GREEDY | {"clip_timestamps": "0,300"}
+                fields = _GREEDY | {"clip_timestamps": "0,60"}
                 return requests.post(
                     f"{url}/transcribe", files={"file": file}, data=fields, timeout=3600
                 ).status_code
