@@ -42,6 +42,7 @@ from deployments.http_errors import (
 from deployments.logs import error_location, log_through_serve
 from deployments.proxy_uploads import PacedBodies
 from deployments.router.request_log import log_refusal, valid_request_id
+from deployments.security_headers import SecurityHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,15 @@ class ContractAnswers:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._with_headers = SecurityHeaders(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Below /-/ the proxy tells load balancers its own health.
-        if scope["type"] != "http" or route_of(scope).startswith("/-/"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if route_of(scope).startswith("/-/"):
+            # Here the proxy tells load balancers its own health.
+            await self._with_headers(scope, receive, send)
             return
         # One id for answer, body and log, also where the caller's own fits into no log line.
         headers = MutableHeaders(scope=scope)
@@ -86,7 +91,7 @@ class ContractAnswers:
             answer = error_response(
                 scope["path"], error.status, error.text, error.kind, answer_headers
             )
-            await answer(scope, receive, send)
+            await SecurityHeaders(answer)(scope, receive, send)
 
     async def _error_in_place_of(
         self, exchange: "_Exchange", scope: Scope

@@ -32,6 +32,7 @@ from deployments.proxy_uploads import EXTENSION
 from tests.support.asgi import LEAVES, Connection, http_scope
 from tests.support.handles import Handle
 from tests.support.routers import router
+from tests.support.security_headers import missing
 
 Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -133,6 +134,7 @@ def test_a_failure_that_the_proxy_answers_is_one_of_the_contract(
     assert response.json()["type"] == kind
     assert response.headers.get("retry-after") == retry_after
     assert response.headers.get_list("x-request-id") == ["mine"]
+    assert missing(response.headers) == []
     [line] = [r.getMessage() for r in caplog.records if "request_id=" in r.getMessage()]
     assert line.startswith(f"request_id=mine model=- status={status} reason={kind} ")
 
@@ -203,6 +205,7 @@ def test_a_proxy_that_breaks_shows_nothing_of_itself() -> None:
 
     response = client(broken).get("/")
     assert response.status_code == 500
+    assert missing(response.headers) == []
     assert response.json() == {
         "error": "Internal error; the log names it",
         "type": "internal_error",
@@ -214,11 +217,13 @@ def test_what_load_balancers_ask_serve_is_left_alone(path: str) -> None:
     messages = convert_object_to_asgi_messages("This node is being drained.", 503)
     response = client(sending(*messages)).get(path)
     assert (response.status_code, response.text) == (503, "This node is being drained.")
+    assert missing(response.headers) == []
 
 
 def test_the_errors_of_other_applications_are_left_alone() -> None:
     response = client(PlainTextResponse("their own", 404)).get("/theirs")
     assert (response.status_code, response.text) == (404, "their own")
+    assert "content-security-policy" not in response.headers
 
 
 def test_the_id_in_the_request_is_the_one_in_the_answer() -> None:

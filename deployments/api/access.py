@@ -24,6 +24,7 @@ from deployments.http_errors import (
 )
 from deployments.keys import Keys, is_loopback
 from deployments.router.request_log import caller_key
+from deployments.security_headers import SecurityHeaders
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
@@ -68,7 +69,7 @@ class GuardedApp(FastAPI):
                 allow_private_network=True,
                 expose_headers=_READABLE_HEADERS,
             )
-        return RequestContext(app)
+        return RequestContext(SecurityHeaders(app))
 
     def openapi(self) -> dict[str, Any]:
         """The description, which says where a key is needed."""

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from deployments.audio.disk import disk_full_reported
-from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
 from deployments.audio.spool import Share, Spool, SpoolFullError
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
@@ -21,6 +21,7 @@ from deployments.contract.errors import OverloadedError
 from deployments.router.audio_source import AudioSource, RemoteAudio
 from deployments.router.download_metrics import report_downloads
 from deployments.router.download_places import DownloadPlaces
+from deployments.router.refused_urls import count_refused_url
 from deployments.router.request_log import caller_key
 from deployments.router.stages import OnStage, ignore_stage
 
@@ -82,12 +83,28 @@ class Fetcher:
             min_bytes_per_s=args.min_download_bytes_per_s,
             throughput_window_s=max(_THROUGHPUT_WINDOW_S, args.read_timeout_s + 1),
         )
+        self._guard = UrlGuard(
+            args.allow_hosts,
+            args.refuse_networks,
+            args.allow_private_networks,
+            args.egress_proxy,
+            on_refused=count_refused_url,
+        )
         # An executor cannot be resized. The threads of an old one end with their work.
         self._threads = ThreadPoolExecutor(
             args.max_downloads, thread_name_prefix="download"
         )
         self._places.resize(args.max_downloads, args.max_waiting_requests)
         self._spool.resize(args.max_spool_bytes)
+
+    def check(self, source: AudioSource) -> None:
+        """Raise AudioUrlError for a URL that needs no look-up to be refused."""
+        if isinstance(source, RemoteAudio):
+            self._guard.read(source.url)
+
+    def log_exceptions(self) -> None:
+        """Log what may be fetched beyond the default."""
+        self._guard.log_exceptions()
 
     @asynccontextmanager
     async def fetched(
@@ -165,7 +182,12 @@ class Fetcher:
     ) -> BinaryIO:
         with disk_full_reported():
             return fetch_audio(
-                source.url, self._limits, cancelled.is_set, source.headers, share
+                source.url,
+                self._limits,
+                cancelled.is_set,
+                source.headers,
+                self._guard,
+                share,
             )
 
 

@@ -30,6 +30,7 @@ from tests.support.misbehaving_server import (
     answer_with,
     redirect_to,
 )
+from tests.support.routers import SANDBOX
 
 FLAC = (Path(__file__).parents[1] / "audio" / "jfk.flac").read_bytes()
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
@@ -53,13 +54,13 @@ class FullDisk(io.FileIO):
 
 
 def load(request: dict[str, Any]) -> Waveform:
-    args = AppArgs()
+    args = AppArgs(allow_private_networks=True)
     spool = Spool(args.max_spool_bytes)
     source = source_of(parse_request(request), None, spool)
 
     async def loaded() -> Waveform:
         async with Fetcher(args, spool).fetched(source) as fetched:
-            return await Decoder(AppArgs()).decode(fetched)
+            return await Decoder(args, SANDBOX).decode(fetched)
 
     return asyncio.run(loaded())
 
@@ -164,7 +165,7 @@ class SlowFile(io.BytesIO):
 
 async def test_a_cancelled_call_returns_when_its_file_is_read_no_more() -> None:
     file = SlowFile(FLAC)
-    decoder = Decoder(AppArgs())
+    decoder = Decoder(AppArgs(), SANDBOX)
     decoding = asyncio.ensure_future(
         decoder.decode(FetchedFile(file, 0.0, remote=False))
     )

@@ -21,7 +21,7 @@ from deployments.audio.download.limits import FetchLimits
 from deployments.audio.download.resume import PartialFile
 from deployments.audio.download.session import Answer, Session
 from deployments.audio.download.throughput import Throughput
-from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.url_guard import UrlGuard
 from deployments.audio.download.watchdog import Watchdog
 from deployments.audio.spool import Share, Spool, SpooledFile
 from deployments.contract.errors import AudioHostError, AudioUrlError
@@ -40,20 +40,21 @@ def fetch_audio(
     limits: FetchLimits,
     cancelled: Callable[[], bool] = lambda: False,
     headers: Mapping[str, str] | None = None,
+    guard: UrlGuard | None = None,
     share: Share | None = None,
 ) -> BinaryIO:
     """Download `url` into a seekable file, which is given at its start and is gone when closed.
 
-    The file has no name on disk, so that even a killed process leaves nothing behind. Private
-    addresses are not refused: the network's policy has to do that. Blocks.
+    The file has no name on disk, so that even a killed process leaves nothing behind. Blocks.
 
     cancelled: called several times a second, also from another thread; true ends the download
     headers: sent to the URL's origin, and left behind at a redirect to another one
+    guard: judges the URL and where its host is; None: public addresses alone may be fetched from
     share: what the file may take of a spool; released when the file is closed, or here in an error
 
     Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError,
     SpoolFullError where the host tells a size for which there is no room now, and OverloadedError
-    where room runs out later.
+    where room runs out later, or where too many host names wait to be resolved.
     Neither the URL nor the headers are in the text of an error or in a log.
     """
     with ExitStack() as stack:
@@ -62,7 +63,9 @@ def fetch_audio(
         file = stack.enter_context(SpooledFile(share))
         throughput = Throughput(limits)
         with Watchdog(limits.total_timeout_s, throughput, cancelled) as watchdog:
-            _Download(url, headers or {}, limits, watchdog, throughput).into(file)
+            _Download(
+                url, headers or {}, limits, watchdog, throughput, guard or UrlGuard()
+            ).into(file)
         file.seek(0)
         stack.pop_all()
         return cast(BinaryIO, file)
@@ -78,7 +81,9 @@ class _Download:
         limits: FetchLimits,
         watchdog: Watchdog,
         throughput: Throughput,
+        guard: UrlGuard,
     ) -> None:
+        self._guard = guard
         self._url = url
         self._headers = headers
         self._limits = limits
@@ -126,9 +131,9 @@ class _Download:
         self._throughput.request_sent()
         try:
             with (
-                Session(self._watchdog, self._limits) as session,
+                Session(self._watchdog, self._limits, self._guard) as session,
                 session.fetch(
-                    HttpUrl.parse(self._url), self._headers, partial.headers()
+                    self._guard.read(self._url), self._headers, partial.headers()
                 ) as answer,
             ):
                 # Headers that the watchdog has cut short may look complete.

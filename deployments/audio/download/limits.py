@@ -11,10 +11,10 @@ class FetchLimits:
     """Bounds of one download.
 
     max_bytes: of the file, as it is sent and after any Content-Encoding is undone
-    connect_timeout_s: to reach each address of the host, and again for the TLS handshake
+    connect_timeout_s: to reach each address of the host, four at most, and again for the TLS
+        handshake
     read_timeout_s: the longest silence of the host
-    total_timeout_s: all tries and the waits between them; only the resolution of a name or a
-        connect in progress overruns it
+    total_timeout_s: all tries and the waits between them
     min_bytes_per_s: of the body, on average over each `throughput_window_s`; 0: no minimum. Waits
         between tries do not count, nor does the time until an answer begins, for which a try has
         `read_timeout_s` and one such window
