@@ -139,7 +139,7 @@ class AppArgs(_Args):
         ge=1,
         description="of all files on disk at once: downloads, uploads and base64",
     )
-    max_downloads: int = Field(128, ge=1, description="in progress at once")
+    max_downloads: int = Field(256, ge=1, description="in progress at once")
     min_download_bytes_per_s: float = Field(
         1024, ge=0, description="averaged over half a minute; 0: no minimum"
     )

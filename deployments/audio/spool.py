@@ -92,7 +92,8 @@ class Spool:
 
         on_wait: called where there is no room at once
 
-        The caller releases it. Cancelling leaves nothing.
+        The caller releases it. Cancelling leaves nothing. Raises OverloadedError where the disk has
+        no room.
         """
         turn = _Turn(size, Share(self), asyncio.get_running_loop())
         with self._lock:
@@ -109,6 +110,11 @@ class Spool:
                     self._waiting.remove(turn)
                 turn.share.release()
                 self._give()
+            raise
+        try:
+            self.check_disk(self.held - self._on_disk)
+        except OverloadedError:
+            turn.share.release()
             raise
         return turn.share
 

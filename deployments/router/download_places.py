@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from deployments.contract.errors import OverloadedError
 
 # A place is given where more than this is free: eight times what the host holds, and a third of
-# what the key holds. Of 128 places one host alone gets 14, and one key whose files are on many
-# hosts gets 96. Sixteen hosts, each with any number of slow URLs, leave places for the next one.
+# what the key holds. Of 256 places one host alone gets 28, and one key whose files are on many
+# hosts gets 192. Twenty hosts, each with any number of slow URLs, leave places for the next one.
 _FREE_PER_PLACE_OF_HOST = 8
 _PLACES_OF_KEY_PER_FREE = 3
 # A host may have three times as many waiting as the queue has room for: three quarters at most.

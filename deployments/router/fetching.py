@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from deployments.audio.disk import disk_full_reported
 from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
@@ -140,7 +139,10 @@ class Fetcher:
             file = await self._in_thread(source, share)
             return FetchedFile(file, time.monotonic() - began, True, began - asked)
 
-        async with self._places.one(caller_key.get(), _host(source.url), on_wait):
+        # The places are the host's that the URL names, at any port. A redirect to another host
+        # changes nothing: its caller has asked for this one.
+        host = self._guard.read(source.url).host.rstrip(".")
+        async with self._places.one(caller_key.get(), host, on_wait):
             try:
                 return await attempt(min(_FIRST_BYTES, self._spool.max_bytes))
             except SpoolFullError as error:
@@ -189,15 +191,3 @@ class Fetcher:
                 self._guard,
                 share,
             )
-
-
-def _host(url: str) -> str:
-    """Whose places a download takes: the host that the URL names, at any port.
-
-    Redirects to other hosts stay with this one, for which the caller has asked. A URL that names no
-    host fails as soon as it is fetched.
-    """
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""

@@ -176,6 +176,17 @@ async def test_who_leaves_while_waiting_holds_nothing_up() -> None:
     assert just_leaving.cancelled() and spool.held == 1
 
 
+async def test_room_on_a_disk_without_room_is_refused_and_not_waited_for(
+    free_bytes: FreeBytes,
+) -> None:
+    spool = Spool(100 * MIB)
+    free_bytes(256 * MIB + 5 * MIB)
+    share = await spool.room(5 * MIB)
+    with pytest.raises(OverloadedError, match="disk has no room"):
+        await spool.room(1)
+    assert spool.held == share.size
+
+
 async def test_a_larger_spool_lets_in_who_waits() -> None:
     spool = Spool(1)
     waiting = asyncio.ensure_future(spool.room(2))

@@ -55,8 +55,8 @@ def numbered(name: str, count: int) -> list[str]:
 
 @pytest.fixture
 async def downloads() -> AsyncIterator[Downloads]:
-    """128 places. After the test everybody leaves, and nothing may be left."""
-    downloads = Downloads(128)
+    """256 places. After the test everybody leaves, and nothing may be left."""
+    downloads = Downloads(256)
     yield downloads
     await downloads.cancel(*downloads.tasks)
     assert (downloads.places.held, downloads.places.waiting) == (0, 0)
@@ -66,7 +66,7 @@ async def test_a_host_that_is_alone_gets_many_places_and_never_all(
     downloads: Downloads,
 ) -> None:
     await downloads.ask(*numbered("slow", 1000), host="slow")
-    assert downloads.places.held == 14
+    assert downloads.places.held == 28
     await downloads.ask("good")
     assert downloads.begun[-1] == "good"
     assert "good" not in downloads.told_to_wait
@@ -83,11 +83,11 @@ async def test_a_request_overtakes_those_that_wait_for_a_full_host(
     assert "good" not in downloads.told_to_wait
 
 
-@pytest.mark.parametrize(("hosts", "urls"), [(32, 2), (16, 100), (2, 1000)])
+@pytest.mark.parametrize(("hosts", "urls"), [(32, 4), (20, 40), (2, 200)])
 async def test_many_slow_hosts_leave_a_place_for_the_next_host(
     downloads: Downloads, hosts: int, urls: int
 ) -> None:
-    downloads.places.resize(128, 100_000)
+    downloads.places.resize(256, 100_000)
     for host in numbered("slow", hosts):
         await downloads.ask(*numbered(f"{host}/", urls), host=host)
     await downloads.ask(*numbered("good", 2))
@@ -98,7 +98,7 @@ async def test_a_key_with_many_hosts_leaves_places_for_other_keys(
     downloads: Downloads,
 ) -> None:
     await downloads.ask(*numbered("a", 500), key="greedy")
-    assert downloads.places.held == 96
+    assert downloads.places.held == 192
     await downloads.ask(*numbered("b", 500), key="second")
     await downloads.ask("c", key="third")
     assert downloads.begun[-1] == "c"

@@ -18,6 +18,7 @@ from deployments.contract.request import parse_request
 from deployments.router.audio_source import RemoteAudio, source_of
 from deployments.router.fetching import Fetcher
 from deployments.router.request_log import caller_key
+from tests.support.handles import Handle, events, transcript
 from tests.support.misbehaving_server import (
     Connection,
     MisbehavingServer,
@@ -25,6 +26,7 @@ from tests.support.misbehaving_server import (
     endless,
     raw,
 )
+from tests.support.routers import RECORDING, router
 
 KIB, MIB = 1 << 10, 1 << 20
 FILE = b"recording" * 1000
@@ -129,6 +131,21 @@ async def test_many_slow_urls_of_one_host_hold_up_no_other_host(
         assert not any(task.done() for task in slow)
         slow_host.may_answer.set()
         assert await asyncio.gather(*slow) == [FILE] * 50
+
+
+async def test_slow_hosts_keep_no_model_from_working(slow_host: SlowHost) -> None:
+    handle = Handle(stream=[events(transcript("hello"))])
+    routed = router(handle, max_requests_per_model=1, allow_private_networks=True)
+    request = {"audio": slow_host.url()}
+    slow = [asyncio.ensure_future(routed.answer(request)) for _ in range(5)]
+    await until(lambda: len(slow_host.requests) == 5)
+    answer = await routed.answer(RECORDING)
+    assert answer.transcription == "hello"
+    assert not any(task.done() for task in slow)
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert routed.spool.held == 0
 
 
 async def test_ports_of_one_host_are_one_host(
