@@ -36,8 +36,8 @@ class Endpoint:
 class Resolver:
     """Looks up names, at most `threads` at the same time.
 
-    By default as many as downloads are in progress, because the names of one caller would otherwise
-    hold up those of all others.
+    There are many threads, because the slow names of one caller would otherwise soon hold up those
+    of all others.
 
     timeout_s: of one look-up, with the wait for a thread
     """
