@@ -40,10 +40,6 @@ class _Ingress(Router):
         super().__init__(args, handles, gpu_shares, application=application)
         self.start()
 
-    def __del__(self) -> None:
-        """Called by Serve when the replica stops."""
-        self.close()
-
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
         give_back_large_buffers()
