@@ -39,11 +39,13 @@ def decode(
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # What is written there by C libraries could quote the file.
+        os.dup2(0, 2)
         _close_all_but(input_descriptor, output_descriptor, reply_descriptor)
         size = os.fstat(input_descriptor).st_size
         # Everything that would need a further system call is done before the confinement.
         source = open(input_descriptor, "rb", closefd=False)  # noqa: SIM115
-        limits = ResourceLimits(size, job.max_seconds)
+        limits = ResourceLimits(job.limits, size, job.max_seconds)
         confine(limits, parent, layers)
         reply = _decoded(job, source, _Output(output_descriptor, limits))
         _write_all(reply_descriptor, reply.to_bytes())

@@ -48,6 +48,14 @@ class ZygoteProcess:
                 self._running = None
                 socket.send_fds(self._started().control, [message], descriptors)
 
+    @property
+    def pid(self) -> int | None:
+        """The zygote's process; None before it has begun and after its end."""
+        with self._lock:
+            state = self._running and self._running.state
+            process = None if state is None or state.ended else state.process
+            return process and process.pid
+
     def kill(self) -> None:
         """End a zygote that does not do what it is told, and its decoders with it."""
         with self._lock:
