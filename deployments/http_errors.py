@@ -101,6 +101,9 @@ def openai_error(
     https://platform.openai.com/docs/guides/error-codes
     """
     kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        # OpenAI names the limit as the type: requests or tokens.
+        kind, code = "requests", "rate_limit_exceeded"
     return ErrorBody(error=ErrorObject(message=text, type=kind, param=param, code=code))
 
 

@@ -17,6 +17,7 @@ LONGEST = 400
 ROOMS = [
     "catalog",
     "contract",
+    "hosts",
     "config",
     "logs",
     "keys",
@@ -36,6 +37,7 @@ ROOMS = [
     "serve_config",
     "ray_node",
     "launch",
+    "drain",
     "local",
     "runpod",
 ]

@@ -42,7 +42,11 @@ def test_a_request_is_counted_by_model_status_and_key(counted: Counted) -> None:
         entry.model, entry.duration_s = "base", 11.0
     caller_key.reset(token)
     assert counted == [
-        ("whisper_requests", 1, {"model": "base", "status": "200", "key": "alice"}),
+        (
+            "whisper_requests",
+            1,
+            {"model": "base", "status": "200", "reason": "ok", "key": "alice"},
+        ),
         ("whisper_request_audio_seconds", 11, {"model": "base", "key": "alice"}),
     ]
 
@@ -52,14 +56,22 @@ def test_the_audio_of_a_request_that_failed_is_not_counted(counted: Counted) -> 
         entry.model, entry.duration_s = "base", 11.0
         raise OverloadedError
     assert counted == [
-        ("whisper_requests", 1, {"model": "base", "status": "503", "key": "-"})
+        (
+            "whisper_requests",
+            1,
+            {"model": "base", "status": "503", "reason": "overloaded", "key": "-"},
+        )
     ]
 
 
 def test_what_a_door_refuses_is_counted_too(counted: Counted) -> None:
     log_refusal(None, 401, "unauthorized")
     assert counted == [
-        ("whisper_requests", 1, {"model": "-", "status": "401", "key": "-"})
+        (
+            "whisper_requests",
+            1,
+            {"model": "-", "status": "401", "reason": "unauthorized", "key": "-"},
+        )
     ]
 
 

@@ -4,7 +4,10 @@ import base64
 from pathlib import Path
 from typing import Any, cast
 
+from deployments.audio.sandbox.client import Sandbox
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
+from deployments.router.decoding import Decoder
 from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
 from tests.support.handles import Handle
@@ -17,13 +20,18 @@ RECORDING = {
     "audio_base64": base64.b64encode((AUDIO / "jfk-phone.wav").read_bytes()).decode()
 }
 
+# Its zygote starts with the first file, and serves the routers of all tests.
+SANDBOX = Sandbox()
+
 
 def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router:
     """A Router whose models all have the same handle.
 
     names: of the models; base alone if there are none
     running: replicas of each model
+    args: options of the application; the tests' servers of recordings are on loopback
     """
+    args.setdefault("allow_private_networks", True)
     models = [ModelArgs(name=name) for name in names or ("base",)]
     app_args = AppArgs(models=models, default_model=models[0].name, **args)
     return Router(
@@ -32,6 +40,7 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
         {model.name: 0.0 for model in models},
         running_replicas=lambda: {model.deployment: running for model in models},
         share_audio=shared,
+        decoder=Decoder(app_args, SANDBOX),
     )
 
 
@@ -40,6 +49,7 @@ class BrokenRouter:
 
     args = AppArgs()
     in_flight = InFlight()
+    spool = Spool(args.max_spool_bytes)
 
     async def health(self) -> None:
         raise ValueError("SECRET")
