@@ -3,7 +3,6 @@
 Unknown keys are refused, so that a misspelt option fails at start and not silently.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from deployments import catalog
+from deployments import catalog, hosts
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import (
     ModelLimits,
@@ -27,10 +26,6 @@ from deployments.contract.request import short
 
 _SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
-# Apps have schemes of their own, such as `app://obsidian.md`.
-_ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:\d{1,5})?"
-)
 # What the deployments are made from. A running Router can change all other options.
 _NEEDS_RESTART = (
     "default_model",
@@ -129,7 +124,7 @@ class AppArgs(_Args):
     max_requests_per_model: int | None = Field(
         None,
         ge=1,
-        description="fetched or in work at once, for each model;"
+        description="in work at once, for each model;"
         " unset: twice as many as its replicas decode together",
     )
     max_waiting_requests: int = Field(
@@ -144,10 +139,9 @@ class AppArgs(_Args):
         ge=1,
         description="of all files on disk at once: downloads, uploads and base64",
     )
-    max_downloads: int = Field(64, ge=1, description="in progress at once")
-    max_downloads_per_host: int = Field(8, ge=1)
+    max_downloads: int = Field(256, ge=1, description="in progress at once")
     min_download_bytes_per_s: float = Field(
-        16_384, ge=0, description="averaged over half a minute; 0: no minimum"
+        1024, ge=0, description="averaged over half a minute; 0: no minimum"
     )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)
@@ -163,7 +157,7 @@ class AppArgs(_Args):
         None,
         ge=1,
         description="of one API key for one model, waiting or in work;"
-        " unset: half of max_waiting_requests",
+        " unset: as many waiting as are still free",
     )
     drain_timeout_s: float = Field(
         600, gt=0, description="for the requests in work when the service stops"
@@ -183,6 +177,7 @@ class AppArgs(_Args):
     )
     egress_proxy: str | None = Field(
         None,
+        repr=False,
         description="URL of an HTTP proxy for all downloads, which then decides what is fetched",
     )
 
@@ -200,7 +195,22 @@ class AppArgs(_Args):
     @field_validator("allowed_origins")
     @classmethod
     def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
-        return [_origin(text) for text in origins]
+        return [hosts.origin(text) for text in origins]
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts_with_ports(cls, pairs: list[str]) -> list[str]:
+        return [hosts.host_and_port(text) for text in pairs]
+
+    @field_validator("refuse_networks")
+    @classmethod
+    def _networks(cls, networks: list[str]) -> list[str]:
+        return [hosts.network(text) for text in networks]
+
+    @field_validator("egress_proxy")
+    @classmethod
+    def _proxy(cls, url: str | None) -> str | None:
+        return None if url is None else hosts.proxy(url)
 
     @model_validator(mode="after")
     def _names_agree(self) -> "AppArgs":
@@ -217,16 +227,6 @@ class AppArgs(_Args):
             if self._find(name) is None:
                 raise ValueError(f"openai_models: '{name}' is not among the models")
         return self
-
-    @property
-    def longest_request_s(self) -> float:
-        """How long a request may take once it is admitted: download, start, transcription."""
-        return (
-            self.download_timeout_s
-            + self.placement_timeout_s
-            + self.model_start_timeout_s
-            + self.request_timeout_s
-        )
 
     def with_limits(self, limits: Mapping[str, Any]) -> "AppArgs":
         """These arguments with other limits.
@@ -294,14 +294,19 @@ class AppArgs(_Args):
         return served + aliases
 
     def max_concurrency(self, model: ModelArgs, on_gpu: bool) -> int:
-        """How many requests for the model may be fetched or in work at the same time.
+        """How many requests for the model may be in work at the same time.
 
-        Each holds its samples in the router. By default as many are admitted as all replicas of the
-        model accept.
+        By default as many are admitted as all replicas of the model accept.
         """
         if self.max_requests_per_model is not None:
             return self.max_requests_per_model
         return requests_per_replica(max_batch_windows(on_gpu)) * model.max_replicas
+
+    def audio_in_work_s(self, model: ModelArgs) -> float:
+        """Seconds of audio that the requests in work for the model may have together."""
+        if self.max_audio_in_work_s is not None:
+            return self.max_audio_in_work_s
+        return 4 * self.max_audio_s * model.max_replicas
 
     def max_decode_rate(self, model: ModelArgs) -> float:
         """How many seconds of a model's time a request may take for each second of its audio.
@@ -338,19 +343,3 @@ def requests_per_replica(slots: int) -> int:
     accepted stays with it, so the others wait in the router for the first replica with room.
     """
     return 2 * slots
-
-
-def _origin(text: str) -> str:
-    """The origin as a browser writes it in its header: no default port, no slash at the end."""
-    plain = text.strip().lower().removesuffix("/")
-    if plain == "*":
-        return plain
-    found = _ORIGIN.fullmatch(plain)
-    if found is None:
-        raise ValueError(
-            f"allowed_origins: '{short(text)}' must be * or like https://example.com:8443,"
-            " without a path"
-        )
-    port = found["port"] or ""
-    default = {"http": ":80", "https": ":443"}.get(found["scheme"])
-    return f"{found['scheme']}://{found['host']}{'' if port == default else port}"

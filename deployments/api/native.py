@@ -42,6 +42,7 @@ _ERRORS = described(
         413: "the body or its file is too large",
         415: "the body is neither JSON nor a form nor audio or video: an image, compressed bytes",
         422: "the request, its URL or its audio is at fault",
+        429: "the API key has too many requests waiting or in work",
         500: "the transcription failed",
         502: "the host of the audio is at fault",
         503: "the model or the service cannot start, or too many requests wait",

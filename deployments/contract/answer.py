@@ -71,7 +71,8 @@ class Timings(_Answered):
     download: reading the audio from its host
     decode: from the audio's own format to a waveform
     model_start: waiting for a replica of the model to start
-    queue: waiting for admission, for a replica with room, and for slots of its engine
+    queue: waiting in the Router (to fetch the file, to decode it, for a place of the model, for a
+        replica with room) and in the replica for slots of its engine
     transcribe: the rest of the time in the replica
     """
 
@@ -122,7 +123,7 @@ class ErrorAnswer(_Answered):
 class Stage(_Answered):
     """An event: what the service begins to do for the request.
 
-    duration: seconds of audio, once they are known
+    duration: seconds of audio, once they are known: from the end of `decoding` on
     windows_ahead: with `queued`, how many windows wait for slots of the model before this request
     """
 

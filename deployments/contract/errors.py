@@ -36,12 +36,22 @@ _FIELD = re.compile(
 
 
 class WhisperServeError(Exception):
-    """Base of all errors of the contract. `str(error)` is the text that reaches the caller."""
+    """Base of all errors of the contract. `str(error)` is the text that reaches the caller.
+
+    retry_after_s: seconds after which another try may succeed, where more is known of them than
+        what holds for every error of the class; None: what holds for the class
+    """
 
     status = 500
     type = "internal_error"
     prefix = ""
     retry_after_s: int | None = None
+
+    def __init__(self, *args: object, retry_after_s: int | None = None) -> None:
+        super().__init__(*args)
+        if retry_after_s is not None:
+            # Pickling keeps an error's attributes beside its arguments.
+            self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.prefix + super().__str__()

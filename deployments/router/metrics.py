@@ -7,25 +7,49 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray.serve.metrics import Counter
+    from ray.serve.metrics import Counter, Gauge
 
 # Ray's annotation allows one tag alone.
-_REQUEST_TAGS: Any = ("model", "status", "key")
+_REQUEST_TAGS: Any = ("model", "status", "reason", "key")
 _AUDIO_TAGS: Any = ("model", "key")
+_HELD_TAGS: Any = ("model", "state")
 
 
-def count_request(model: str, status: int, key: str, audio_s: float) -> None:
+def count_request(
+    model: str, status: int, reason: str, key: str, audio_s: float
+) -> None:
     """Count one answered request.
 
     model: its name, or "-" where the request named none that is served
+    reason: "ok", the type of the error, or "cancelled"
     key: the name of the API key, or "-"
     audio_s: seconds of audio that were transcribed
     """
     requests, audio_seconds = _counters()
-    requests.inc(tags={"model": model, "status": str(status), "key": key})
+    requests.inc(
+        tags={"model": model, "status": str(status), "reason": reason, "key": key}
+    )
     # Ray's counters refuse an increment of 0.
     if audio_s > 0:
         audio_seconds.inc(audio_s, tags={"model": model, "key": key})
+
+
+def show_audio(model: str, waiting_s: float, in_work_s: float) -> None:
+    """Show how many seconds of a model's audio wait, decoded, and how many are in work."""
+    held = _held()
+    held.set(waiting_s, tags={"model": model, "state": "waiting"})
+    held.set(in_work_s, tags={"model": model, "state": "in_work"})
+
+
+@functools.cache
+def _held() -> "Gauge":
+    from ray.serve.metrics import Gauge
+
+    return Gauge(
+        "whisper_held_audio_seconds",
+        "Seconds of decoded audio that wait for places, and that have places.",
+        _HELD_TAGS,
+    )
 
 
 @functools.cache

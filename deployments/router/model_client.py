@@ -8,12 +8,11 @@ import math
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterator,
 )
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,18 +25,21 @@ from ray.serve.handle import DeploymentHandle
 from deployments.audio import SAMPLE_RATE
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import Stage
-from deployments.contract.errors import ModelUnavailableError, OverloadedError
+from deployments.contract.errors import ModelUnavailableError
 from deployments.contract.options import TranscriptionOptions
+from deployments.cpus import available_cpus
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
+from deployments.router.admission import Admission, Limits
 from deployments.router.deadline import Deadline
 from deployments.router.dispatch_queue import DispatchQueue
-from deployments.router.places import Places
+from deployments.router.harmful_audio import HarmfulAudio
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
     retried_once,
 )
+from deployments.router.speed import Speed
 from deployments.router.stages import OnStage, ignore_stage
 from deployments.router.start_failure import NoReplicaError, start_failure
 
@@ -65,6 +67,9 @@ class ModelClient:
 
     gpu_share: the share of one GPU that a replica asks for; 0 where there is none
     share_audio: makes a waveform available to replicas
+    stopping: whether the service stops
+
+    admission: of the requests for this model; `stream` is for those that have a place
     """
 
     def __init__(
@@ -74,13 +79,16 @@ class ModelClient:
         args: AppArgs,
         gpu_share: float,
         share_audio: ShareAudio = SharedAudio.put,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self._handle = handle
         self._args = args
         self._gpu_share = gpu_share
         self._share_audio = share_audio
-        self._places = Places(self.max_concurrency)
+        self._speed = Speed()
+        self.admission = Admission(model.name, self._limits(), self._speed)
+        self._harmful = HarmfulAudio(model.name, stopping)
         self._queue = DispatchQueue()
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
@@ -91,34 +99,23 @@ class ModelClient:
         # Whether a replica had loaded the model when the replicas last answered.
         self._loaded = False
 
-    @property
-    def max_concurrency(self) -> int:
-        """How many requests are admitted at the same time."""
-        return self._args.max_concurrency(self.model, self._gpu_share > 0)
-
     def set_limits(self, args: AppArgs) -> None:
         """Take over other limits. A limit that a request has begun to use stays as it was."""
         self._args = args
-        self._places.resize(self.max_concurrency)
+        self.admission.set_limits(self._limits())
 
-    @asynccontextmanager
-    async def admitted(self, on_stage: OnStage = ignore_stage) -> AsyncIterator[None]:
-        """Hold one of the model's places, which are given in order of arrival.
-
-        on_stage: called where the request has to wait
-
-        The places bound how much audio is in memory at once. Raises OverloadedError where too many
-        requests wait already.
-        """
-        if self._places.all_held:
-            if self._places.waiting >= self._args.max_waiting_requests:
-                raise OverloadedError(
-                    f"Too many requests wait for model '{self.model.name}',"
-                    " try again later"
-                )
-            on_stage(Stage(stage="queued"))
-        async with self._places.one():
-            yield
+    def _limits(self) -> Limits:
+        args = self._args
+        return Limits(
+            in_work=args.max_concurrency(self.model, self._gpu_share > 0),
+            in_work_s=args.audio_in_work_s(self.model),
+            waiting=args.max_waiting_requests,
+            per_key=args.max_requests_per_key,
+            decoding=available_cpus(),
+            # One key gets half of it: the longest recording there is, and what was begun beside it.
+            decoded_s=2 * args.max_audio_s,
+            wait_s=args.request_timeout_s,
+        )
 
     async def stream(
         self,
@@ -135,7 +132,8 @@ class ModelClient:
         on_stage: called where the model has to start, and where the request waits for a replica
 
         A request whose replica dies is tried once more, but not after a segment has gone out.
-        Raises ModelUnavailableError, RequestTimeoutError and what the replica raises.
+        Raises ModelUnavailableError, RequestTimeoutError, HarmfulAudioError and what the replica
+        raises.
         """
         request = _Request(audio, options, segments, progress, on_stage)
         deadline = Deadline(self._args.request_timeout_s)
@@ -167,7 +165,7 @@ class ModelClient:
             self._loaded = False
             return None
         idle, asked_at = self._idle.get(replicas, (None, -math.inf))
-        if not self._places.held and time.monotonic() - asked_at < _STILL_IDLE_S:
+        if not self.admission.in_work and time.monotonic() - asked_at < _STILL_IDLE_S:
             return idle
         try:
             answers = await self._handle.broadcast("slots").results_async(
@@ -214,32 +212,38 @@ class ModelClient:
         self, request: "_Request", deadline: Deadline
     ) -> AsyncGenerator[ReplicaEvent, None]:
         """One replica's events. Raises ReplicaLostError if the replica dies."""
-        with self._errors_translated():
-            model_start_s = await self._start(request)
-            waiting_since = time.monotonic()
-            events = await self._dispatch(request)
-            waited_s = time.monotonic() - waiting_since
-            exhausted = False
-            try:
-                while True:
-                    async with deadline.running():
-                        event = await anext(events, None)
-                    if event is None:
-                        exhausted = True
-                        return
-                    self._answered_at = time.monotonic()
-                    if isinstance(event, Transcript):
-                        event = dataclasses.replace(
-                            event,
-                            model_start_s=model_start_s,
-                            queue_s=event.queue_s + waited_s,
-                        )
-                    yield event
-            finally:
-                # Neither a deadline nor a caller who leaves would end the work by itself.
-                if not exhausted:
-                    events.cancel()
-                self._request_ended.set()
+        audio_s: float | None = None
+        async with self._harmful.attempt(request.audio) as attempt:
+            with self._errors_translated():
+                model_start_s = await self._start(request)
+                waiting_since = time.monotonic()
+                events = await self._dispatch(request)
+                waited_s = attempt.waited_s + time.monotonic() - waiting_since
+                attempt.accepted()
+                begun = self._speed.begin()
+                exhausted = False
+                try:
+                    while True:
+                        async with deadline.running():
+                            event = await anext(events, None)
+                        if event is None:
+                            exhausted = True
+                            return
+                        self._answered_at = time.monotonic()
+                        if isinstance(event, Transcript):
+                            audio_s = request.duration_s
+                            event = dataclasses.replace(
+                                event,
+                                model_start_s=model_start_s,
+                                queue_s=event.queue_s + waited_s,
+                            )
+                        yield event
+                finally:
+                    # Neither a deadline nor a caller who leaves would end the work by itself.
+                    if not exhausted:
+                        events.cancel()
+                    self._speed.end(begun, audio_s)
+                    self._request_ended.set()
 
     async def _dispatch(self, request: "_Request") -> Any:
         """The further events of a replica that has accepted the request.
@@ -352,12 +356,15 @@ class _Request:
     progress: bool
     on_stage: OnStage
 
+    @property
+    def duration_s(self) -> float:
+        return len(self.audio) / SAMPLE_RATE
+
     def report_stage(
         self,
         stage: Literal["queued", "starting_model"],
         windows_ahead: int | None = None,
     ) -> None:
-        duration = len(self.audio) / SAMPLE_RATE
         self.on_stage(
-            Stage(stage=stage, duration=duration, windows_ahead=windows_ahead)
+            Stage(stage=stage, duration=self.duration_s, windows_ahead=windows_ahead)
         )

@@ -114,4 +114,6 @@ def _write(
         entry.key,
     )
     audio_s = entry.duration_s if status == 200 else 0.0
-    count_request(entry.model, status, entry.key, audio_s)
+    # The reason of an unforeseen error names its place, and metrics need few different labels.
+    kind = reason.partition("@")[0] if status != 500 else WhisperServeError.type
+    count_request(entry.model, status, kind, entry.key, audio_s)

@@ -4,7 +4,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorUnavailableError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from deployments.contract.answer import SegmentEvent
 from deployments.contract.errors import WhisperServeError
@@ -13,7 +18,17 @@ _Event = TypeVar("_Event")
 
 
 class ReplicaLostError(Exception):
-    """The replica was lost with the request; the request itself is not at fault."""
+    """The replica was lost with the request.
+
+    died: whether its process ended by itself; otherwise it could not be reached, or its machine was
+        taken away
+    replica: its actor's id, where Ray tells it
+    """
+
+    def __init__(self, died: bool = True, replica: str | None = None) -> None:
+        super().__init__(died, replica)
+        self.died = died
+        self.replica = replica
 
 
 @contextmanager
@@ -26,7 +41,10 @@ def ray_errors_translated() -> Iterator[None]:
         if isinstance(error.cause, WhisperServeError):
             raise error.cause from None
         raise
-    except (RayActorError, WorkerCrashedError):
+    except RayActorError as error:
+        taken = isinstance(error, ActorUnavailableError) or error.preempted
+        raise ReplicaLostError(not taken, error.actor_id) from None
+    except WorkerCrashedError:
         raise ReplicaLostError from None
 
 

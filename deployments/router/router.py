@@ -5,7 +5,6 @@ A plain class that needs no Ray: `app.py` makes a deployment of it, and `api.bui
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
@@ -33,7 +33,7 @@ from deployments.replica.transcript import Transcript
 from deployments.router.audio_source import AudioSource, source_of
 from deployments.router.decoding import Decoder, Waveform
 from deployments.router.fetching import Fetcher
-from deployments.router.in_flight import InFlight
+from deployments.router.in_flight import DrainState, InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
 from deployments.router.result import answer_of
@@ -55,7 +55,8 @@ class Router:
     application: the Serve application's name, for GET /health
     decoder: decodes the files; None: one of its own
 
-    in_flight: where HTTP counts the requests that it has in work
+    in_flight: the requests in work. HTTP counts its own there, from their first byte to their last.
+    spool: the files of all requests, as they came
     """
 
     def __init__(
@@ -72,15 +73,22 @@ class Router:
         self._configured = self._args = args
         self._application = application
         self._running_replicas = running_replicas or _running_replicas
+        self.in_flight = InFlight()
         self._clients = {
             model.name: ModelClient(
-                model, handles[model.name], args, gpu_shares[model.name], share_audio
+                model,
+                handles[model.name],
+                args,
+                gpu_shares[model.name],
+                share_audio,
+                stopping=lambda: self.in_flight.draining,
             )
             for model in args.models
         }
-        self._fetcher, self._decoder = Fetcher(args), decoder or Decoder(args)
+        self.spool = Spool(args.max_spool_bytes)
+        self._fetcher = Fetcher(args, self.spool)
+        self._decoder = decoder or Decoder(args)
         self._limits_taken = False
-        self.in_flight = InFlight()
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
         """Called by Serve with the deployment's `user_config`: at the start and at each change.
@@ -102,7 +110,8 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._fetcher = Fetcher(args)
+        self._fetcher.set_limits(args)
+        self._fetcher.log_exceptions()
         self._decoder.set_limits(args)
         if changed:
             logger.warning(
@@ -144,9 +153,8 @@ class Router:
             job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
             work = partial(self._work, job, entry, segments, progress)
-            async with aclosing(
-                with_stages(work) if progress else work(ignore_stage)
-            ) as events:
+            staged = with_stages(work) if progress else work(ignore_stage)
+            async with aclosing(self.in_flight.until_ended(staged)) as events:
                 async for event in events:
                     yield event
 
@@ -169,20 +177,24 @@ class Router:
         request_id: str | None = None,
         segments: bool = True,
     ) -> AsyncIterator[dict[str, Any]]:
-        """`events` as plain dicts."""
+        """`events` as plain dicts. Refused during a drain, as `transcribe` is."""
+        self.in_flight.check_accepting()
         events = self.events(request, request_id, segments)
         del request
-        async with aclosing(events):
-            async for event in events:
-                yield event.model_dump()
+        with self.in_flight.request():
+            async with aclosing(events):
+                async for event in events:
+                    yield event.model_dump()
 
     async def transcribe(
         self, request: Mapping[str, Any], request_id: str | None = None
     ) -> dict[str, Any]:
         """`answer` as a plain dict."""
+        self.in_flight.check_accepting()
         answer = self.answer(request, request_id)
         del request
-        return (await answer).model_dump()
+        with self.in_flight.request():
+            return (await answer).model_dump()
 
     async def models(self) -> list[dict[str, Any]]:
         """The served models, as dicts of `ServedModel`."""
@@ -207,9 +219,13 @@ class Router:
         replicas = running.get(model.deployment, 0)
         return await self._clients[model.name].loaded(replicas)
 
-    async def drain(self) -> None:
-        """Be ready no longer, and return when no HTTP request is in work."""
-        await self.in_flight.drain()
+    async def drain(self) -> DrainState:
+        """Take no new requests from now on; gives how far those in work are. Call it until none is.
+
+        Those that are in work after `drain_timeout_s` end with ServiceUnavailableError. Callers of
+        `events` and `answer` count their requests themselves, and are not refused.
+        """
+        return self.in_flight.drain(self._args.drain_timeout_s)
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
@@ -248,10 +264,12 @@ class Router:
         entry.model = model.name
         options = request.options
         self._args.check_fits(options, model)
+        source = source_of(request, upload, self.spool)
+        self._fetcher.check(source)
         return _Job(
             options,
             self._clients[model.name],
-            source_of(request, upload),
+            source,
             request.audio_track,
             request.audio_channel,
         )
@@ -260,15 +278,21 @@ class Router:
     async def _waveform_of(
         self, job: "_Job", entry: RequestLog, on_stage: OnStage
     ) -> AsyncIterator[Waveform]:
-        """The job's audio, with one of the model's places for as long as it is in memory."""
-        async with self._fetcher.fetched(job.source, on_stage) as fetched:
-            audio = await self._decoder.decode(
-                fetched, job.track, job.channel, on_stage
-            )
-        waiting = time.monotonic()
-        async with job.client.admitted(on_stage):
-            entry.queue_s = time.monotonic() - waiting
-            yield audio
+        """The job's audio, with one of the model's places for as long as the block runs."""
+        admission = job.client.admission
+        with admission.request(entry.key) as ticket:
+            async with (
+                self._fetcher.fetched(job.source, on_stage) as fetched,
+                admission.decoding_turn(ticket, on_stage),
+            ):
+                entry.queue_s = fetched.waited_s
+                audio = await self._decoder.decode(
+                    fetched, job.track, job.channel, on_stage
+                )
+                admission.decoded(ticket, audio.duration_s)
+            async with admission.place(ticket, on_stage):
+                entry.queue_s += ticket.waited_s
+                yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:
         official = model.official

@@ -26,6 +26,10 @@ TEXTS: dict[type[WhisperServeError], tuple[WhisperServeError, str]] = {
         errors.InvalidAudioError("no audio stream"),
         "Audio decoding failed: no audio stream",
     ),
+    errors.AudioTooComplexError: (
+        errors.AudioTooComplexError("it takes too long"),
+        "Audio decoding failed: it takes too long",
+    ),
     errors.ModelUnavailableError: (
         errors.ModelUnavailableError("base", "out of memory"),
         "Model 'base' is not available: out of memory",
@@ -47,6 +51,9 @@ def test_the_statuses_and_types_are_those_callers_rely_on() -> None:
         "audio_url_error": 422,
         "audio_host_error": 502,
         "invalid_audio": 422,
+        "audio_too_complex": 422,
+        "harmful_audio": 422,
+        "too_many_requests": 429,
         "model_unavailable": 503,
         "overloaded": 503,
         "service_unavailable": 503,
@@ -76,6 +83,18 @@ def test_an_error_survives_the_way_between_processes(
     copy = pickle.loads(pickle.dumps(error, protocol))
     assert type(copy) is kind
     assert (str(copy), copy.status, copy.type) == (text, kind.status, kind.type)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_when_to_try_again_survives_that_way_too(protocol: int) -> None:
+    for error in (
+        errors.OverloadedError("later", retry_after_s=17),
+        errors.TooManyRequestsError("later", retry_after_s=17),
+    ):
+        copy = pickle.loads(pickle.dumps(error, protocol))
+        assert (str(copy), copy.retry_after_s) == ("later", 17)
+    # Of other errors of the class, nothing more is known than before.
+    assert errors.OverloadedError("later").retry_after_s == 10
 
 
 def test_a_fault_of_the_host_is_a_fault_of_the_download() -> None:

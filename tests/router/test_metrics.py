@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.serve.metrics
 
-from deployments.contract.errors import OverloadedError
+from deployments.contract.errors import OverloadedError, WhisperServeError
 from deployments.router import metrics
 from deployments.router.request_log import caller_key, log_refusal, logged_request
 
@@ -42,7 +42,11 @@ def test_a_request_is_counted_by_model_status_and_key(counted: Counted) -> None:
         entry.model, entry.duration_s = "base", 11.0
     caller_key.reset(token)
     assert counted == [
-        ("whisper_requests", 1, {"model": "base", "status": "200", "key": "alice"}),
+        (
+            "whisper_requests",
+            1,
+            {"model": "base", "status": "200", "reason": "ok", "key": "alice"},
+        ),
         ("whisper_request_audio_seconds", 11, {"model": "base", "key": "alice"}),
     ]
 
@@ -52,14 +56,31 @@ def test_the_audio_of_a_request_that_failed_is_not_counted(counted: Counted) -> 
         entry.model, entry.duration_s = "base", 11.0
         raise OverloadedError
     assert counted == [
-        ("whisper_requests", 1, {"model": "base", "status": "503", "key": "-"})
+        (
+            "whisper_requests",
+            1,
+            {"model": "base", "status": "503", "reason": "overloaded", "key": "-"},
+        )
     ]
+
+
+def test_the_reason_of_an_unforeseen_error_is_one_label_whatever_it_is(
+    counted: Counted,
+) -> None:
+    for error in (KeyError("x"), ZeroDivisionError()):
+        with pytest.raises(WhisperServeError), logged_request(None):
+            raise error
+    assert {tags["reason"] for _, _, tags in counted} == {"internal_error"}
 
 
 def test_what_a_door_refuses_is_counted_too(counted: Counted) -> None:
     log_refusal(None, 401, "unauthorized")
     assert counted == [
-        ("whisper_requests", 1, {"model": "-", "status": "401", "key": "-"})
+        (
+            "whisper_requests",
+            1,
+            {"model": "-", "status": "401", "reason": "unauthorized", "key": "-"},
+        )
     ]
 
 

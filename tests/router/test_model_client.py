@@ -1,7 +1,8 @@
 """The router's side of one model, on a handle that answers as told. No Ray cluster."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import Stage
 from deployments.contract.errors import (
+    HarmfulAudioError,
     InvalidAudioError,
     ModelUnavailableError,
     OverloadedError,
@@ -132,7 +134,7 @@ async def test_a_request_whose_replica_dies_is_tried_once_more() -> None:
     result = await last(client(handle))
     assert result.text == "hello"
     handle = Handle(stream=[events(DIED)])
-    with pytest.raises(ModelUnavailableError, match="its replica died"):
+    with pytest.raises(HarmfulAudioError, match="2 replicas of model 'base' have died"):
         await last(client(handle))
     assert handle.calls == ["ready", "stream"] * 2
 
@@ -192,40 +194,6 @@ async def test_a_streams_deadline_ends_its_work() -> None:
     with pytest.raises(RequestTimeoutError):
         await anext(stream)
     assert work.cancelled
-
-
-async def test_requests_are_admitted_in_order_and_too_many_refused() -> None:
-    model = client(Handle(), max_requests_per_model=1, max_waiting_requests=2)
-    order = []
-
-    async def enter(name: str, leave: Callable[[], Any]) -> None:
-        async with model.admitted():
-            order.append(name)
-            await leave()
-
-    first_leaves = asyncio.Event()
-    tasks = [asyncio.ensure_future(enter("first", first_leaves.wait))]
-    await asyncio.sleep(0)
-    for name in ("second", "third"):
-        tasks.append(asyncio.ensure_future(enter(name, lambda: asyncio.sleep(0))))
-        await asyncio.sleep(0)
-    with pytest.raises(OverloadedError, match="Too many requests wait"):
-        await enter("fourth", lambda: asyncio.sleep(0))
-    assert order == ["first"]
-    first_leaves.set()
-    await asyncio.gather(*tasks)
-    assert order == ["first", "second", "third"]
-
-
-async def test_a_waiting_request_that_leaves_takes_no_place_along() -> None:
-    model = client(Handle(), max_requests_per_model=1)
-    async with model.admitted():
-        waiting = asyncio.ensure_future(model.admitted().__aenter__())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-    async with asyncio.timeout(1), model.admitted():
-        pass
 
 
 async def test_a_request_waits_until_a_replica_has_room_for_it(
@@ -344,14 +312,24 @@ async def _all(stream: AsyncGenerator[ReplicaEvent, None]) -> list[ReplicaEvent]
     return [event async for event in stream]
 
 
+@asynccontextmanager
+async def admitted(model: ModelClient) -> AsyncIterator[None]:
+    """A request of a second that has a place."""
+    with model.admission.request() as ticket:
+        async with model.admission.decoding_turn(ticket):
+            model.admission.decoded(ticket, 1.0)
+        async with model.admission.place(ticket):
+            yield
+
+
 async def test_other_limits_hold_at_once() -> None:
     model = client(Handle(), max_requests_per_model=1, max_waiting_requests=0)
-    async with model.admitted():
+    async with admitted(model):
         with pytest.raises(OverloadedError):
-            async with model.admitted():
+            async with admitted(model):
                 pass
         model.set_limits(AppArgs(max_requests_per_model=2, max_waiting_requests=0))
-        async with model.admitted():
+        async with admitted(model):
             pass
 
 
@@ -403,7 +381,7 @@ async def test_idle_replicas_are_asked_for_their_slots_once() -> None:
     for _ in range(3):
         assert await model.slots(1) == slots(0)
     assert handle.calls == ["slots"]
-    async with model.admitted():
+    async with admitted(model):
         assert await model.slots(1) == slots(5)
     assert await model.slots(1) == slots(0)
     assert len(handle.calls) == 2

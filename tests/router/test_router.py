@@ -14,9 +14,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from deployments.contract.answer import Progress, Result, SegmentEvent, Stage
 from deployments.contract.errors import (
     AudioUrlError,
+    HarmfulAudioError,
     InvalidAudioError,
     InvalidRequestError,
-    ModelUnavailableError,
     OverloadedError,
     RequestTimeoutError,
     TranscriptionError,
@@ -36,7 +36,6 @@ from tests.support.handles import (
 from tests.support.misbehaving_server import (
     Connection,
     MisbehavingServer,
-    answer_with,
 )
 from tests.support.routers import AUDIO, RECORDING, router
 
@@ -169,7 +168,7 @@ async def test_what_is_wrong_with_a_request_comes_in_place_of_its_first_stage() 
     await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_a_request_without_a_place_is_queued_before_its_audio_is_fetched() -> (
+async def test_a_request_fetches_and_decodes_its_audio_before_it_waits_for_a_place() -> (
     None
 ):
     work = events(transcript(), delay_s=FOREVER)
@@ -178,14 +177,14 @@ async def test_a_request_without_a_place_is_queued_before_its_audio_is_fetched()
     first = asyncio.ensure_future(small.answer(RECORDING))
     while "stream" not in handle.calls:
         await asyncio.sleep(0.01)
-    with MisbehavingServer() as server:
-        server.answer(answer_with(body=(AUDIO / "jfk.flac").read_bytes()))
-        waiting = small.events({"audio": server.url()})
-        assert await anext(waiting) == Stage(stage="queued")
-        assert not server.requests
-        first.cancel()
-        stages = [event async for event in waiting if isinstance(event, Stage)]
-    assert stages == [Stage(stage="downloading"), Stage(stage="decoding")]
+    waiting = small.events(RECORDING)
+    assert await anext(waiting) == Stage(stage="decoding")
+    queued = await anext(waiting)
+    assert isinstance(queued, Stage)
+    assert (queued.stage, queued.windows_ahead) == ("queued", None)
+    assert queued.duration == pytest.approx(11, abs=0.1)
+    first.cancel()
+    assert [type(event) async for event in waiting] == [Result]
 
 
 async def test_a_stage_arrives_while_the_work_on_it_goes_on() -> None:
@@ -290,7 +289,7 @@ async def test_audio_that_cannot_be_had_or_read_reaches_no_model() -> None:
 async def test_a_request_whose_replica_dies_is_tried_once_more() -> None:
     handle = Handle(stream=[events(DIED), events(transcript())])
     assert (await router(handle).answer(RECORDING)).transcription == "hello"
-    with pytest.raises(ModelUnavailableError, match="its replica died"):
+    with pytest.raises(HarmfulAudioError, match="2 replicas of model 'base' have died"):
         await router(answering(DIED)).answer(RECORDING)
 
 
@@ -466,6 +465,6 @@ async def test_a_running_router_keeps_its_limits_where_new_ones_are_wrong(
         served.reconfigure({"max_waiting_requests": 0} | limits)
     finally:
         logger.removeHandler(caplog.handler)
-    assert caplog.messages[0].startswith("event=limits_refused reason=")
-    assert text in caplog.messages[0] and "\n" not in caplog.messages[0]
+    assert caplog.messages[-1].startswith("event=limits_refused reason=")
+    assert text in caplog.messages[-1] and "\n" not in caplog.messages[-1]
     assert await served.answer(RECORDING)

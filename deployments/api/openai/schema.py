@@ -27,6 +27,7 @@ TRANSCRIPTION_ANSWERS = UNKNOWN_MODEL | {
             400: "the request, its URL or its audio is at fault",
             413: "the body is too large",
             415: "the body is of a kind that is not read",
+            429: "the API key has too many requests waiting or in work",
             502: "the host of the audio is at fault",
             504: "the request took too long",
         },
