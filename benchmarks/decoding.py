@@ -5,7 +5,8 @@
 This script makes recordings of N minutes from the speech in `tests/audio`, as Opus and as MP3, and
 decodes 16 of the one and 8 of the other at once, as many at a time as there are cores: first by
 threads that call `decode_audio`, then as the Router does it. Beside them the event loop of the same
-process answers GET /health by HTTP, 5 ms after the last answer. Then one clip of 11 s alone. The tables go to stdout, progress to stderr.
+process answers GET /health by HTTP, each time 5 ms after the last answer. Then one clip of 11 s
+alone. The tables go to stdout, progress to stderr.
 """
 
 import argparse
