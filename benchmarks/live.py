@@ -22,6 +22,7 @@ import requests
 
 from deployments import launch, serve_config
 from deployments.local import loopback
+from tests.support.http_server import served_file
 from tools.weights import weights, weights_environment
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "gettysburg.wav"
@@ -30,10 +31,12 @@ RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "gettysburg.wav"
 def measure(recording: Path, rounds: int) -> list[dict[str, float]]:
     """The seconds of each round: `audio`, `first byte`, `first segment`, `result`."""
     config, args = serve_config.read_config()
+    # The recording is on loopback.
+    args = args.model_copy(update={"allow_private_networks": True})
     weights(args.default_model)
     os.environ.update(weights_environment())
     with (
-        loopback.served(recording) as audio,
+        served_file(recording) as audio,
         launch.running_app(config, args, loopback.free_port("127.0.0.1")) as url,
     ):
         rows = []

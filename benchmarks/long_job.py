@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import recordings
 from deployments.audio import SAMPLE_RATE
-from deployments.local import loopback
+from tests.support.http_server import served_file
 from tests.support.runpod_process import running_worker
 
 
@@ -32,9 +32,9 @@ def main() -> None:
         path = Path(folder) / "long.wav"
         _join(spoken, arguments.hours * 3600, path)
         with (
-            loopback.served(path) as url,
+            served_file(path) as url,
             running_worker(
-                Path(folder) / "log", WHISPER_MODEL=arguments.model
+                Path(folder) / "log", url, WHISPER_MODEL=arguments.model
             ) as worker,
         ):
             started = time.monotonic()

@@ -21,6 +21,7 @@ import requests
 
 from deployments import launch, serve_config
 from deployments.local import loopback
+from tests.support.http_server import served_file
 from tools.weights import weights, weights_environment
 
 RECORDING = Path(__file__).parent.parent / "tests" / "audio" / "jfk.flac"
@@ -30,11 +31,13 @@ STAGES = ("download", "decode", "model_start", "queue")
 def measure(count: int) -> list[dict[str, float]]:
     """The overhead of each request in milliseconds: `total`, by stage, and `rest` (HTTP, Ray)."""
     config, args = serve_config.read_config()
+    # The recording is on loopback.
+    args = args.model_copy(update={"allow_private_networks": True})
     weights(args.default_model)
     os.environ.update(weights_environment())
     rows = []
     with (
-        loopback.served(RECORDING) as audio,
+        served_file(RECORDING) as audio,
         launch.running_app(config, args, loopback.free_port("127.0.0.1")) as url,
     ):
         for number in range(count + 1):

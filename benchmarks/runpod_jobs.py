@@ -28,7 +28,7 @@ from whisper.audio import N_FRAMES, N_SAMPLES
 
 from benchmarks import recordings
 from benchmarks.recordings import Recording
-from deployments.local import loopback
+from tests.support.http_server import served_file
 from tests.support.runpod_process import Worker, running_worker
 from tools.weights import weights
 
@@ -58,13 +58,13 @@ def main() -> None:
     languages = [_language(model, one) if named else None for one in spoken]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        urls = [stack.enter_context(loopback.served(path)) for path in paths]
+        urls = [stack.enter_context(served_file(path)) for path in paths]
         jobs = [
             {"audio": url, "language": language}
             for url, language in zip(urls, languages, strict=True)
         ]
         worker = stack.enter_context(
-            running_worker(folder / "log", WHISPER_MODEL=arguments.model)
+            running_worker(folder / "log", *urls, WHISPER_MODEL=arguments.model)
         )
         systems: dict[str, Callable[[], Texts]] = {
             "whisper.transcribe, one by one": lambda: _official(

@@ -17,12 +17,16 @@ from deployments.config import AppArgs, ModelArgs, max_batch_windows
 from deployments.gpu import gpu_shares
 from deployments.keys import Keys
 from deployments.replica import scaling
+from deployments.replica.serve_ports import keep_ports_on_loopback
 from deployments.replica.whisper_model import WhisperModel
 from deployments.router.memory import give_back_large_buffers
 from deployments.router.router import Router
 
 # Serve's own limit would also hold back questions to a busy replica, such as whether it is ready.
 _NO_LIMIT = 100_000
+# The Router ends the requests in work when the time of a drain has passed, and then needs this time
+# to answer them. A model stops no later than the Router that waits for it.
+_LAST_ANSWERS_S = 10
 # At an update Serve stops an old replica when the new one runs, so that there is always one.
 _SURGE_PERCENT = 100
 # By name, because Serve makes a copy of the function for its controller.
@@ -38,6 +42,11 @@ class _Ingress(Router):
     ) -> None:
         application = serve.get_replica_context().app_name
         super().__init__(args, handles, gpu_shares, application=application)
+        self.start()
+
+    async def check_health(self) -> None:
+        """Called by Serve, for the first time before it sends requests here."""
+        keep_ports_on_loopback()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the Router was made."""
@@ -71,7 +80,7 @@ def build_graph(
         health_check_period_s=2,
         # No other limits than those of `args`; a `user_config` in the YAML stands in its place.
         user_config={},
-        graceful_shutdown_timeout_s=args.longest_request_s,
+        graceful_shutdown_timeout_s=args.drain_timeout_s + _LAST_ANSWERS_S,
         max_surge_percent=_SURGE_PERCENT,
     )(serve.ingress()(_Ingress))
     router = router.options(**replaced.get("Router", {}))
@@ -107,7 +116,7 @@ def model_options(args: AppArgs, model: ModelArgs, gpu_share: float) -> dict[str
         # After a replica's death the next request waits up to this long.
         "health_check_period_s": 1,
         # A replica that is told to stop finishes the requests that it has begun.
-        "graceful_shutdown_timeout_s": args.request_timeout_s,
+        "graceful_shutdown_timeout_s": args.drain_timeout_s,
         "max_surge_percent": _SURGE_PERCENT,
     }
 

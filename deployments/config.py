@@ -3,7 +3,6 @@
 Unknown keys are refused, so that a misspelt option fails at start and not silently.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from deployments import catalog
+from deployments import catalog, hosts
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.options import (
     ModelLimits,
@@ -27,10 +26,6 @@ from deployments.contract.request import short
 
 _SMALLEST_DECODE_RATE, _LARGEST_DECODE_RATE = 20.0, 200.0
 _MAX_BATCH_WINDOWS = {"cpu": 8, "cuda": 32}
-# Apps have schemes of their own, such as `app://obsidian.md`.
-_ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:\d{1,5})?"
-)
 # What the deployments are made from. A running Router can change all other options.
 _NEEDS_RESTART = (
     "default_model",
@@ -144,10 +139,9 @@ class AppArgs(_Args):
         ge=1,
         description="of all files on disk at once: downloads, uploads and base64",
     )
-    max_downloads: int = Field(64, ge=1, description="in progress at once")
-    max_downloads_per_host: int = Field(8, ge=1)
+    max_downloads: int = Field(256, ge=1, description="in progress at once")
     min_download_bytes_per_s: float = Field(
-        16_384, ge=0, description="averaged over half a minute; 0: no minimum"
+        1024, ge=0, description="averaged over half a minute; 0: no minimum"
     )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)
@@ -183,6 +177,7 @@ class AppArgs(_Args):
     )
     egress_proxy: str | None = Field(
         None,
+        repr=False,
         description="URL of an HTTP proxy for all downloads, which then decides what is fetched",
     )
 
@@ -200,7 +195,22 @@ class AppArgs(_Args):
     @field_validator("allowed_origins")
     @classmethod
     def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
-        return [_origin(text) for text in origins]
+        return [hosts.origin(text) for text in origins]
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts_with_ports(cls, pairs: list[str]) -> list[str]:
+        return [hosts.host_and_port(text) for text in pairs]
+
+    @field_validator("refuse_networks")
+    @classmethod
+    def _networks(cls, networks: list[str]) -> list[str]:
+        return [hosts.network(text) for text in networks]
+
+    @field_validator("egress_proxy")
+    @classmethod
+    def _proxy(cls, url: str | None) -> str | None:
+        return None if url is None else hosts.proxy(url)
 
     @model_validator(mode="after")
     def _names_agree(self) -> "AppArgs":
@@ -217,16 +227,6 @@ class AppArgs(_Args):
             if self._find(name) is None:
                 raise ValueError(f"openai_models: '{name}' is not among the models")
         return self
-
-    @property
-    def longest_request_s(self) -> float:
-        """How long a request may take once it is admitted: download, start, transcription."""
-        return (
-            self.download_timeout_s
-            + self.placement_timeout_s
-            + self.model_start_timeout_s
-            + self.request_timeout_s
-        )
 
     def with_limits(self, limits: Mapping[str, Any]) -> "AppArgs":
         """These arguments with other limits.
@@ -343,19 +343,3 @@ def requests_per_replica(slots: int) -> int:
     accepted stays with it, so the others wait in the router for the first replica with room.
     """
     return 2 * slots
-
-
-def _origin(text: str) -> str:
-    """The origin as a browser writes it in its header: no default port, no slash at the end."""
-    plain = text.strip().lower().removesuffix("/")
-    if plain == "*":
-        return plain
-    found = _ORIGIN.fullmatch(plain)
-    if found is None:
-        raise ValueError(
-            f"allowed_origins: '{short(text)}' must be * or like https://example.com:8443,"
-            " without a path"
-        )
-    port = found["port"] or ""
-    default = {"http": ":80", "https": ":443"}.get(found["scheme"])
-    return f"{found['scheme']}://{found['host']}{'' if port == default else port}"

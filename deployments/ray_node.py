@@ -23,6 +23,7 @@ _OBJECT_STORE_BYTES = 1 << 30
 # deployments reserve no CPU. A `num_cpus` under `deployments` in the YAML has to fit into this
 # number.
 _NUM_CPUS = 4
+_LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # The address of a Unix socket holds 107 bytes. A socket of Ray adds this to its folder's path:
 # "/session_2026-11-26_16-22-05_909123_4194304/sockets/plasma_store".
 _LONGEST_RAY_FOLDER = 107 - 65
@@ -41,6 +42,10 @@ _VARIABLES = {
     # disk.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     proxy_answers.VARIABLE: proxy_answers.CALLBACK,
+    # Without "clusters", Ray gives its node the address 127.0.0.1, and all of its processes listen
+    # there alone. It asks this on every system, whatever the name says, and replaces an address
+    # 127.0.0.1 that it is given in any other way.
+    _LOOPBACK_VARIABLE: "0",
     # Ray's own threads, whose numbers follow the host's cores by default.
     "RAY_num_server_call_thread": "1",
     "RAY_core_worker_num_server_call_thread": "1",
@@ -150,6 +155,8 @@ def handle_environment() -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": mode,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        # Otherwise Ray would look for this address on the machine's other interface.
+        _LOOPBACK_VARIABLE: os.environ.get(_LOOPBACK_VARIABLE, "0"),
     }
     if mode == "token" and "RAY_AUTH_TOKEN" not in os.environ:
         variables["RAY_AUTH_TOKEN_PATH"] = str(_token_path())

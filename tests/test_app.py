@@ -151,19 +151,17 @@ def test_serve_holds_no_call_back_from_router_and_replicas() -> None:
         assert deployment.max_ongoing_requests >= 100_000
 
 
-def test_at_an_update_requests_are_finished_and_the_old_one_stops_last() -> None:
-    limits = {
-        "request_timeout_s": 1000,
-        "model_start_timeout_s": 100,
-        "placement_timeout_s": 5,
-        "download_timeout_s": 20,
-    }
-    assert router(**limits)._deployment_config.graceful_shutdown_timeout_s == 1125
-    for deployment in model_deployments(**limits).values():
-        config = deployment._deployment_config
-        assert config.graceful_shutdown_timeout_s == 1000
-        assert config.max_surge_percent == 100
-    assert router()._deployment_config.max_surge_percent == 100
+def test_a_stop_waits_for_requests_and_for_the_router_a_little_longer() -> None:
+    assert (
+        router(drain_timeout_s=30)._deployment_config.graceful_shutdown_timeout_s == 40
+    )
+    for deployment in model_deployments(drain_timeout_s=30).values():
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 30
+
+
+def test_at_an_update_the_old_one_stops_last() -> None:
+    for deployment in (router(), *model_deployments().values()):
+        assert deployment._deployment_config.max_surge_percent == 100
 
 
 HEAVY = {"torch", "whisper", "numba"}

@@ -322,3 +322,54 @@ def test_what_is_no_origin_is_refused(written: str) -> None:
         ValueError, match="allowed_origins: .* must be \\* or like https:"
     ):
         AppArgs(allowed_origins=[written])
+
+
+@pytest.mark.parametrize(
+    ("option", "written", "kept"),
+    [
+        ("allow_hosts", ["10.0.0.5:9000"], ["10.0.0.5:9000"]),
+        ("allow_hosts", [" MinIO.internal:80 "], ["minio.internal:80"]),
+        ("allow_hosts", ["[FD00:0::5]:80"], ["[fd00::5]:80"]),
+        ("refuse_networks", [" 161.26.0.0/16"], ["161.26.0.0/16"]),
+        ("refuse_networks", ["10.0.0.1", "FD00::/8"], ["10.0.0.1/32", "fd00::/8"]),
+        (
+            "egress_proxy",
+            "http://u:p@proxy.example:3128/",
+            "http://u:p@proxy.example:3128",
+        ),
+        ("egress_proxy", "https://[fd00::5]:3128", "https://[fd00::5]:3128"),
+        ("egress_proxy", None, None),
+    ],
+)
+def test_hosts_networks_and_proxies_are_kept_as_they_are_compared(
+    option: str, written: Any, kept: Any
+) -> None:
+    assert getattr(app_args(**{option: written}), option) == kept
+
+
+@pytest.mark.parametrize(
+    ("option", "written", "text"),
+    [
+        ("allow_hosts", ["10.0.0.5"], "'10.0.0.5' must be a host and its port"),
+        ("allow_hosts", ["http://minio:80"], "must be a host and its port"),
+        ("allow_hosts", ["minio:80/path"], "must be a host and its port"),
+        ("allow_hosts", ["minio:0"], "must be a host and its port"),
+        ("allow_hosts", ["minio:65536"], "must be a host and its port"),
+        ("allow_hosts", ["*.internal:80"], "must be a host and its port"),
+        ("allow_hosts", ["fd00::5:80"], "must be a host and its port"),
+        ("allow_hosts", ["[fd00::5::1]:80"], "has no valid IPv6 address"),
+        ("refuse_networks", ["10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
+        ("refuse_networks", ["intranet"], "'intranet' does not appear to be an IPv4"),
+        ("egress_proxy", "", "must be like http://proxy.example.com:3128"),
+        ("egress_proxy", "socks5://SECRET@proxy", "must be like http://proxy"),
+        ("egress_proxy", "http://SECRET@proxy/path", "must be like http://proxy"),
+    ],
+)
+def test_what_is_no_host_network_or_proxy_is_refused(
+    option: str, written: Any, text: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        app_args(**{option: written})
+    [error] = caught.value.errors()
+    assert text in error["msg"] and option in error["msg"]
+    assert "SECRET" not in error["msg"]

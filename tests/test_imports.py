@@ -17,6 +17,7 @@ LONGEST = 400
 ROOMS = [
     "catalog",
     "contract",
+    "hosts",
     "config",
     "logs",
     "keys",
@@ -27,6 +28,7 @@ ROOMS = [
     "replica",
     "router",
     "http_errors",
+    "security_headers",
     "proxy_uploads",
     "proxy_answers",
     "api",
@@ -35,6 +37,7 @@ ROOMS = [
     "serve_config",
     "ray_node",
     "launch",
+    "drain",
     "local",
     "runpod",
 ]

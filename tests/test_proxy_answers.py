@@ -32,6 +32,7 @@ from deployments.proxy_uploads import EXTENSION
 from tests.support.asgi import LEAVES, Connection, http_scope
 from tests.support.handles import Handle
 from tests.support.routers import router
+from tests.support.security_headers import missing
 
 Proxy = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -133,6 +134,7 @@ def test_a_failure_that_the_proxy_answers_is_one_of_the_contract(
     assert response.json()["type"] == kind
     assert response.headers.get("retry-after") == retry_after
     assert response.headers.get_list("x-request-id") == ["mine"]
+    assert missing(response.headers) == []
     [line] = [r.getMessage() for r in caplog.records if "request_id=" in r.getMessage()]
     assert line.startswith(f"request_id=mine model=- status={status} reason={kind} ")
 
@@ -203,6 +205,7 @@ def test_a_proxy_that_breaks_shows_nothing_of_itself() -> None:
 
     response = client(broken).get("/")
     assert response.status_code == 500
+    assert missing(response.headers) == []
     assert response.json() == {
         "error": "Internal error; the log names it",
         "type": "internal_error",
@@ -214,11 +217,13 @@ def test_what_load_balancers_ask_serve_is_left_alone(path: str) -> None:
     messages = convert_object_to_asgi_messages("This node is being drained.", 503)
     response = client(sending(*messages)).get(path)
     assert (response.status_code, response.text) == (503, "This node is being drained.")
+    assert missing(response.headers) == []
 
 
 def test_the_errors_of_other_applications_are_left_alone() -> None:
     response = client(PlainTextResponse("their own", 404)).get("/theirs")
     assert (response.status_code, response.text) == (404, "their own")
+    assert "content-security-policy" not in response.headers
 
 
 def test_the_id_in_the_request_is_the_one_in_the_answer() -> None:
@@ -318,3 +323,36 @@ def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
 
     assert hasattr(constants, VARIABLE)
     assert call_function_from_import_path(CALLBACK)
+
+
+def test_a_page_that_the_application_has_allowed_reads_the_proxys_errors_too() -> None:
+    dead = False
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if dead:
+            await failing(DeploymentUnavailableError(ROUTER))(scope, receive, send)
+            return
+        app = api.build(router(Handle(), allowed_origins=["https://page.example"]))
+        await app(scope, receive, send)
+
+    caller = client(proxy)
+    page = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    stranger = page | {"Origin": "https://other.example"}
+    for headers in (page, stranger):
+        caller.options("/transcribe", headers=headers)
+    dead = True
+    error = caller.post("/transcribe", headers=page)
+    assert error.status_code == 503
+    assert error.headers["access-control-allow-origin"] == "https://page.example"
+    assert "retry-after" in error.headers["access-control-expose-headers"]
+    assert error.headers["vary"] == "Origin"
+    for headers in (stranger, {}):
+        error = caller.post("/transcribe", headers=headers)
+        assert "access-control-allow-origin" not in error.headers
+
+
+def test_an_origin_that_no_answer_has_allowed_is_not_learned_from_a_request() -> None:
+    caller = client(failing(DeploymentUnavailableError(ROUTER)))
+    for _ in range(2):
+        error = caller.get("/models", headers={"Origin": "https://page.example"})
+        assert "access-control-allow-origin" not in error.headers

@@ -17,7 +17,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 NAMED = ("requirements.txt", "requirements-dev.txt")
-FILES = (*NAMED, "constraints.txt", "benchmarks/requirements.txt")
+FILES = (
+    *NAMED,
+    "constraints.txt",
+    "benchmarks/requirements.txt",
+    "requirements-audit.txt",
+)
 
 # pip reads environment markers for the Python that runs it, also where it resolves for another one.
 PIP_FOR_ANOTHER_PYTHON = """

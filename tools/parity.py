@@ -7,17 +7,17 @@ The table goes to stdout, progress to stderr; the exit status is 1 if any record
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from deployments import launch, serve_config
 from deployments.audio.decode import decode_audio
 from deployments.contract.errors import InvalidAudioError
 from deployments.local import loopback
+from deployments.local.doors import DOORS, RequestFailed
 from tools.official import (
     LONGEST_S,
     as_official,
@@ -59,21 +59,22 @@ def _compare(folder: Path, model: str) -> dict[str, str]:
 
 
 def _outcome(url: str, path: Path, model: str) -> str:
-    with loopback.served(path) as audio:
-        request: dict[str, Any] = {"audio": audio, "model": model}
-        request["word_timestamps"] = True
-        response = loopback.session().post(
-            f"{url}/transcribe", json=request, timeout=3600
-        )
+    fields = {"model": model, "word_timestamps": True}
+    answer: dict[str, Any] = {}
+    failure = ""
+    try:
+        answer = json.loads(DOORS["native"](str(path), fields).ask(url))
+    except RequestFailed as error:
+        failure = str(error)
     try:
         with path.open("rb") as file:
             samples = decode_audio(file, LONGEST_S).samples
     except InvalidAudioError:
-        refused = response.status_code == requests.codes.unprocessable_entity
+        refused = failure.startswith(InvalidAudioError.prefix)
         return "refused by both" if refused else "DIFFERENT"
     expected = official(model, as_official(samples), word_timestamps=True)
     try:
-        assert_equals_official(response.json(), expected)
+        assert_equals_official(answer, expected)
     except (AssertionError, KeyError):
         return "DIFFERENT"
     return "equal"

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.api import native, readiness, swagger_ui
 from deployments.api.access import GuardedApp
 from deployments.api.bodies import Bodies
+from deployments.api.draining import CountedInFlight
 from deployments.api.openai.routes import routes as openai_routes
 from deployments.api.refusals import contract_response, refusal, unforeseen
 from deployments.contract.errors import WhisperServeError
@@ -43,7 +44,7 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
     app.include_router(swagger_ui.routes())
     app.add_middleware(_HeadAsGet)
     app.add_middleware(ReportedBodies)
-    app.add_middleware(_CountedInFlight, router)
+    app.add_middleware(CountedInFlight, router)
 
     @app.exception_handler(HTTPException)
     async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -72,21 +73,6 @@ def build(router: Router, keys: Keys | None = None) -> GuardedApp:
         return unforeseen(request, raised)
 
     return app
-
-
-class _CountedInFlight:
-    """ASGI middleware that lets the router count the requests in work, to their last byte."""
-
-    def __init__(self, app: ASGIApp, router: Router) -> None:
-        self._app, self._router = app, router
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # `lifespan` lasts as long as the application.
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        with self._router.in_flight.request():
-            await self._app(scope, receive, send)
 
 
 class _HeadAsGet:

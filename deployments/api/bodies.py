@@ -6,9 +6,7 @@ together hold at most `max_spool_bytes`, until the request has ended or its file
 
 import asyncio
 import contextlib
-import io
 import re
-import tempfile
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -24,10 +22,10 @@ from ray.exceptions import RayError
 from starlette.requests import ClientDisconnect
 
 from deployments.api import json_body
-from deployments.api.budget import Budget, Share
 from deployments.api.json_body import RecordingFields
 from deployments.api.multipart import MAX_FIELDS_BYTES, Form, file_too_large
 from deployments.audio.disk import disk_full_reported
+from deployments.audio.spool import Share, SpooledFile
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     InvalidRequestError,
@@ -71,7 +69,6 @@ class Bodies:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._budget = Budget()
 
     @asynccontextmanager
     async def read(
@@ -90,7 +87,7 @@ class Bodies:
         """
         media_type = _media_type(request)
         _refuse_unread(request, media_type, recording)
-        with self._budget.share() as share:
+        with self._router.spool.share() as share:
             reader = _Reader(request, media_type, recording, share, self._router.args)
             try:
                 body = await reader.read()
@@ -198,7 +195,7 @@ class _Reader:
         return self._max_file_bytes, file_too_large(self._max_file_bytes)
 
     def _new_file(self) -> BinaryIO:
-        self._file = cast(BinaryIO, _UploadedFile(self._share.release))
+        self._file = cast(BinaryIO, SpooledFile(self._share))
         return self._file
 
     async def _write(
@@ -224,12 +221,12 @@ class _Reader:
     async def _pieces(
         self, limit: int, too_large: RequestTooLargeError
     ) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives, up to its limit and within the budget."""
+        """The body as it arrives, up to its limit and within the spool."""
         length = self._request.headers.get("content-length", "")
         announced = int(length) if length.isdecimal() else 0
         if announced > limit:
             raise too_large
-        self._share.hold(announced, self._args.max_spool_bytes)
+        self._share.announce(announced)
         received = 0
         stream = self._request.stream()
         try:
@@ -241,7 +238,7 @@ class _Reader:
                 received += len(piece)
                 if received > limit:
                     raise too_large
-                self._share.hold(received, self._args.max_spool_bytes)
+                self._share.received(received)
                 yield piece
         except (ClientDisconnect, RayError):
             # Where the proxy has dropped the request first, Serve raises Ray's error.
@@ -251,24 +248,6 @@ class _Reader:
                 f"No more of the request body came within {self._args.read_timeout_s:g} s"
                 " (read_timeout_s)"
             ) from None
-
-
-class _UploadedFile(io.BufferedRandom):
-    """A temporary file without a name: nothing is left of it where the process dies.
-
-    on_close: called when the file is closed, perhaps more than once
-    """
-
-    def __init__(self, on_close: Callable[[], None]) -> None:
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
-        super().__init__(file)
-        self._on_close = on_close
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._on_close()
 
 
 def _media_type(request: Request) -> str:

@@ -89,7 +89,7 @@ class _EventStream(StreamingResponse):
         self._resources = resources
         self._texts = _with_pings(messages, interval_s)
         # nginx would collect the events.
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"X-Accel-Buffering": "no"}
         super().__init__(self._texts, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

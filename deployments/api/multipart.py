@@ -8,7 +8,7 @@ from typing import BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from deployments.audio.download.limits import size_text
+from deployments.audio.sizes import size_text
 from deployments.contract.errors import InvalidRequestError, RequestTooLargeError
 from deployments.contract.request import short
 

@@ -25,11 +25,15 @@ def routes(router: Router) -> APIRouter:
         "/ready",
         response_model=Ready,
         responses=described(
-            ErrorAnswer, _FAILURE | {503: "the default model is starting"}
+            ErrorAnswer,
+            _FAILURE | {503: "the default model is starting, or the service stops"},
         ),
     )
     async def ready(request: Request) -> Ready:
-        """Whether the default model is loaded. Where it may stop when idle, it counts as ready."""
+        """Whether requests should come here: the default model is loaded, and no drain has begun.
+
+        Where the default model may stop when idle, it counts as loaded.
+        """
         with failures_logged(request):
             is_ready = await readiness.holds()
         if not is_ready:
@@ -41,11 +45,11 @@ def routes(router: Router) -> APIRouter:
         response_class=Response,
         responses={
             **described(ErrorAnswer, _FAILURE),
-            204: {"description": "the default model is starting"},
+            204: {"description": "the default model is starting, or the service stops"},
         },
     )
     async def ping(request: Request) -> Response:
-        """`GET /ready` as RunPod's load balancer asks it: 200, or 204 while the model starts."""
+        """`GET /ready` as RunPod's load balancer asks it: 200, or 204 while there it is a 503."""
         with failures_logged(request):
             is_ready = await readiness.holds()
         return Response(status_code=200 if is_ready else 204)
@@ -63,6 +67,8 @@ class _Readiness:
         self._asking = asyncio.Lock()
 
     async def holds(self) -> bool:
+        if self._router.in_flight.draining:
+            return False
         async with self._asking:
             if time.monotonic() - self._asked_at >= _STILL_TRUE_S:
                 self._ready = await self._router.ready()

@@ -34,6 +34,8 @@ from deployments.contract.errors import (
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000
 _MICROSECONDS = 1_000_000
+# Half a minute of the waveform.
+_PIECE_BYTES = 1 << 20
 # Samples this far from zero and less are silence: -60 dBFS.
 _SILENT_PEAK = 32
 # With fewer unread bytes than this behind the last packet, nothing is told: tags and indexes stand
@@ -57,13 +59,24 @@ class DecodedAudio:
     """A decoded recording.
 
     samples: int16 at 16 kHz, mono, shape (samples,)
-    start_s: seconds by which the audio starts later than the file's other streams; usually 0
-    warnings: what was skipped, is missing or is doubtful, as sentences for the caller
+    start_s, warnings: as in `Findings`
     """
 
     samples: npt.NDArray[np.int16]
     start_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a decoded recording beside its samples.
+
+    start_s: seconds by which the audio starts later than the file's other streams; usually 0
+    warnings: what was skipped, is missing or is doubtful, as sentences for the caller
+    """
+
+    start_s: float
+    warnings: list[str]
 
 
 def decode_audio(
@@ -88,26 +101,74 @@ def decode_audio(
     Raises InvalidAudioError (nothing to decode, or too long), InvalidRequestError (no such track
     or channel) and RequestCancelledError.
     """
-    decoding = _Decoding(file, max_seconds, cancelled, track)
-    meter, mixer = PhaseMeter(), MonoMixer(channel)
     # A bytearray grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
+    found = decode_into(
+        pcm.extend, file, max_seconds, cancelled, track=track, channel=channel
+    )
+    samples = np.frombuffer(pcm, dtype=np.int16)
+    return DecodedAudio(samples, found.start_s, found.warnings)
+
+
+def decode_into(
+    write: Callable[[bytearray], object],
+    file: BinaryIO,
+    max_seconds: float,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    track: int | str | None = None,
+    channel: int | None = None,
+) -> Findings:
+    """As `decode_audio`, but the samples are written in pieces and never held together.
+
+    write: takes the next bytes of the waveform, int16 in this machine's order; its exceptions end
+        the work
+    """
+    decoding = _Decoding(file, max_seconds, cancelled, track)
+    meter, mixer = PhaseMeter(), MonoMixer(channel)
+    pieces = _Pieces(write)
     try:
         for frames in decoding.parts():
             for frame in mixer.mix(meter.watch(frames) if channel is None else frames):
                 # A plane is padded beyond its samples.
-                pcm += memoryview(frame.planes[0])[: frame.samples * 2]
+                pieces.add(memoryview(frame.planes[0])[: frame.samples * 2])
     except FFmpegError:
         raise InvalidAudioError(_UNKNOWN) from None
-    if not pcm:
+    pieces.flush()
+    if pieces.empty:
         raise InvalidAudioError("the file holds no audio that can be decoded")
-    samples = np.frombuffer(pcm, dtype=np.int16)
     warnings = [
         *decoding.losses.warnings(),
         *mixer.warnings(),
-        *_level_warnings(samples, meter, decoding.other_tracks, channel),
+        *_level_warnings(pieces.peak, meter, decoding.other_tracks, channel),
     ]
-    return DecodedAudio(samples, decoding.start_s, warnings)
+    return Findings(decoding.start_s, warnings)
+
+
+class _Pieces:
+    """Collects samples, and writes them in large pieces.
+
+    peak: the largest distance of a sample from zero
+    """
+
+    def __init__(self, write: Callable[[bytearray], object]) -> None:
+        self._write = write
+        self._next = bytearray()
+        self.empty, self.peak = True, 0
+
+    def add(self, samples: memoryview) -> None:
+        self._next += samples
+        if len(self._next) >= _PIECE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._next:
+            return
+        samples = np.frombuffer(self._next, dtype=np.int16)
+        self.peak = max(self.peak, int(samples.max()), -int(samples.min()))
+        self.empty = False
+        self._write(self._next)
+        self._next = bytearray()
 
 
 class _Decoding:
@@ -275,7 +336,7 @@ def _delay(container: InputContainer, stream: AudioStream) -> float:
 
 
 def _level_warnings(
-    samples: npt.NDArray[np.int16],
+    peak: int,
     meter: PhaseMeter,
     other_tracks: list[int],
     channel: int | None,
@@ -285,7 +346,7 @@ def _level_warnings(
             "The channels cancel each other out when they are mixed;"
             " audio_channel 0 takes one of them alone"
         )
-    elif max(int(samples.max()), -int(samples.min())) <= _SILENT_PEAK:
+    elif peak <= _SILENT_PEAK:
         if channel is not None:
             yield f"Channel {channel} is silent; audio_channel null mixes all channels"
         elif other_tracks:

@@ -8,8 +8,8 @@ that is left out, with its reason, and fails where PyAV brings one that stands o
 """
 
 _AUDIO_FILES = (
-    "aa aac aax ace acm aea aiff ape ast au avr bonk caf dsf dss epaf flac fsb genh hca hcom iamf"
-    " iff ircam laf loas mca mmf mp3 mpc mpc8 msf mtaf musx nistsphere nsp oma osq pvf qcp qoa"
+    "aa aac aax ace acm aea aiff ape ast au avr bonk caf dsf dss epaf flac fsb genh hca hcom iff"
+    " ircam laf loas mca mmf mp3 mpc mpc8 msf mtaf musx nistsphere nsp oma osq pvf qcp qoa"
     " redspark rka rso scd sds sdx sox svag svs tak tta vag voc vpk vqf w64 wady wav wavarc wsd wv"
     " wve xvag xwma"
 )

@@ -1,6 +1,6 @@
 """The application on this machine, in a Ray of its own: for good, or for one recording.
 
-    python -m deployments.local serve [--port PORT]
+    python -m deployments.local serve [--port PORT] [--allow-private-networks]
     python -m deployments.local transcribe AUDIO [--args JSON] [--door DOOR] [--port PORT]
 
 Results go to stdout, everything else to stderr. The exit status is 0, 1 after an error that one
@@ -45,7 +45,9 @@ def main() -> int:
             if arguments.port is not None:
                 config.http_options.port = arguments.port
             if arguments.command == "serve":
-                commands.serve(config, args, interrupts.check)
+                commands.serve(
+                    config, args, interrupts.check, arguments.allow_private_networks
+                )
             else:
                 commands.transcribe(
                     config,
@@ -81,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.local")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve until Ctrl-C")
+    serve.add_argument(
+        "--allow-private-networks",
+        action="store_true",
+        help="let requests name audio on this machine and its network; on loopback alone",
+    )
     transcribe = commands.add_parser("transcribe", help="transcribe one recording")
     transcribe.add_argument("audio", help="URL or path of an audio or video file")
     transcribe.add_argument(

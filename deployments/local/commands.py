@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import requests
 
 from deployments import checkpoints
+from deployments.audio.download.url import HttpUrl
 from deployments.config import AppArgs, ModelArgs
-from deployments.contract.errors import WhisperServeError
+from deployments.contract.errors import AudioUrlError, WhisperServeError
+from deployments.drain import drain
 from deployments.keys import KEYS, KEYS_FILE, NONE, is_loopback
 from deployments.launch import check_keys, running_app
 from deployments.local import loopback
@@ -38,10 +40,14 @@ def serve(
     config: "ServeDeploySchema",
     args: AppArgs,
     check_interrupted: Callable[[], None] = lambda: None,
+    allow_private_networks: bool = False,
 ) -> None:
-    """Serve on the configured port until SIGINT or SIGTERM.
+    """Serve on the configured port until SIGINT or SIGTERM, and then finish the requests in work.
+
+    A second signal ends them at once.
 
     check_interrupted: raises KeyboardInterrupt if a signal came whose exception was swallowed
+    allow_private_networks: whether requests may name audio on this machine and its network
 
     Raises CommandError, CheckpointError, and ConfigError, DeviceError, ModelUnavailableError,
     StartError and RuntimeError as `running_app` does.
@@ -49,6 +55,8 @@ def serve(
     host, port = config.http_options.host, config.http_options.port
     _check_address(host, port)
     check_keys(host)
+    if allow_private_networks:
+        args = _with_private_networks(args, host)
     _fetch_weights(args.model(args.default_model))
     with contextlib.ExitStack() as stack:
         with progress("starting Ray Serve and the model"):
@@ -62,6 +70,8 @@ def serve(
             )
             say(f"for handles: {' '.join(variables)}")
             threading.Event().wait()
+        say("stopping: no new requests; a second Ctrl-C or SIGTERM ends those in work")
+        _finish_requests(config.applications[0].name)
         say("stopping")
 
 
@@ -104,6 +114,11 @@ def transcribe(
             _check_address(config.http_options.host, 0)
             stack.enter_context(_needing_no_key())
             own = _on_loopback(config)
+            if is_url(audio):
+                # The user asks for this host, and nobody else asks this application.
+                args = args.model_copy(
+                    update={"allow_hosts": _with_host_of(audio, args)}
+                )
             for name in dict.fromkeys([args.default_model, model.name]):
                 _fetch_weights(args.model(name))
             with progress("starting Ray Serve and the model"):
@@ -117,6 +132,19 @@ def transcribe(
         except RequestFailed as error:
             raise CommandError(str(error)) from None
     out.write(answer)
+
+
+def _finish_requests(application: str) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        drain(serve.get_app_handle(application), lambda state: say(str(state)))
+    except KeyboardInterrupt:
+        say("ending at once, with the requests in work")
+    except (RayError, RayServeException, TimeoutError) as error:
+        say(f"the application does not answer ({type(error).__name__})")
 
 
 def _parsed(fields: str) -> dict[str, Any]:
@@ -137,6 +165,27 @@ def _on_loopback(config: "ServeDeploySchema") -> "ServeDeploySchema":
     if not is_loopback(own.http_options.host):
         own.http_options.host = "::1" if ":" in own.http_options.host else _LOOPBACK
     return own
+
+
+def _with_private_networks(args: AppArgs, http_host: str) -> AppArgs:
+    if not is_loopback(http_host):
+        raise CommandError(
+            "--allow-private-networks is for a service that only this machine reaches; for"
+            f" others, see allow_hosts and allow_private_networks in {CONFIG.name}"
+        )
+    say(
+        "private networks are allowed: whoever can send a request can fetch from this machine and"
+        " its network"
+    )
+    return args.model_copy(update={"allow_private_networks": True})
+
+
+def _with_host_of(url: str, args: AppArgs) -> list[str]:
+    """The hosts that may be fetched from although they are not public, with that of the URL."""
+    try:
+        return [*args.allow_hosts, HttpUrl.parse(url).host_and_port]
+    except AudioUrlError as error:
+        raise CommandError(str(error)) from None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import requests
 
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.options import Null
-from deployments.contract.request import UploadRequest, parse_request
+from deployments.contract.request import UploadRequest, parse_request, parse_upload
 from deployments.local import loopback
 from deployments.local.console import readable_json
 
@@ -39,24 +38,21 @@ class Door(Protocol):
 
 
 class NativeDoor:
-    """`POST /transcribe` with a URL; a file is offered to the application by loopback HTTP."""
+    """`POST /transcribe` with a URL, or with the file itself."""
 
     def __init__(self, audio: str, fields: dict[str, Any]) -> None:
-        self._audio = audio
-        self._fields = fields
+        self._file = None if is_url(audio) else Path(audio)
+        self._fields = fields | ({} if self._file else {"audio": audio})
 
     def model(self, args: AppArgs) -> ModelArgs:
-        request = parse_request(self._fields | {"audio": self._audio})
+        parse = parse_upload if self._file else parse_request
+        request = parse(self._fields)
         model = args.model(request.model or args.default_model)
         args.check_fits(request, model)
         return model
 
     def ask(self, base_url: str) -> str:
-        with _url_of(self._audio) as url:
-            request = self._fields | {"audio": url}
-            response = _session().post(
-                f"{base_url}/transcribe", json=request, timeout=None
-            )
+        response = _post(f"{base_url}/transcribe", self._fields, self._file)
         result = response.json()
         if not response.ok:
             raise _failed(response, result["error"])
@@ -69,7 +65,8 @@ class OpenAIDoor:
     def __init__(self, audio: str, fields: dict[str, Any]) -> None:
         self._file = None if is_url(audio) else Path(audio)
         # JSON gets the fields as texts too: there, null itself would count as absent.
-        self._fields = _texts(fields) | ({} if self._file else {"url": audio})
+        self._fields: dict[str, Any] = _texts(fields)
+        self._fields |= {} if self._file else {"url": audio}
 
     def model(self, args: AppArgs) -> ModelArgs:
         # Imported here, because it imports Ray, which first needs its environment.
@@ -81,16 +78,7 @@ class OpenAIDoor:
 
     def ask(self, base_url: str) -> str:
         url = f"{base_url}/v1/audio/transcriptions"
-        if self._file is None:
-            response = _session().post(url, json=self._fields, timeout=None)
-        else:
-            boundary = secrets.token_hex(16)
-            response = _session().post(
-                url,
-                data=_form(self._fields, self._file, boundary),
-                headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
-                timeout=None,
-            )
+        response = _post(url, self._fields, self._file)
         if not response.ok:
             raise _failed(response, response.json()["error"]["message"])
         if response.headers["content-type"].startswith("application/json"):
@@ -122,8 +110,17 @@ def _session() -> requests.Session:
     return session
 
 
-def _url_of(audio: str) -> AbstractContextManager[str]:
-    return nullcontext(audio) if is_url(audio) else loopback.served(Path(audio))
+def _post(url: str, fields: dict[str, Any], file: Path | None) -> requests.Response:
+    """A request as JSON, or as a form with the file."""
+    if file is None:
+        return _session().post(url, json=fields, timeout=None)
+    boundary = secrets.token_hex(16)
+    return _session().post(
+        url,
+        data=_form(_texts(fields), file, boundary),
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        timeout=None,
+    )
 
 
 def _texts(fields: dict[str, Any]) -> dict[str, str | list[str]]:

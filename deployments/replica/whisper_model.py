@@ -44,6 +44,7 @@ from deployments.replica.load_attempt import LoadAttempt
 from deployments.replica.metrics import EngineMetrics
 from deployments.replica.owners import OwnerWatch
 from deployments.replica.scaling import LOAD_FAILED
+from deployments.replica.serve_ports import keep_ports_on_loopback
 from deployments.replica.shared_audio import SharedAudio
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
 from deployments.replica.warnings import language_warnings, warnings_of
@@ -147,6 +148,7 @@ class WhisperModel:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica if this raises."""
+        keep_ports_on_loopback()
         engine = self._attempt.engine
         if engine is not None and not engine.alive:
             raise RuntimeError("the engine's thread is gone")

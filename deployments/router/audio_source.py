@@ -1,12 +1,12 @@
 """Where a request's audio is."""
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from deployments.audio.disk import disk_full_reported
+from deployments.audio.spool import Spool
 from deployments.contract.request import TranscriptionRequest, UploadRequest
 
 
@@ -25,13 +25,16 @@ class RemoteAudio:
 AudioSource = RemoteAudio | BinaryIO
 
 
-def source_of(request: UploadRequest, upload: BinaryIO | None = None) -> AudioSource:
+def source_of(
+    request: UploadRequest, upload: BinaryIO | None, spool: Spool
+) -> AudioSource:
     """Where a request's audio is.
 
     upload: the file that came beside the request; None where the request itself names its audio
+    spool: where a file inside the request is written
 
     Raises InvalidRequestError where the request has a text in which there is no file, and
-    OverloadedError where the disk has no room for the file.
+    OverloadedError where there is no room for the file.
     """
     if upload is not None:
         return upload
@@ -41,9 +44,9 @@ def source_of(request: UploadRequest, upload: BinaryIO | None = None) -> AudioSo
         return RemoteAudio((request.audio or "").strip(), request.audio_headers or {})
     with disk_full_reported(), ExitStack() as stack:
         # On disk, because many such requests may wait.
-        file = stack.enter_context(tempfile.TemporaryFile())
+        file = stack.enter_context(spool.file())
         file.writelines(pieces)
         file.seek(0)
         # Fetcher closes the file, or it is closed when it is collected.
         stack.pop_all()
-        return file
+        return cast(BinaryIO, file)

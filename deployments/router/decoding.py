@@ -1,24 +1,41 @@
 """From a request's file to its waveform."""
 
 import asyncio
-import contextvars
-import os
-import threading
+import hashlib
+import io
+import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from deployments.audio import SAMPLE_RATE
-from deployments.audio.decode import DecodedAudio, decode_audio
-from deployments.audio.not_audio import kind_of_text
+from deployments.audio.decode import DecodedAudio
+from deployments.audio.sandbox.child import TOO_COMPLEX
+from deployments.audio.sandbox.client import (
+    DecoderDiedError,
+    DecoderFailedError,
+    DecoderLostError,
+    Sandbox,
+)
+from deployments.audio.sandbox.messages import Job
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
-from deployments.contract.errors import AudioUrlError, InvalidAudioError
+from deployments.contract.errors import (
+    AudioTooComplexError,
+    InvalidAudioError,
+    ServiceUnavailableError,
+)
+from deployments.cpus import available_cpus
+from deployments.router.decoder_metrics import count_death
 from deployments.router.fetching import FetchedFile
 from deployments.router.stages import OnStage, ignore_stage
+
+logger = logging.getLogger(__name__)
+
+# A decoder that dies so has used up its time.
+_TOO_LONG = ("SIGXCPU", "deadline")
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,25 @@ class Waveform:
 
 
 class Decoder:
-    """Decodes the files of any number of requests, as many at the same time as there are cores."""
+    """Decodes the files of any number of requests, as many at the same time as there are cores.
 
-    def __init__(self, args: AppArgs) -> None:
-        self._threads = ThreadPoolExecutor(
-            os.cpu_count(), thread_name_prefix="decoding"
-        )
+    Further files wait in the order in which they came.
+
+    sandbox: where they are decoded; None: one of its own
+    """
+
+    def __init__(self, args: AppArgs, sandbox: Sandbox | None = None) -> None:
+        self._sandbox = sandbox or Sandbox()
+        self._places = asyncio.Semaphore(available_cpus())
+        self.set_limits(args)
+
+    def set_limits(self, args: AppArgs) -> None:
+        """Change the longest recording allowed, for the files whose decoding has not begun."""
         self._max_audio_s = args.max_audio_s
+
+    def start(self) -> None:
+        """Start now what the first file would otherwise wait for."""
+        self._sandbox.start()
 
     async def decode(
         self,
@@ -57,43 +86,49 @@ class Decoder:
     ) -> Waveform:
         """Decode a file. Cancelling the call ends the work soon.
 
-        A call that is cancelled returns when nothing reads the file any more, so that its owner may
-        close it.
+        When the call returns, raises or has been cancelled, nothing reads the file any more, so
+        its owner may close it.
 
         track, channel: as in `decode_audio`
-        on_stage: called when the decoding begins
+        on_stage: called when the file begins to wait for its decoding
 
-        Raises AudioUrlError, InvalidAudioError and InvalidRequestError.
+        Raises AudioUrlError, InvalidAudioError, AudioTooComplexError, InvalidRequestError,
+        OverloadedError where the disk has no room, and ServiceUnavailableError where files cannot
+        be decoded at the moment.
         """
         on_stage(Stage(stage="decoding"))
         started = time.monotonic()
-        cancelled = threading.Event()
-        context = contextvars.copy_context()
-        work = partial(
-            context.run, self._decode, fetched, track, channel, cancelled.is_set
-        )
-        decoding = self._threads.submit(work)
-        try:
-            decoded = await asyncio.wrap_future(decoding)
-        finally:
-            cancelled.set()
-            if not decoding.cancel():
-                read = asyncio.wrap_future(decoding)
-                await asyncio.gather(read, return_exceptions=True)
+        async with self._places:
+            job = Job(self._max_audio_s, track, channel, fetched.remote)
+            decoded = await self._decode(fetched.file, job)
         return Waveform(decoded, fetched.download_s, time.monotonic() - started)
 
-    def _decode(self, fetched, track, channel, cancelled) -> DecodedAudio:  # type: ignore[no-untyped-def]
+    async def _decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
         try:
-            return decode_audio(
-                fetched.file,
-                self._max_audio_s,
-                cancelled,
-                track=track,
-                channel=channel,
+            return await self._sandbox.decode(file, job)
+        except DecoderDiedError as error:
+            count_death(error.reason)
+            digest = await asyncio.to_thread(_sha256, file)
+            logger.warning(
+                "event=decoder_died signal=%s sha256=%s", error.reason, digest
             )
-        except InvalidAudioError:
-            kind = kind_of_text(fetched.file) if fetched.remote else None
-            if kind is None:
-                raise
-            text = f"the URL gives {kind}, not an audio file"
-            raise AudioUrlError(text) from None
+            if error.reason in _TOO_LONG:
+                raise AudioTooComplexError(TOO_COMPLEX) from None
+            raise InvalidAudioError(
+                "the file makes the decoder fail: it is damaged."
+                " Convert it to WAV or FLAC and send that"
+            ) from None
+        except DecoderFailedError as error:
+            digest = await asyncio.to_thread(_sha256, file)
+            logger.error("event=decoder_failed error=%s sha256=%s", error.where, digest)
+            raise
+        except DecoderLostError:
+            raise ServiceUnavailableError(
+                "Files cannot be decoded at the moment; try again"
+            ) from None
+
+
+def _sha256(file: BinaryIO) -> str:
+    """Of the whole file, so that an operator can find the file again where it is kept."""
+    file.seek(0)
+    return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()

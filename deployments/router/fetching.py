@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +12,23 @@ from functools import partial
 from typing import BinaryIO
 
 from deployments.audio.disk import disk_full_reported
-from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
+from deployments.audio.spool import Share, Spool, SpoolFullError
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
+from deployments.contract.errors import OverloadedError
 from deployments.router.audio_source import AudioSource, RemoteAudio
+from deployments.router.download_metrics import report_downloads
+from deployments.router.download_places import DownloadPlaces
+from deployments.router.refused_urls import count_refused_url
+from deployments.router.request_log import caller_key
 from deployments.router.stages import OnStage, ignore_stage
+
+# The throughput of a host is an average over so long a time, but never over less than the silence
+# that `read_timeout_s` allows, so that a silent host is told as such.
+_THROUGHPUT_WINDOW_S = 30.0
+# A download whose size is not known yet begins when there is room for so much of it.
+_FIRST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,58 +37,157 @@ class FetchedFile:
 
     download_s: how long its download took
     remote: whether it was downloaded
+    waited_s: how long the download waited before it began
     """
 
     file: BinaryIO
     download_s: float
     remote: bool
+    waited_s: float = 0.0
 
 
 class Fetcher:
-    """Fetches the files of any number of requests at the same time."""
+    """Fetches the files of any number of requests at the same time.
 
-    def __init__(self, args: AppArgs) -> None:
-        self._threads = ThreadPoolExecutor(
-            args.max_downloads, thread_name_prefix="download"
-        )
+    spool: what the files may take of the disk
+    """
+
+    def __init__(self, args: AppArgs, spool: Spool) -> None:
+        self._spool = spool
+        self._places = DownloadPlaces(args.max_downloads, args.max_waiting_requests)
+        self._reported = False
+        self._take_limits(args)
+
+    @property
+    def in_progress(self) -> int:
+        """How many downloads have a place."""
+        return self._places.held
+
+    @property
+    def waiting(self) -> int:
+        """How many downloads wait for a place."""
+        return self._places.waiting
+
+    def set_limits(self, args: AppArgs) -> None:
+        """Take other limits. Downloads in progress keep those that they began with."""
+        self._take_limits(args)
+        self._spool.log_if_disk_is_smaller()
+
+    def _take_limits(self, args: AppArgs) -> None:
         self._limits = FetchLimits(
-            max_bytes=args.max_download_bytes,
+            max_bytes=min(args.max_download_bytes, args.max_spool_bytes),
             connect_timeout_s=args.connect_timeout_s,
             read_timeout_s=args.read_timeout_s,
             total_timeout_s=args.download_timeout_s,
+            min_bytes_per_s=args.min_download_bytes_per_s,
+            throughput_window_s=max(_THROUGHPUT_WINDOW_S, args.read_timeout_s + 1),
         )
+        self._guard = UrlGuard(
+            args.allow_hosts,
+            args.refuse_networks,
+            args.allow_private_networks,
+            args.egress_proxy,
+            on_refused=count_refused_url,
+        )
+        # An executor cannot be resized. The threads of an old one end with their work.
+        self._threads = ThreadPoolExecutor(
+            args.max_downloads, thread_name_prefix="download"
+        )
+        self._places.resize(args.max_downloads, args.max_waiting_requests)
+        self._spool.resize(args.max_spool_bytes)
+
+    def check(self, source: AudioSource) -> None:
+        """Raise AudioUrlError for a URL that needs no look-up to be refused."""
+        if isinstance(source, RemoteAudio):
+            self._guard.read(source.url)
+
+    def log_exceptions(self) -> None:
+        """Log what may be fetched beyond the default."""
+        self._guard.log_exceptions()
 
     @asynccontextmanager
     async def fetched(
         self, source: AudioSource, on_stage: OnStage = ignore_stage
     ) -> AsyncIterator[FetchedFile]:
-        """The request's file, which is closed after the block. Cancelling ends the download soon.
+        """The request's file, which is closed after the block.
 
-        on_stage: called when a download begins
+        A call that is cancelled returns when its download has ended, which is soon.
 
-        Raises AudioUrlError, AudioHostError, and OverloadedError where the disk has no room.
+        on_stage: called when a download begins, and before that where it has to wait
+
+        Raises AudioUrlError, AudioHostError, and OverloadedError where there is no room for the
+        file or too many downloads wait.
         """
-        started = time.monotonic()
-        remote = isinstance(source, RemoteAudio)
+        if not self._reported:
+            self._reported = True
+            report_downloads(self._places, self._spool)
         if isinstance(source, RemoteAudio):
-            on_stage(Stage(stage="downloading"))
-            source = await self._download(source)
-        with source as file:
-            yield FetchedFile(file, time.monotonic() - started, remote)
+            fetched = await self._download(source, on_stage)
+        else:
+            fetched = FetchedFile(source, 0.0, remote=False)
+        with fetched.file:
+            yield fetched
 
-    async def _download(self, source: RemoteAudio) -> BinaryIO:
+    async def _download(self, source: RemoteAudio, on_stage: OnStage) -> FetchedFile:
+        asked = time.monotonic()
+        on_wait = partial(on_stage, Stage(stage="queued"))
+
+        async def attempt(room: int) -> FetchedFile:
+            share = await self._room(room, on_wait)
+            began = time.monotonic()
+            on_stage(Stage(stage="downloading"))
+            file = await self._in_thread(source, share)
+            return FetchedFile(file, time.monotonic() - began, True, began - asked)
+
+        # The places are the host's that the URL names, at any port. A redirect to another host
+        # changes nothing: its caller has asked for this one.
+        host = self._guard.read(source.url).host.rstrip(".")
+        async with self._places.one(caller_key.get(), host, on_wait):
+            try:
+                return await attempt(min(_FIRST_BYTES, self._spool.max_bytes))
+            except SpoolFullError as error:
+                room = error.size
+            # The first share is released by now: were two downloads to hold something while they
+            # wait for more, they might wait for each other.
+            return await attempt(room)
+
+    async def _room(self, size: int, on_wait: Callable[[], None]) -> Share:
+        """Raises OverloadedError where there is no room within `download_timeout_s`."""
+        try:
+            async with asyncio.timeout(self._limits.total_timeout_s):
+                return await self._spool.room(size, on_wait)
+        except TimeoutError:
+            raise OverloadedError(self._spool.full_text) from None
+
+    async def _in_thread(self, source: RemoteAudio, share: Share) -> BinaryIO:
+        """Download into a file that has the share. Where that fails, the share is released."""
         cancelled = threading.Event()
         # In this request's context, for the request id that Serve puts into log lines.
         context = contextvars.copy_context()
-        work = partial(context.run, self._fetch, source, cancelled)
+        work = partial(context.run, self._fetch, source, share, cancelled)
         fetching = self._threads.submit(work)
         try:
             return await asyncio.wrap_future(fetching)
-        finally:
+        except asyncio.CancelledError:
             cancelled.set()
+            if fetching.cancel():
+                share.release()
+            else:
+                ended = asyncio.wrap_future(fetching)
+                for file in await asyncio.gather(ended, return_exceptions=True):
+                    if not isinstance(file, BaseException):
+                        file.close()
+            raise
 
-    def _fetch(self, source: RemoteAudio, cancelled: threading.Event) -> BinaryIO:
+    def _fetch(
+        self, source: RemoteAudio, share: Share, cancelled: threading.Event
+    ) -> BinaryIO:
         with disk_full_reported():
             return fetch_audio(
-                source.url, self._limits, cancelled.is_set, source.headers
+                source.url,
+                self._limits,
+                cancelled.is_set,
+                source.headers,
+                self._guard,
+                share,
             )

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoints
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.answer import (
     Answer,
@@ -32,7 +33,7 @@ from deployments.replica.transcript import Transcript
 from deployments.router.audio_source import AudioSource, source_of
 from deployments.router.decoding import Decoder, Waveform
 from deployments.router.fetching import Fetcher
-from deployments.router.in_flight import InFlight
+from deployments.router.in_flight import DrainState, InFlight
 from deployments.router.model_client import ModelClient, ShareAudio
 from deployments.router.request_log import RequestLog, logged_request
 from deployments.router.result import answer_of
@@ -52,8 +53,10 @@ class Router:
     running_replicas: gives how many replicas run, by deployment name
     share_audio: makes a waveform available to replicas
     application: the Serve application's name, for GET /health
+    decoder: decodes the files; None: one of its own
 
-    in_flight: where HTTP counts the requests that it has in work
+    in_flight: the requests in work. HTTP counts its own there, from their first byte to their last.
+    spool: the files of all requests, as they came
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Router:
         running_replicas: Callable[[], Mapping[str, int]] | None = None,
         share_audio: ShareAudio = SharedAudio.put,
         application: str = "whisper",
+        decoder: Decoder | None = None,
     ) -> None:
         log_through_serve()
         self._configured = self._args = args
@@ -81,7 +85,9 @@ class Router:
             )
             for model in args.models
         }
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self.spool = Spool(args.max_spool_bytes)
+        self._fetcher = Fetcher(args, self.spool)
+        self._decoder = decoder or Decoder(args)
         self._limits_taken = False
 
     def reconfigure(self, limits: Mapping[str, Any]) -> None:
@@ -104,11 +110,17 @@ class Router:
         self._args = args
         for client in self._clients.values():
             client.set_limits(args)
-        self._fetcher, self._decoder = Fetcher(args), Decoder(args)
+        self._fetcher.set_limits(args)
+        self._fetcher.log_exceptions()
+        self._decoder.set_limits(args)
         if changed:
             logger.warning(
                 "event=limits_changed names=%s", ",".join(sorted(limits)) or "-"
             )
+
+    def start(self) -> None:
+        """Start now what the first request would otherwise wait for."""
+        self._decoder.start()
 
     @property
     def args(self) -> AppArgs:
@@ -141,9 +153,8 @@ class Router:
             job = await asyncio.to_thread(self._parse, request, upload, entry)
             del request  # It may hold 43 MB of base64.
             work = partial(self._work, job, entry, segments, progress)
-            async with aclosing(
-                with_stages(work) if progress else work(ignore_stage)
-            ) as events:
+            staged = with_stages(work) if progress else work(ignore_stage)
+            async with aclosing(self.in_flight.until_ended(staged)) as events:
                 async for event in events:
                     yield event
 
@@ -166,20 +177,24 @@ class Router:
         request_id: str | None = None,
         segments: bool = True,
     ) -> AsyncIterator[dict[str, Any]]:
-        """`events` as plain dicts."""
+        """`events` as plain dicts. Refused during a drain, as `transcribe` is."""
+        self.in_flight.check_accepting()
         events = self.events(request, request_id, segments)
         del request
-        async with aclosing(events):
-            async for event in events:
-                yield event.model_dump()
+        with self.in_flight.request():
+            async with aclosing(events):
+                async for event in events:
+                    yield event.model_dump()
 
     async def transcribe(
         self, request: Mapping[str, Any], request_id: str | None = None
     ) -> dict[str, Any]:
         """`answer` as a plain dict."""
+        self.in_flight.check_accepting()
         answer = self.answer(request, request_id)
         del request
-        return (await answer).model_dump()
+        with self.in_flight.request():
+            return (await answer).model_dump()
 
     async def models(self) -> list[dict[str, Any]]:
         """The served models, as dicts of `ServedModel`."""
@@ -204,9 +219,13 @@ class Router:
         replicas = running.get(model.deployment, 0)
         return await self._clients[model.name].loaded(replicas)
 
-    async def drain(self) -> None:
-        """Be ready no longer, and return when no HTTP request is in work."""
-        await self.in_flight.drain()
+    async def drain(self) -> DrainState:
+        """Take no new requests from now on; gives how far those in work are. Call it until none is.
+
+        Those that are in work after `drain_timeout_s` end with ServiceUnavailableError. Callers of
+        `events` and `answer` count their requests themselves, and are not refused.
+        """
+        return self.in_flight.drain(self._args.drain_timeout_s)
 
     async def health(self) -> dict[str, Any]:
         """A dict of `Health`."""
@@ -245,10 +264,12 @@ class Router:
         entry.model = model.name
         options = request.options
         self._args.check_fits(options, model)
+        source = source_of(request, upload, self.spool)
+        self._fetcher.check(source)
         return _Job(
             options,
             self._clients[model.name],
-            source_of(request, upload),
+            source,
             request.audio_track,
             request.audio_channel,
         )
@@ -264,12 +285,13 @@ class Router:
                 self._fetcher.fetched(job.source, on_stage) as fetched,
                 admission.decoding_turn(ticket, on_stage),
             ):
+                entry.queue_s = fetched.waited_s
                 audio = await self._decoder.decode(
                     fetched, job.track, job.channel, on_stage
                 )
                 admission.decoded(ticket, audio.duration_s)
             async with admission.place(ticket, on_stage):
-                entry.queue_s = ticket.waited_s
+                entry.queue_s += ticket.waited_s
                 yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:

@@ -9,7 +9,7 @@ import secrets
 _VARIABLES = {
     # Every port that Ray opens demands a token.
     "RAY_AUTH_MODE": "token",
-    # Ray's metrics ports demand none and listen on all interfaces, and nobody can scrape them here.
+    # Ray's metrics ports demand none, and nobody can scrape them here.
     "RAY_enable_metrics_collection": "false",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",

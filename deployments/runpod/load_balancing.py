@@ -9,13 +9,12 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.drain import drain
+from deployments.router.in_flight import DrainState
 from deployments.runpod.signals import stop_signals
 from deployments.runpod.watch import ServiceWatch
 
 logger = logging.getLogger(__name__)
-
-# Seconds for Serve's proxy to send the last bytes after the Router has finished.
-_LAST_BYTES_S = 1.0
 
 
 def serve_http(router: DeploymentHandle[Any], on_stop: Callable[[], None]) -> bool:
@@ -47,8 +46,11 @@ async def _stopped(
     on_stop()
     logger.info("event=draining")
     try:
-        await router.drain.remote()
-    except (RayError, RayServeException) as error:
+        await asyncio.to_thread(drain, router, _log)
+    except (RayError, RayServeException, TimeoutError) as error:
         # The router has died, and its requests with it.
         logger.warning("event=drain_failed error=%s", type(error).__name__)
-    await asyncio.sleep(_LAST_BYTES_S)
+
+
+def _log(state: DrainState) -> None:
+    logger.info("event=draining in_work=%d left_s=%.0f", state.in_work, state.left_s)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deployments import hosts
 from deployments.config import AppArgs, ModelArgs
 from deployments.contract.errors import InvalidRequestError
 from deployments.contract.request import parse_options
@@ -26,6 +27,7 @@ LIMITS = {
     "max_download_bytes": 1 << 40,
     "request_timeout_s": _MOST_SECONDS,
 }
+_ALLOW_HOSTS = "WHISPER_ALLOW_HOSTS"
 
 
 class SettingsError(Exception):
@@ -39,6 +41,7 @@ class Settings:
     model: preloaded, and used by a job that names none; None: as configured
     job_defaults: fields of the contract for what a job leaves out
     limits: options of the configuration that are set here, by name
+    allow_hosts: what may be fetched from although it is not public; none: as configured
     max_concurrency: jobs in work at the same time; None: what the engine's slots hold
     max_result_bytes: of a result as it is sent
     load_balancing: whether the worker takes no jobs and serves HTTP instead
@@ -50,6 +53,7 @@ class Settings:
     model: str | None
     job_defaults: dict[str, Any]
     limits: dict[str, int]
+    allow_hosts: list[str]
     max_concurrency: int | None
     max_result_bytes: int
     load_balancing: bool
@@ -91,18 +95,24 @@ class Settings:
             model.model_copy(update=preloaded) if model.name == default.name else model
             for model in args.models
         ]
-        update = {"default_model": default.name, "models": models} | self.limits
+        update = {"default_model": default.name, "models": models} | self._options
         return args.model_copy(update=update)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The options of the configuration that are set here, by name."""
+        allowed = {"allow_hosts": self.allow_hosts} if self.allow_hosts else {}
+        return self.limits | allowed
+
     def check_not_overruled(self, user_config: Mapping[str, Any]) -> None:
-        """Refuse limits that are also in the Router's `user_config`, which would win.
+        """Refuse options that are also in the Router's `user_config`, which would win.
 
         Raises SettingsError.
         """
-        if both := [option for option in self.limits if option in user_config]:
+        if both := [option for option in self._options if option in user_config]:
             raise SettingsError(
                 f"{variable_of(both[0])} and {both[0]} in the Router's user_config set the same"
-                " limit: remove one of them"
+                " option: remove one of them"
             )
 
     def _check_language(self, model: ModelArgs, args: AppArgs) -> None:
@@ -136,6 +146,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             for option, most in LIMITS.items()
             if (limit := _whole_number(values, variable_of(option), 1, most))
         },
+        allow_hosts=_hosts(values.get(_ALLOW_HOSTS, "")),
         max_concurrency=_whole_number(values, "RUNPOD_MAX_CONCURRENCY", 1, 1000),
         max_result_bytes=_whole_number(
             values, "WHISPER_MAX_RESULT_BYTES", 1000, 1 << 30
@@ -205,6 +216,14 @@ def _whole_number(
     if isinstance(value, int) and least <= value <= most:
         return value
     raise SettingsError(f"{variable} must be a whole number from {least} to {most}")
+
+
+def _hosts(text: str) -> list[str]:
+    try:
+        return [hosts.host_and_port(item) for item in text.split(",") if item.strip()]
+    except ValueError as error:
+        rule = str(error).removeprefix("allow_hosts: ")
+        raise SettingsError(f"{_ALLOW_HOSTS}: {rule}") from None
 
 
 def _checked(field: str, variable: str, text: str) -> Any:

@@ -17,10 +17,9 @@ from fastapi import FastAPI
 
 from deployments import api
 from deployments.api import json_body
-from deployments.local import loopback
 from tests.support.asgi import Answer, post
 from tests.support.handles import Handle, events, transcript
-from tests.support.http_server import served_app
+from tests.support.http_server import served_app, served_file
 from tests.support.routers import AUDIO, RECORDING, router
 
 BOUNDARY = "a-boundary"
@@ -106,7 +105,7 @@ def test_the_part_audio_is_the_file_where_it_has_a_file_name(filename: str) -> N
 
 
 def test_a_form_without_a_file_gives_its_url() -> None:
-    with loopback.served(AUDIO / "jfk.flac") as url:
+    with served_file(AUDIO / "jfk.flac") as url:
         answer = sent(form(part("audio", url), part("beam_size", "3")))
     assert (answer.status, answer.json()["duration"]) == (200, 11.0)
 

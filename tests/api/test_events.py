@@ -35,7 +35,6 @@ async def test_a_stream_begins_with_a_ping_and_ends_after_its_last_message() -> 
     assert start["status"] == 200
     headers = dict(start["headers"])
     assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
-    assert headers[b"cache-control"] == b"no-cache"
     assert headers[b"x-accel-buffering"] == b"no"
     assert b"content-length" not in headers
     assert connection.bodies == [

@@ -34,6 +34,7 @@ from tests.support.handles import (
     events,
     transcript,
 )
+from tests.support.http_server import served_file
 from tests.support.routers import AUDIO, RECORDING, BrokenRouter, router
 
 
@@ -72,7 +73,7 @@ def test_a_request_may_stand_inside_input() -> None:
 
 
 def test_audio_is_downloaded_from_its_url() -> None:
-    with loopback.served(AUDIO / "jfk-phone.wav") as url:
+    with served_file(AUDIO / "jfk-phone.wav") as url:
         posted = answering(transcript()).post("/transcribe", json={"audio": url})
     assert posted.json()["duration"] == pytest.approx(11, abs=0.1)
     assert posted.json()["timings"]["download"] > 0

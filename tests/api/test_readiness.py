@@ -13,8 +13,8 @@ from deployments.config import AppArgs, ModelArgs
 from deployments.replica.transcript import SlotUse
 from deployments.router import model_client
 from deployments.router.router import Router
-from tests.support.handles import FOREVER, Handle, Response, events, transcript
-from tests.support.routers import RECORDING, router
+from tests.support.handles import FOREVER, Handle, Response
+from tests.support.routers import router
 
 LOADED = Response([SlotUse(8, 0, 0)])
 FULL = Response([SlotUse(8, 8, 50)])
@@ -96,20 +96,3 @@ async def test_callers_at_the_same_time_share_one_question(
         answers = await asyncio.gather(*[served.get(path) for path in paths])
     assert {answer.status_code for answer in answers} == {200}
     assert handle.calls == ["slots"]
-
-
-async def test_a_drain_ends_readiness_and_waits_for_the_requests_in_work() -> None:
-    handle = Handle(slots=[LOADED], stream=[events(transcript(), delay_s=0.1)])
-    served = router(handle)
-    transport = httpx.ASGITransport(api.build(served))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as caller:
-        request = asyncio.ensure_future(caller.post("/transcribe", json=RECORDING))
-        while "stream" not in handle.calls:
-            await asyncio.sleep(0.001)
-        drained = asyncio.ensure_future(served.drain())
-        await asyncio.sleep(0)
-        assert (await caller.get("/ping")).status_code == 204
-        assert (await caller.get("/ready")).status_code == 503
-        assert not drained.done()
-        await drained
-        assert (await request).status_code == 200

@@ -6,7 +6,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis import Config
+from schemathesis import CheckContext, Config, Response
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -18,10 +18,20 @@ from schemathesis.specs.openapi.checks import (
 from deployments import api
 from deployments.replica.transcript import SlotUse
 from tests.conftest import PROFILE
-from tests.support.handles import Handle, Response, events, transcript
+from tests.support import handles
+from tests.support.handles import Handle, events, transcript
 from tests.support.routers import router
+from tests.support.security_headers import missing
+
+
+def security_headers(
+    context: CheckContext, response: Response, case: schemathesis.Case[Any]
+) -> None:
+    assert missing({name: values[0] for name, values in response.headers.items()}) == []
+
 
 CHECKS = [
+    security_headers,
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
@@ -31,7 +41,9 @@ CHECKS = [
 # The fields that hold a recording or its address.
 SOURCES = {"file", "url", "audio_url", "audio", "audio_base64"}
 FILE = Path(api.__file__).with_name("example.ogg").read_bytes()
-HANDLE = Handle(stream=[events(transcript())], slots=[Response([SlotUse(8, 0, 0)])])
+HANDLE = Handle(
+    stream=[events(transcript())], slots=[handles.Response([SlotUse(8, 0, 0)])]
+)
 # Every value of every field by itself takes half a minute.
 CONFIG = Config.from_dict({"phases": {"coverage": {"enabled": PROFILE == "slow"}}})
 APP = api.build(router(HANDLE))

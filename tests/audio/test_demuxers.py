@@ -18,6 +18,9 @@ LEFT_OUT = {
         "codec2raw data f32be f32le f64be f64le s16be s16le s24be s24le s32be s32le s8 u16be u16le"
         " u24be u24le u32be u32le u8 vidc"
     ),
+    "has had errors by which a file takes the process over, and is hardly ever sent": (
+        "iamf"
+    ),
     "pictures": (
         "alias_pix apng bmp_pipe brender_pix cri_pipe dds_pipe dpx_pipe exr_pipe fits frm gem_pipe"
         " gif gif_pipe hdr_pipe ico image2pipe j2k_pipe jpeg_pipe jpegls_pipe jpegxl_anim"

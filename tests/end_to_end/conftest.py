@@ -25,6 +25,7 @@ from tests.support.app import (
     random_checkpoint,
     served_folder,
 )
+from tests.support.http_server import served_file
 from tools.official import waveform
 from tools.weights import weights
 
@@ -40,7 +41,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         ModelArgs(name="random-v3", checkpoint=str(own / "random.pt"), idle_s=2),
         ModelArgs(name="corrupt", checkpoint=str(own / "corrupt.pt")),
     ]
-    args = AppArgs(models=models, device="cpu")
+    args = AppArgs(models=models, device="cpu", allow_private_networks=True)
     for name in ("base", "tiny.en"):
         path = weights(name)
         (folder / path.name).symlink_to(path)
@@ -74,6 +75,7 @@ def impatient(app: App) -> App:
         max_waiting_requests=0,
         max_audio_s=15,
         max_download_bytes=500_000,
+        allow_private_networks=True,
     )
     serve.run(build_app(args), name="impatient", route_prefix="/impatient")
     return App(f"{app.url}/impatient", app.checkpoints)
@@ -92,6 +94,7 @@ def crowded(app: App, tmp_path_factory: pytest.TempPathFactory) -> App:
         device="cuda",
         # Without it, no application is built for a GPU that PyTorch cannot use.
         gpu_memory_gb=24,
+        allow_private_networks=True,
     )
     serve.run(build_app(args), name="crowded", route_prefix="/crowded")
     return App(f"{app.url}/crowded", app.checkpoints)
@@ -112,5 +115,5 @@ def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(np.tile(samples, 55).tobytes())
-    with loopback.served(path) as url:
+    with served_file(path) as url:
         yield url

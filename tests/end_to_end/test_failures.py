@@ -251,7 +251,9 @@ def test_a_preloaded_model_that_could_not_be_loaded_tells_its_reason(
     app: App, audio_url: Url
 ) -> None:
     model = ModelArgs(name="base", gpu_share=0.1)
-    args = AppArgs(models=[model], device="cuda", gpu_memory_gb=24)
+    args = AppArgs(
+        models=[model], device="cuda", gpu_memory_gb=24, allow_private_networks=True
+    )
     with pytest.raises(RuntimeError):
         serve.run(build_app(args), name="broken", route_prefix="/broken")
     broken = App(f"{app.url}/broken", app.checkpoints)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deployments.local import loopback
 from tests.support.app import App, Url, replica_pids
+from tests.support.http_server import served_file
 
 HOURS_4 = 4 * 3600
 GIGABYTE = 10**9
@@ -28,7 +28,7 @@ def test_four_hours_take_less_than_three_gigabytes(
         "clip_timestamps": "0,5",
         "temperature_increment_on_fallback": 0,
     }
-    with loopback.served(path) as url:
+    with served_file(path) as url:
         app.transcribe(audio=audio_url("silence.wav"), **request)
         processes = [*replica_pids("Router"), *replica_pids("whisper-tiny.en")]
         assert len(processes) == 2

@@ -32,6 +32,7 @@ def deploy(**limits: Any) -> None:
         models=models,
         device="cpu",
         read_timeout_s=600,
+        allow_private_networks=True,
         **limits,
     )
     serve.run(build_app(args), name=NAME, route_prefix=f"/{NAME}")

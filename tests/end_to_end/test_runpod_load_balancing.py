@@ -28,11 +28,15 @@ def ports() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def worker(
-    tmp_path_factory: pytest.TempPathFactory, ports: tuple[int, int]
+    tmp_path_factory: pytest.TempPathFactory,
+    ports: tuple[int, int],
+    audio_url: Callable[[str], str],
 ) -> Iterator[Worker]:
     log = tmp_path_factory.mktemp("worker") / "log"
     http, health = map(str, ports)
-    with running_worker(log, PORT=http, PORT_HEALTH=health, **LB) as worker:
+    with running_worker(
+        log, audio_url(""), PORT=http, PORT_HEALTH=health, **LB
+    ) as worker:
         yield worker
 
 

@@ -43,11 +43,17 @@ def http_port() -> int:
 
 @pytest.fixture(scope="module")
 def worker(
-    tmp_path_factory: pytest.TempPathFactory, health_port: int, http_port: int
+    tmp_path_factory: pytest.TempPathFactory,
+    health_port: int,
+    http_port: int,
+    audio_url: Callable[[str], str],
+    long_recording: str,
 ) -> Iterator[Worker]:
     log = tmp_path_factory.mktemp("worker") / "log"
     with running_worker(
         log,
+        audio_url(""),
+        long_recording,
         PORT_HEALTH=str(health_port),
         WHISPER_HTTP_PORT=str(http_port),
         API_KEYS="none",
@@ -57,7 +63,7 @@ def worker(
         WHISPER_MAX_RESULT_BYTES=str(RESULT_LIMIT),
     ) as worker:
         yield worker
-    for private in ("secret-key-of-the-test", "fellow Americans", "127.0.0.1:"):
+    for private in ("secret-key-of-the-test", "fellow Americans", "http://127.0.0.1:"):
         assert private not in worker.log
     assert "Traceback" not in worker.log
     assert worker.log.startswith("event=gpu cards=")
@@ -248,30 +254,26 @@ GRPC_CALLS = [
 def test_every_port_but_the_wanted_ones_demands_the_token(
     worker: Worker, health_port: int, http_port: int
 ) -> None:
-    ports = {}
-    for pid in worker.pids():
-        process = psutil.Process(pid)
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                ports[connection.laddr.port] = connection.laddr.ip
-    open_to_all = {
-        port
-        for port, address in ports.items()
-        if not demands_token(
-            "127.0.0.1" if address in ("::", "0.0.0.0") else address, port
-        )
+    ports = {
+        connection.laddr.port
+        for pid in worker.pids()
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
     }
     assert len(ports) > 8
-    assert open_to_all == {health_port, http_port}
+    assert {port for port in ports if not demands_token(port)} == {
+        health_port,
+        http_port,
+    }
 
 
-def demands_token(host: str, port: int) -> bool:
+def demands_token(port: int) -> bool:
     try:
-        url = f"http://{host}:{port}/"
+        url = f"http://127.0.0.1:{port}/"
         return requests.get(url, timeout=LIMIT_S).status_code == 401
     except requests.ConnectionError:
         pass  # It speaks HTTP/2.
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         answers = set()
         for name in GRPC_CALLS:
             try:
@@ -359,7 +361,7 @@ def test_the_health_port_is_up_before_anything_else_and_sigterm_ends_the_start(
 def test_when_ray_dies_jobs_in_work_fail_clearly_and_so_does_the_worker(
     tmp_path: Path, long_recording: str, process: str
 ) -> None:
-    with running_worker(tmp_path / "log") as worker:
+    with running_worker(tmp_path / "log", long_recording) as worker:
         jobs = worker.api.submit(*[{"audio": long_recording}] * 2)
         worker.wait_until_taken(jobs)
         time.sleep(2)

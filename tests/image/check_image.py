@@ -9,11 +9,12 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from deployments.local import loopback
+from tests.support.http_server import served_file
 from tests.support.job_api import LIMIT_S, JobApi
 
 IMAGE = os.environ.get("IMAGE", "localhost/whisper-serve:check")
@@ -106,8 +107,10 @@ def test_the_job_of_test_input_json_is_done(container: str) -> None:
 
 
 def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> None:
-    with JobApi() as api, loopback.served(AUDIO / "jfk.flac") as url:
-        process = subprocess.Popen(run(container, *COMMAND, **api.environment()))
+    with JobApi() as api, served_file(AUDIO / "jfk.flac") as url:
+        hosts = {"WHISPER_ALLOW_HOSTS": urlsplit(url).netloc}
+        command = run(container, *COMMAND, **api.environment(), **hosts)
+        process = subprocess.Popen(command)
         try:
             good = {"audio": url, "word_timestamps": True}
             jobs = api.submit(good, good, {"audio": url, "model": "giant"})

@@ -189,3 +189,68 @@ def test_another_server_on_the_port_is_left_alone(
     assert type(caught.value).__name__ == "StartedError"
     assert asked == ["/health"]
     assert fetched == ["base", "tiny"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[AppArgs]:
+    """The arguments of each application that would be started; all weights are there."""
+    started: list[AppArgs] = []
+
+    def start(_: Any, args: AppArgs, *__: Any, **___: Any) -> None:
+        started.append(args)
+        raise StartError("not in this test")
+
+    monkeypatch.setattr(commands, "running_app", start)
+    monkeypatch.setattr(checkpoints, "fetch", lambda *_, **__: None)
+    return started
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_private_networks_are_allowed_on_demand_and_the_user_is_told(
+    config: "ServeDeploySchema",
+    started: list[AppArgs],
+    capsys: pytest.CaptureFixture[str],
+    allowed: bool,
+) -> None:
+    with pytest.raises(StartError):
+        commands.serve(config, AppArgs(), allow_private_networks=allowed)
+    assert [args.allow_private_networks for args in started] == [allowed]
+    assert ("private networks are allowed: " in capsys.readouterr().err) is allowed
+
+
+def test_private_networks_are_not_allowed_on_demand_for_other_machines(
+    config: "ServeDeploySchema", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEYS", "none")
+    config.http_options.host = "0.0.0.0"
+    with pytest.raises(commands.CommandError, match="only this machine reaches"):
+        commands.serve(config, AppArgs(), allow_private_networks=True)
+
+
+@pytest.mark.parametrize(
+    ("audio", "hosts"),
+    [
+        (str(AUDIO / "jfk.mp3"), ["minio:80"]),
+        ("http://NAS.local/a.mp3", ["minio:80", "nas.local:80"]),
+        ("https://[fd00::5]:8443/a.mp3", ["minio:80", "[fd00::5]:8443"]),
+    ],
+)
+def test_an_application_of_the_commands_own_may_fetch_from_the_host_it_is_given(
+    config: "ServeDeploySchema",
+    started: list[AppArgs],
+    audio: str,
+    hosts: list[str],
+) -> None:
+    configured = AppArgs(allow_hosts=["minio:80"])
+    with pytest.raises(StartError):
+        commands.transcribe(config, configured, audio, "{}", io.StringIO())
+    [args] = started
+    assert args.allow_hosts == hosts
+    assert not args.allow_private_networks
+
+
+def test_a_url_that_cannot_be_fetched_is_told_before_anything_starts(
+    config: "ServeDeploySchema",
+) -> None:
+    told = refusal(config, "ftp://example.com/a.mp3", "{}", io.StringIO())
+    assert told.startswith("Audio download failed: only http and https")

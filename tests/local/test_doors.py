@@ -11,10 +11,9 @@ from deployments import api
 from deployments.config import AppArgs
 from deployments.contract.errors import InvalidRequestError
 from deployments.keys import Keys, new_key
-from deployments.local import loopback
 from deployments.local.doors import DOORS, RequestFailed
 from tests.support.handles import SEGMENT, Handle, events, transcript
-from tests.support.http_server import served_app
+from tests.support.http_server import served_app, served_file
 from tests.support.routers import AUDIO, router
 
 RECORDING = AUDIO / "jfk-phone.wav"
@@ -36,7 +35,7 @@ def asked(url: str, door: str, audio: str, **fields: Any) -> str:
 
 @EACH_DOOR
 def test_a_file_and_a_url_give_the_same_text(url: str, door: str) -> None:
-    with loopback.served(RECORDING) as recording:
+    with served_file(RECORDING) as recording:
         answers = [asked(url, door, audio) for audio in (str(RECORDING), recording)]
     texts = [json.loads(answer) for answer in answers]
     name = {"native": "transcription", "openai": "text"}[door]
@@ -65,7 +64,7 @@ def test_a_null_means_null_or_that_the_field_is_absent(by_url: bool) -> None:
     fields |= {"audio_headers": {"x-a": "b"}} if by_url else {}
     with (
         served_app(api.build(router(handle))) as url,
-        loopback.served(RECORDING) as recording,
+        served_file(RECORDING) as recording,
     ):
         asked(url, "openai", recording if by_url else str(RECORDING), **fields)
     [(_, options, *_)] = [given for given in handle.arguments if given]
@@ -86,6 +85,28 @@ def test_values_are_sent_as_json_writes_them() -> None:
     assert (options.suppress_tokens, options.carry_initial_prompt) == ([], True)
     # The field that nobody knows comes as one field, and its name does not break the form.
     assert answer["warnings"] == ["Fields without effect here: a?22?0D?0Ab"]
+
+
+def test_a_file_is_uploaded_with_the_fields_of_the_native_request() -> None:
+    handle = Handle(stream=[events(transcript())])
+    fields: dict[str, Any] = {
+        "beam_size": None,
+        "temperature": 0.4,
+        "suppress_tokens": [-1, 5],
+        "clip_timestamps": [],
+        "model": None,
+    }
+    with served_app(api.build(router(handle))) as url:
+        asked(url, "native", str(RECORDING), **fields)
+    [(_, options, *_)] = [given for given in handle.arguments if given]
+    assert (options.beam_size, options.temperature) == (None, 0.4)
+    assert (options.suppress_tokens, options.clip_timestamps) == ([-1, 5], [])
+
+
+def test_headers_of_a_download_are_refused_where_a_file_is_uploaded() -> None:
+    door = DOORS["native"](str(RECORDING), {"audio_headers": {"x": "y"}})
+    with pytest.raises(InvalidRequestError, match="the file came with the request"):
+        door.model(AppArgs())
 
 
 @EACH_DOOR

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     AudioHostError,
@@ -29,6 +30,7 @@ from tests.support.misbehaving_server import (
     answer_with,
     redirect_to,
 )
+from tests.support.sandbox import SANDBOX
 
 FLAC = (Path(__file__).parents[1] / "audio" / "jfk.flac").read_bytes()
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
@@ -44,7 +46,7 @@ def server() -> Iterator[MisbehavingServer]:
 class FullDisk(io.FileIO):
     """A file that takes nothing, on a device which knows no truncation."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffering: int = 0) -> None:
         super().__init__("/dev/full", "r+")
 
     def truncate(self, size: int | None = None) -> int:
@@ -52,11 +54,13 @@ class FullDisk(io.FileIO):
 
 
 def load(request: dict[str, Any]) -> Waveform:
-    source = source_of(parse_request(request))
+    args = AppArgs(allow_private_networks=True)
+    spool = Spool(args.max_spool_bytes)
+    source = source_of(parse_request(request), None, spool)
 
     async def loaded() -> Waveform:
-        async with Fetcher(AppArgs()).fetched(source) as fetched:
-            return await Decoder(AppArgs()).decode(fetched)
+        async with Fetcher(args, spool).fetched(source) as fetched:
+            return await Decoder(args, SANDBOX).decode(fetched)
 
     return asyncio.run(loaded())
 
@@ -140,7 +144,7 @@ def test_the_headers_of_a_request_go_with_its_download_and_nowhere_else(
     for head in server.requests:
         assert "\r\nAuthorization: Bearer SECRET\r\nX-Key: SECRET\r\n" in head
     assert "SECRET" not in other.requests[0]
-    source = source_of(parse_request(request))
+    source = source_of(parse_request(request), None, Spool(1))
     assert "SECRET" not in caplog.text + repr(error) + str(error) + repr(source)
 
 
@@ -161,7 +165,7 @@ class SlowFile(io.BytesIO):
 
 async def test_a_cancelled_call_returns_when_its_file_is_read_no_more() -> None:
     file = SlowFile(FLAC)
-    decoder = Decoder(AppArgs())
+    decoder = Decoder(AppArgs(), SANDBOX)
     decoding = asyncio.ensure_future(
         decoder.decode(FetchedFile(file, 0.0, remote=False))
     )

@@ -1,44 +1,67 @@
 """The requests that a Router has in work, and its end."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 
+import pytest
+
+from deployments.contract.errors import ServiceUnavailableError
 from deployments.router.in_flight import InFlight
 
+LONG_S = 1000.0
 
-async def test_a_router_without_requests_has_drained_at_once() -> None:
+
+async def endless(cancelled: list[str]) -> AsyncGenerator[int, None]:
+    yield 1
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        cancelled.append("cancelled")
+        raise
+
+
+async def test_a_router_accepts_requests_until_its_drain_begins() -> None:
     in_flight = InFlight()
-    assert not in_flight.draining
-    await in_flight.drain()
-    assert in_flight.draining
+    in_flight.check_accepting()
+    assert in_flight.drain(LONG_S).in_work == 0
+    with pytest.raises(ServiceUnavailableError, match="takes no new requests"):
+        in_flight.check_accepting()
 
 
-async def test_every_request_is_waited_for_even_one_that_comes_late_or_fails() -> None:
+async def test_requests_in_work_count_until_they_end_even_by_an_error() -> None:
     in_flight = InFlight()
-    first, late = in_flight.request(), in_flight.request()
-    first.__enter__()
-    drained = asyncio.ensure_future(in_flight.drain())
-    await asyncio.sleep(0)
-    assert in_flight.draining
-    late.__enter__()
-    first.__exit__(ValueError, ValueError(), None)
-    await asyncio.sleep(0)
-    assert not drained.done()
-    late.__exit__(None, None, None)
-    await drained
+    with in_flight.request():
+        with suppress(ValueError), in_flight.request():
+            assert in_flight.drain(LONG_S).in_work == 2
+            raise ValueError
+        assert in_flight.drain(LONG_S).in_work == 1
+    assert in_flight.drain(LONG_S).in_work == 0
 
 
-async def test_a_request_that_comes_between_the_last_ones_end_and_the_wakeup_counts() -> (
+async def test_a_drain_that_has_begun_keeps_its_limit() -> None:
+    in_flight = InFlight()
+    in_flight.drain(LONG_S)
+    assert in_flight.drain(2 * LONG_S).left_s <= LONG_S
+    assert not in_flight.ended
+
+
+async def test_after_the_limit_what_is_in_work_ends_with_an_error_and_is_cancelled() -> (
     None
 ):
-    in_flight = InFlight()
-    first, next_one = in_flight.request(), in_flight.request()
-    first.__enter__()
-    drained = asyncio.ensure_future(in_flight.drain())
-    await asyncio.sleep(0)
-    first.__exit__(None, None, None)
-    next_one.__enter__()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert not drained.done()
-    next_one.__exit__(None, None, None)
-    await drained
+    in_flight, cancelled, had = InFlight(), list[str](), list[int]()
+    with pytest.raises(ServiceUnavailableError, match="drain_timeout_s"):
+        async for event in in_flight.until_ended(endless(cancelled)):
+            had.append(event)
+            in_flight.drain(0)
+    assert (had, cancelled) == ([1], ["cancelled"])
+    # And so does what begins to wait later.
+    with pytest.raises(ServiceUnavailableError):
+        async with in_flight.interruptible():
+            await asyncio.Event().wait()
+
+
+async def test_a_timeout_of_the_request_itself_stays_what_it_is() -> None:
+    with pytest.raises(TimeoutError):
+        async with InFlight().interruptible():
+            raise TimeoutError

@@ -17,11 +17,11 @@ def test_at_sigterm_the_requests_in_work_are_finished_first() -> None:
             assert worker.stdout.readline() == "serving\n"
             worker.terminate()
             assert worker.stdout.readline() == "stopping\n"
-            assert worker.stdout.readline() == "drain\n"
+            assert worker.stdout.readline() == "in work: 1\n"
             # A second signal changes nothing.
             worker.terminate()
             print(file=worker.stdin, flush=True)
-            assert worker.stdout.readline() == "drained\n"
+            assert worker.stdout.readline() == "in work: 0\n"
             assert worker.stdout.readline() == "alive\n"
             assert worker.wait() == 0
         finally:

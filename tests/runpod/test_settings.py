@@ -19,6 +19,7 @@ def test_an_empty_environment_leaves_everything_to_the_contract() -> None:
         model=None,
         job_defaults={},
         limits={},
+        allow_hosts=[],
         max_concurrency=None,
         max_result_bytes=10_000_000,
         load_balancing=False,
@@ -141,7 +142,7 @@ def test_a_limit_that_the_routers_user_config_would_overrule_is_refused() -> Non
     with pytest.raises(SettingsError) as caught:
         settings.check_not_overruled({"request_timeout_s": 60, "max_audio_s": 60})
     assert str(caught.value) == (
-        "WHISPER_MAX_AUDIO_S and max_audio_s in the Router's user_config set the same limit:"
+        "WHISPER_MAX_AUDIO_S and max_audio_s in the Router's user_config set the same option:"
         " remove one of them"
     )
 

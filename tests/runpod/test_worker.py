@@ -104,5 +104,5 @@ def test_a_variable_that_a_user_config_would_overrule_ends_the_worker(
     monkeypatch.setattr(serve_config, "read_config", lambda: config)
     assert lines(caplog)[-1] == (
         "error: WHISPER_MAX_AUDIO_S and max_audio_s in the Router's user_config set the same"
-        " limit: remove one of them"
+        " option: remove one of them"
     )

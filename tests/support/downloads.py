@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.audio.download import FetchLimits, fetch_audio
+from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
 from deployments.contract.errors import AudioHostError, AudioUrlError
 
 SOUND = bytes(range(256)) * 2000
@@ -20,6 +20,8 @@ LIMITS = FetchLimits(
     total_timeout_s=120.0,
     back_offs_s=(0.01, 0.02),
 )
+# The tests' servers are on loopback. What is refused by default has tests of its own.
+PRIVATE = UrlGuard(allow_private_networks=True, tick_s=0.001)
 TOO_LARGE = "file is larger than the limit of 1 MiB (max_download_bytes)"
 ONE_TRY = replace(LIMITS, back_offs_s=())
 # What a test waits for ends in less than this, and would take much longer if it failed.
@@ -49,23 +51,26 @@ def download(
     limits: FetchLimits = LIMITS,
     cancelled: Callable[[], bool] = lambda: False,
     headers: Mapping[str, str] | None = None,
+    guard: UrlGuard = PRIVATE,
 ) -> bytes:
-    with fetch_audio(url, limits, cancelled, headers) as file:
+    with fetch_audio(url, limits, cancelled, headers, guard) as file:
         return file.read()
 
 
-def url_error(url: str, limits: FetchLimits = LIMITS) -> str:
+def url_error(url: str, limits: FetchLimits = LIMITS, guard: UrlGuard = PRIVATE) -> str:
     """The reason why the URL is at fault."""
     with pytest.raises(AudioUrlError) as caught:
-        download(url, limits)
+        download(url, limits, guard=guard)
     assert type(caught.value) is AudioUrlError
     return reason_of(caught.value, status=422)
 
 
-def host_error(url: str, limits: FetchLimits = LIMITS) -> str:
+def host_error(
+    url: str, limits: FetchLimits = LIMITS, guard: UrlGuard = PRIVATE
+) -> str:
     """The reason why the host is at fault."""
     with pytest.raises(AudioHostError) as caught:
-        download(url, limits)
+        download(url, limits, guard=guard)
     return reason_of(caught.value, status=502)
 
 

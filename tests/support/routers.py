@@ -4,10 +4,13 @@ import base64
 from pathlib import Path
 from typing import Any, cast
 
+from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
+from deployments.router.decoding import Decoder
 from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
 from tests.support.handles import Handle
+from tests.support.sandbox import SANDBOX
 from tests.support.shared_audio import shared
 
 AUDIO = Path(__file__).parents[1] / "audio"
@@ -23,7 +26,9 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
 
     names: of the models; base alone if there are none
     running: replicas of each model
+    args: options of the application; the tests' servers of recordings are on loopback
     """
+    args.setdefault("allow_private_networks", True)
     models = [ModelArgs(name=name) for name in names or ("base",)]
     app_args = AppArgs(models=models, default_model=models[0].name, **args)
     return Router(
@@ -32,6 +37,7 @@ def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router
         {model.name: 0.0 for model in models},
         running_replicas=lambda: {model.deployment: running for model in models},
         share_audio=shared,
+        decoder=Decoder(app_args, SANDBOX),
     )
 
 
@@ -40,6 +46,7 @@ class BrokenRouter:
 
     args = AppArgs()
     in_flight = InFlight()
+    spool = Spool(args.max_spool_bytes)
 
     async def health(self) -> None:
         raise ValueError("SECRET")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -90,8 +91,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def running_worker(log: Path, **environment: str) -> Iterator[Worker]:
-    """A worker that is ready, with a job API of its own. SIGTERM ends it if it still runs."""
+def running_worker(log: Path, *urls: str, **environment: str) -> Iterator[Worker]:
+    """A worker that is ready, with a job API of its own. SIGTERM ends it if it still runs.
+
+    urls: of this machine's servers, from which the worker may fetch
+    """
+    environment["WHISPER_ALLOW_HOSTS"] = ",".join(urlsplit(url).netloc for url in urls)
     for model in ("tiny.en", "base"):
         weights(model)
     with JobApi() as api:

@@ -220,6 +220,6 @@ class _Reader:
 
 
 def _fit_for_a_log(names: Iterable[str]) -> tuple[str, ...]:
-    found = [_NOT_FOR_A_LOG.sub("?", name)[:40] for name in dict.fromkeys(names)]
+    found = [_NOT_FOR_A_LOG.sub("?", name)[:40] or "?" for name in dict.fromkeys(names)]
     more = len(found) - _MAX_NAMED
     return (*found[:_MAX_NAMED], *([f"{more}-more"] if more > 0 else []))

@@ -2,10 +2,10 @@
 
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from requests import exceptions as rx
 from urllib3 import exceptions as ux
@@ -20,13 +20,17 @@ from deployments.audio.download.failures import (
 from deployments.audio.download.limits import FetchLimits
 from deployments.audio.download.resume import PartialFile
 from deployments.audio.download.session import Answer, Session
-from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.throughput import Throughput
+from deployments.audio.download.url_guard import UrlGuard
 from deployments.audio.download.watchdog import Watchdog
+from deployments.audio.spool import Share, Spool, SpooledFile
 from deployments.contract.errors import AudioHostError, AudioUrlError
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 16
+# urllib3 waits for this much of a chunked body, also where the host is slow.
+_PIECE_OF_CHUNKED_BYTES = 1 << 12
 # After a try that brings at least this many bytes, the list of back-offs begins again.
 _PROGRESS_BYTES = 1 << 16
 
@@ -36,25 +40,35 @@ def fetch_audio(
     limits: FetchLimits,
     cancelled: Callable[[], bool] = lambda: False,
     headers: Mapping[str, str] | None = None,
+    guard: UrlGuard | None = None,
+    share: Share | None = None,
 ) -> BinaryIO:
     """Download `url` into a seekable file, which is given at its start and is gone when closed.
 
-    The file has no name on disk, so that even a killed process leaves nothing behind. Private
-    addresses are not refused: the network's policy has to do that. Blocks.
+    The file has no name on disk, so that even a killed process leaves nothing behind. Blocks.
 
     cancelled: called several times a second, also from another thread; true ends the download
     headers: sent to the URL's origin, and left behind at a redirect to another one
+    guard: judges the URL and where its host is; None: public addresses alone may be fetched from
+    share: what the file may take of a spool; released when the file is closed, or here in an error
 
-    Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError.
+    Raises AudioUrlError (the URL is at fault), AudioHostError (the host is), RequestCancelledError,
+    SpoolFullError where the host tells a size for which there is no room now, and OverloadedError
+    where room runs out later, or where too many host names wait to be resolved.
     Neither the URL nor the headers are in the text of an error or in a log.
     """
     with ExitStack() as stack:
-        file = stack.enter_context(tempfile.TemporaryFile())
-        with Watchdog(limits.total_timeout_s, cancelled) as watchdog:
-            _Download(url, headers or {}, limits, watchdog).into(file)
+        share = share or Share(Spool(sys.maxsize))
+        stack.callback(share.release)
+        file = stack.enter_context(SpooledFile(share))
+        throughput = Throughput(limits)
+        with Watchdog(limits.total_timeout_s, throughput, cancelled) as watchdog:
+            _Download(
+                url, headers or {}, limits, watchdog, throughput, guard or UrlGuard()
+            ).into(file)
         file.seek(0)
         stack.pop_all()
-        return file
+        return cast(BinaryIO, file)
 
 
 class _Download:
@@ -66,14 +80,19 @@ class _Download:
         headers: Mapping[str, str],
         limits: FetchLimits,
         watchdog: Watchdog,
+        throughput: Throughput,
+        guard: UrlGuard,
     ) -> None:
+        self._guard = guard
         self._url = url
         self._headers = headers
         self._limits = limits
         self._watchdog = watchdog
+        self._throughput = throughput
 
-    def into(self, file: BinaryIO) -> None:
-        partial = PartialFile(file)
+    def into(self, file: SpooledFile) -> None:
+        self._share = file.share
+        partial = PartialFile(cast(BinaryIO, file))
         furthest = 0
         back_offs = list(self._limits.back_offs_s)
         while (failure := self._try(partial)) is not None:
@@ -85,7 +104,14 @@ class _Download:
             if not back_offs:
                 raise AudioHostError(str(failure))
             self._wait(back_offs.pop(0), failure)
-        undo_content_encoding(file, partial.content_encoding, self._check_size)
+        size = partial.size
+
+        def check_unpacked(n_bytes: int) -> None:
+            self._check_size(n_bytes)
+            # Both lie on the disk until the file is unpacked.
+            self._share.received(size + n_bytes)
+
+        undo_content_encoding(partial.file, partial.content_encoding, check_unpacked)
         if file.seek(0, os.SEEK_END) == 0:
             raise AudioUrlError("the file is empty")
 
@@ -102,15 +128,17 @@ class _Download:
     def _try(self, partial: PartialFile) -> TemporaryError | None:
         """One request, with its redirects. Gives the failure, if another try may succeed."""
         self._watchdog.check()
+        self._throughput.request_sent()
         try:
             with (
-                Session(self._watchdog, self._limits) as session,
+                Session(self._watchdog, self._limits, self._guard) as session,
                 session.fetch(
-                    HttpUrl.parse(self._url), self._headers, partial.headers()
+                    self._guard.read(self._url), self._headers, partial.headers()
                 ) as answer,
             ):
                 # Headers that the watchdog has cut short may look complete.
                 self._watchdog.check()
+                self._throughput.answer_begun()
                 self._save(answer, partial)
             return None
         except TemporaryError as error:
@@ -118,6 +146,7 @@ class _Download:
         except (rx.RequestException, ux.HTTPError, ValueError) as error:
             failure = meaning(error, self._limits)
         finally:
+            self._throughput.pause()
             self._watchdog.release()
         # A connection that the watchdog has shut fails like one that the host has cut.
         self._watchdog.check()
@@ -138,7 +167,9 @@ class _Download:
             raise TemporaryError(str(error.args[0])) from None
         partial.begin(answer.response)
         self._check_size(partial.total or 0)
-        for chunk in answer.response.raw.stream(_CHUNK_BYTES, decode_content=False):
+        self._share.announce(partial.total or 0)
+        for chunk in _pieces(answer.response.raw):
+            self._throughput.received(len(chunk))
             self._check_size(partial.size + len(chunk))
             partial.file.write(chunk)
         # A connection that the watchdog has shut may look like the end of the body.
@@ -148,3 +179,12 @@ class _Download:
     def _check_size(self, n_bytes: int) -> None:
         self._watchdog.check()
         self._limits.check_size(n_bytes)
+
+
+def _pieces(raw: Any) -> Iterator[bytes]:
+    """The body as it arrives, for the throughput to be known at any time."""
+    if raw.chunked:
+        yield from raw.stream(_PIECE_OF_CHUNKED_BYTES, decode_content=False)
+        return
+    while piece := raw.read1(_CHUNK_BYTES, decode_content=False):
+        yield piece

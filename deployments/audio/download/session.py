@@ -4,8 +4,6 @@ requests and urllib3 normalise the URLs that they see. They are therefore told t
 the connection sends path and query as they were given.
 """
 
-import ipaddress
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,22 +11,16 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
 from requests.cookies import get_cookie_header
 from requests.structures import CaseInsensitiveDict
-from urllib3 import exceptions as ux
 
 from deployments.audio.download.limits import FetchLimits
-from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.url import DEFAULT_PORTS, HttpUrl
+from deployments.audio.download.url_guard import UrlGuard
+from deployments.audio.download.urllib3_adapter import GuardedAdapter
 from deployments.audio.download.watchdog import Watchdog
 from deployments.contract.errors import AudioUrlError
-
-# urllib3 writes the URLs that it knows into debug lines and into its warning about malformed
-# headers. Each of its loggers is silenced by itself, because RunPod's SDK sets their parent's level
-# when it is imported.
-for _module in ("connection", "connectionpool", "poolmanager", "util.retry"):
-    logging.getLogger(f"urllib3.{_module}").setLevel(logging.ERROR)
 
 # Where this project is published. Whoever publishes it sets its address here, once; hosts that want
 # to know who fetches find it in the User-Agent.
@@ -36,7 +28,6 @@ PROJECT_URL = ""
 USER_AGENT = f"whisper-serve (+{PROJECT_URL})" if PROJECT_URL else "whisper-serve"
 
 _MAX_REDIRECTS = 20
-_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -63,17 +54,20 @@ class Answer:
 
 
 class Session(requests.Session):
-    """The session of one try. Every connection is watched, and .netrc is never read.
+    """The session of one try. Every connection is judged and watched, and .netrc is never read.
 
-    Proxies and CA bundles come from the environment as usual; this machine's own servers are
-    reached without a proxy.
+    CA bundles come from the environment as usual. Its proxies are ignored, because a proxy
+    connects to what no guard has seen; `egress_proxy` names one that may.
     """
 
-    def __init__(self, watchdog: Watchdog, limits: FetchLimits) -> None:
+    def __init__(
+        self, watchdog: Watchdog, limits: FetchLimits, guard: UrlGuard
+    ) -> None:
         super().__init__()
         self._watchdog = watchdog
         self._limits = limits
-        self._adapter = _Adapter(watchdog)
+        self._guard = guard
+        self._adapter = GuardedAdapter(guard, watchdog)
         self.mount("http://", self._adapter)
         self.mount("https://", self._adapter)
         self.headers = CaseInsensitiveDict(
@@ -95,7 +89,7 @@ class Session(requests.Session):
         headers: the caller's, for the first origin alone
         part: headers that ask for a part of the file, for every host on the way
 
-        Raises AudioUrlError, and what requests and urllib3 raise.
+        Raises AudioUrlError, OverloadedError, and what requests and urllib3 raise.
         """
         credentials, withheld = url.credentials, False
         for _ in range(_MAX_REDIRECTS + 1):
@@ -107,8 +101,8 @@ class Session(requests.Session):
                 return Answer(response, withheld)
             # The body of a redirect is not read, because it may be endless.
             response.close()
-            left, url = url, url.follow(location)
-            if _origin(url) != _origin(left):
+            left, url = url, self._guard.follow(url, location)
+            if url.origin != left.origin:
                 withheld = withheld or bool(headers or credentials)
                 headers, credentials = {}, None
             credentials = url.credentials or credentials
@@ -129,8 +123,8 @@ class Session(requests.Session):
         settings = self.merge_environment_settings(
             request.url, {}, stream=True, verify=None, cert=None
         )
-        if _is_loopback(url):
-            settings["proxies"] = {}
+        proxy = self._guard.egress_proxy
+        settings["proxies"] = {scheme: proxy for scheme in DEFAULT_PORTS if proxy}
         connect_s = min(self._limits.connect_timeout_s, self._watchdog.remaining_s)
         self._adapter.target = url.target
         return self.send(
@@ -156,6 +150,10 @@ class Session(requests.Session):
         request = self.prepare_request(
             requests.Request("GET", f"{url.origin}/", headers=all_headers)
         )
+        told = urlsplit(str(request.url))
+        port = told.port or DEFAULT_PORTS.get(told.scheme)
+        if (told.hostname, port) != (url.host, url.port):
+            raise AudioUrlError("malformed URL: the host is in doubt")
         if credentials and "Authorization" not in all_headers:
             user, password = credentials
             HTTPBasicAuth(user.encode(), password.encode())(request)
@@ -164,54 +162,3 @@ class Session(requests.Session):
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
-
-
-def _origin(url: HttpUrl) -> tuple[str, str, int | None]:
-    """Scheme, host and port, in the form in which two of them can be compared."""
-    parts = urlsplit(requests.Request("GET", url.origin).prepare().url or "")
-    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
-
-
-def _is_loopback(url: HttpUrl) -> bool:
-    _, host, _ = _origin(url)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-class _Adapter(HTTPAdapter):
-    """Connections that are watched, and that send `target` as it is.
-
-    target: path and query of the request that is sent next
-    """
-
-    def __init__(self, watchdog: Watchdog) -> None:
-        self.target = "/"
-        self._watchdog = watchdog
-        super().__init__(max_retries=0)
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _connection_class(
-            type(pool).ConnectionCls, self, self._watchdog
-        )
-        return pool
-
-
-def _connection_class(base: Any, adapter: _Adapter, watchdog: Watchdog) -> type[Any]:
-    class Connection(base):
-        def connect(self) -> None:
-            try:
-                super().connect()
-            except TimeoutError as error:
-                # urllib3 would report a TLS handshake that times out as a silent host.
-                raise ux.ConnectTimeoutError() from error
-            watchdog.watch(self.sock)
-
-        def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-            # `url` is the origin's root: "/", or to a proxy "http://host/".
-            target = url.removesuffix("/") + adapter.target
-            super().putrequest(method, target, *args, **kwargs)
-
-    return Connection

@@ -1,4 +1,4 @@
-"""The deadline of a download, and the departure of its caller."""
+"""The deadline of a download, its minimum throughput, and the departure of its caller."""
 
 import os
 import socket
@@ -8,21 +8,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from deployments.audio.download.throughput import Throughput
 from deployments.contract.errors import AudioHostError, RequestCancelledError
 
 _POLL_S = 0.1
 
 
 class Watchdog:
-    """Ends the blocking reads of one download at its deadline, or when its caller has left.
+    """Ends the blocking reads of one download at its deadline, when its host has become too slow,
+    or when its caller has left.
 
     A socket's own timeout counts for each read alone, so a host that sends a byte a second never
     exceeds it.
     """
 
-    def __init__(self, total_s: float, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, total_s: float, throughput: Throughput, cancelled: Callable[[], bool]
+    ) -> None:
         self.total_s = total_s
         self._deadline = time.monotonic() + total_s
+        self._throughput = throughput
         self._cancelled = cancelled
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -48,6 +53,7 @@ class Watchdog:
             raise RequestCancelledError("The request was cancelled")
         if self.remaining_s <= 0:
             raise AudioHostError(f"timed out after {self.total_s:g} s in total")
+        self._throughput.check()
 
     def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -70,7 +76,11 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._done.wait(_POLL_S):
-            if self.remaining_s <= 0 or self._cancelled():
+            if (
+                self.remaining_s <= 0
+                or self._throughput.too_slow()
+                or self._cancelled()
+            ):
                 with self._lock:
                     for sock in self._sockets:
                         with suppress(OSError):

@@ -382,6 +382,12 @@ def test_ignored_fields_are_logged_by_name_alone(
     )
 
 
+def test_an_ignored_field_without_a_name_is_told_too() -> None:
+    options = options_of(**{"": "x"})
+    assert options.ignored == ("?",)
+    assert options.warnings == ("Fields without effect here: ?",)
+
+
 def test_a_request_without_odd_fields_logs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -26,11 +26,11 @@ from deployments.contract.errors import (
     TranscriptionError,
     WhisperServeError,
 )
-from deployments.local import loopback
 from tests.api.openai.service import Service, failing
 from tests.api.openai.transcripts import TEXT, TRANSCRIPT, segment_events
 from tests.support.app import wait_for
 from tests.support.handles import events, transcript
+from tests.support.http_server import served_file
 from tests.support.routers import AUDIO
 
 RECORDING = AUDIO / "jfk-phone.wav"
@@ -153,7 +153,7 @@ def test_any_recording_is_read_whatever_its_name_and_type(
 
 
 def test_a_recording_is_downloaded_in_place_of_an_upload(service: Service) -> None:
-    with loopback.served(RECORDING) as url:
+    with served_file(RECORDING) as url:
         for form in (
             {"data": {"url": url, "model": "whisper-1"}},
             {"json": {"url": url, "model": "whisper-1"}},

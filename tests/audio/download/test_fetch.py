@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.audio.download import fetch_audio
+from deployments.audio.download import UrlGuard, fetch_audio
+from deployments.audio.download.url_guard import NO_PUBLIC_ADDRESS
 from deployments.contract.errors import (
     AudioUrlError,
     RequestCancelledError,
@@ -36,6 +37,7 @@ from tests.support.downloads import (
     ONE_TRY,
     ONLY_HTTP,
     PATIENCE_S,
+    PRIVATE,
     SECRET,
     SOUND,
     TOO_LARGE,
@@ -56,10 +58,14 @@ from tests.support.misbehaving_server import (
     silent_at_accept,
 )
 
+BLANK_OR_BACKSLASH = "it holds a blank or a backslash that must be percent-encoded"
+CONTROL = "it holds a control character that must be percent-encoded"
+DECIMAL = "write the host's address as four decimal numbers without leading zeros"
+
 
 def test_a_file_arrives_whole_and_can_be_sought(server: MisbehavingServer) -> None:
     server.answer(answer_with(body=SOUND))
-    with fetch_audio(server.url(SECRET), LIMITS) as file:
+    with fetch_audio(server.url(SECRET), LIMITS, guard=PRIVATE) as file:
         assert file.read() == SOUND
         assert file.seek(100) == 100
         assert file.read(3) == SOUND[100:103]
@@ -69,14 +75,17 @@ def test_the_file_has_no_name_while_it_is_in_use(
     server: MisbehavingServer, temporary_folder: Path
 ) -> None:
     server.answer(answer_with(body=SOUND))
-    with fetch_audio(server.url(), LIMITS):
+    with fetch_audio(server.url(), LIMITS, guard=PRIVATE):
         assert os.listdir(temporary_folder) == []
         assert [p for p in open_files() if p.startswith(str(temporary_folder))]
 
 
 def test_the_file_is_gone_when_its_user_fails(server: MisbehavingServer) -> None:
     server.answer(answer_with(body=SOUND))
-    with pytest.raises(RuntimeError), fetch_audio(server.url(), LIMITS) as file:
+    with (
+        pytest.raises(RuntimeError),
+        fetch_audio(server.url(), LIMITS, guard=PRIVATE) as file,
+    ):
         raise RuntimeError("decoding")
     assert file.closed
 
@@ -143,16 +152,55 @@ def test_a_text_that_is_no_url_is_told_what_to_give(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["http://", "http://[::1/a", "http://host:99999/", "http://a b/", "https://.x/"],
+    ("url", "reason"),
+    [
+        ("http://", "no host"),
+        ("http:/host/a", "no host"),
+        ("http:host/a", "no host"),
+        ("http://[::1/a", "what follows the host is no port"),
+        ("http://host:99999/", "the port must be a number from 1 to 65535"),
+        ("http://host:0/", "the port must be a number from 1 to 65535"),
+        ("http://host:80a/", "what follows the host is no port"),
+        ("http://host:+80/", "what follows the host is no port"),
+        ("http://a b/", BLANK_OR_BACKSLASH),
+        ("http://u:p @host/", BLANK_OR_BACKSLASH),
+        ("http://host\\@evil/", BLANK_OR_BACKSLASH),
+        ("http://host/a\\b", BLANK_OR_BACKSLASH),
+        ("https://.x/", "the host is no valid name"),
+        ("https://a..b/", "the host is no valid name"),
+        ("https://a%2eb/", "the host is no valid name"),
+        ("https://\u24d0.example/", "the host is no valid name"),
+        ("http://[fe80::1%25eth0]/", "the host is no valid IPv6 address"),
+        ("http://[1.2.3.4]/", "the host is no valid IPv6 address"),
+        ("http://2130706433/", DECIMAL),
+        ("http://0x7f.1/", DECIMAL),
+        ("http://127.0.0.01/", DECIMAL),
+        ("http://1\u30022\u30023\u30024/", "the host is no valid name"),
+        ("http://host/a\r\nX-Evil: 1", CONTROL),
+        ("http://host/a\tb", CONTROL),
+        ("http://host/a\x00", CONTROL),
+        ("http://ho\u2028st/", CONTROL),
+        ("\ufeffhttp://host/", CONTROL),
+        ("http://host/" + "a" * 8192, "longer than 8192 characters"),
+    ],
 )
-def test_a_malformed_url_is_reported(url: str) -> None:
-    assert url_error(url) == "malformed URL"
+def test_a_malformed_url_is_told_what_is_wrong_with_it(url: str, reason: str) -> None:
+    assert url_error(url) == f"malformed URL: {reason}"
 
 
-def test_a_redirect_to_a_malformed_url_is_reported(server: MisbehavingServer) -> None:
-    server.answer(redirect_to("http://[::1/a"))
-    assert url_error(server.url()) == "malformed URL"
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://[::1/a", "what follows the host is no port"),
+        ("/a\\b", BLANK_OR_BACKSLASH),
+        ("/a\tb", CONTROL),
+    ],
+)
+def test_a_redirect_to_a_malformed_url_is_reported(
+    server: MisbehavingServer, location: str, reason: str
+) -> None:
+    server.answer(redirect_to(location))
+    assert url_error(server.url()) == f"malformed URL: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -428,6 +476,37 @@ def test_an_untrusted_certificate_is_reported_and_not_retried(
     assert server.n_connections == 1
 
 
+@pytest.mark.parametrize("name", ["nonexistent.invalid", "other.invalid"])
+def test_the_certificate_must_be_that_of_the_name(
+    server: MisbehavingServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    certificate = own_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    asked_for: list[str | None] = []
+    context.sni_callback = lambda _sock, name, _context: asked_for.append(name)
+
+    def over_tls(connection: Connection) -> None:
+        with context.wrap_socket(connection.sock, server_side=True) as tls:
+            answer_with(body=SOUND)(Connection(tls, connection.server))
+
+    def getaddrinfo(_: str, port: int, **__: object) -> object:
+        return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    server.answer(over_tls)
+    url = f"https://{name}:{server.port}/a.mp3"
+    if name == "nonexistent.invalid":
+        assert download(url) == SOUND
+    else:
+        assert host_error(url) == "TLS certificate not valid"
+    assert asked_for == [name]
+
+
 def test_a_dripping_host_meets_the_total_deadline_over_tls(
     server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,7 +532,7 @@ def test_a_url_goes_through_the_tunnel_of_a_proxy_as_it_is(
 ) -> None:
     certificate = own_certificate(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    monkeypatch.setenv("https_proxy", server.url(""))
+    guard = UrlGuard(egress_proxy=server.url(""))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
 
@@ -465,7 +544,7 @@ def test_a_url_goes_through_the_tunnel_of_a_proxy_as_it_is(
 
     server.answer(tunnel)
     url = "https://nonexistent.invalid/a%2fb/../c?d='SECRET'"
-    assert download(url, headers={"X-Key": "SECRET"}) == SOUND
+    assert download(url, headers={"X-Key": "SECRET"}, guard=guard) == SOUND
     to_proxy, to_host = server.requests
     assert to_proxy.startswith("CONNECT nonexistent.invalid:443 ")
     assert "SECRET" not in to_proxy
@@ -578,11 +657,6 @@ def test_a_closed_port_is_reported() -> None:
     assert host_error(f"http://127.0.0.1:{port}{SECRET}") == "connection refused"
 
 
-def test_a_name_that_does_not_resolve_is_reported() -> None:
-    reason = host_error(f"https://nonexistent.invalid{SECRET}")
-    assert reason == "host name could not be resolved"
-
-
 def test_a_netrc_file_is_never_read(
     server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -636,6 +710,9 @@ def test_a_full_disk_is_no_fault_of_the_url_or_its_host(
     server: MisbehavingServer,
 ) -> None:
     class FullDisk(io.BytesIO):
+        def __init__(self, buffering: int = 0) -> None:
+            super().__init__()
+
         def write(self, _: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -663,9 +740,8 @@ def test_any_url_ends_in_a_download_error(url: str) -> None:
     assert caught.value.args[0] in (
         ONLY_HTTP,
         NO_URL,
-        "malformed URL",
-        "host name could not be resolved",
-    )
+        NO_PUBLIC_ADDRESS,
+    ) or caught.value.args[0].startswith("malformed URL: ")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

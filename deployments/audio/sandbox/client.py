@@ -1,0 +1,239 @@
+"""Decodes files in the zygote's children, from an event loop that is never blocked."""
+
+import asyncio
+import mmap
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from io import UnsupportedOperation
+from typing import Any, BinaryIO, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from deployments.audio.decode import DecodedAudio
+from deployments.audio.disk import disk_full_reported
+from deployments.audio.sandbox.messages import MAX_MESSAGE_BYTES, Ended, Job, Reply
+from deployments.audio.sandbox.process import ZygoteProcess
+
+_TRIES = 2
+# A zygote that is well kills a decoder within milliseconds.
+_KILLED_WITHIN_S = 5.0
+
+T = TypeVar("T")
+
+
+class DecoderDiedError(Exception):
+    """The process that decoded the file has died of it, or was killed at the deadline.
+
+    reason: the name of the signal; `deadline`; or `reply` where its reply made no sense
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DecoderFailedError(Exception):
+    """The decoder has met an error that is not foreseen.
+
+    where: the error's name and place, such as `KeyError@mono.py:57`
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+
+class DecoderLostError(Exception):
+    """The zygote has died, or cannot start or fork; its decoders end with it."""
+
+
+class Sandbox:
+    """Decodes any number of files at once, each in a process of its own.
+
+    zygote: may serve several of these; None: one of its own
+    """
+
+    def __init__(self, zygote: ZygoteProcess | None = None) -> None:
+        self._zygote = zygote or ZygoteProcess()
+
+    def start(self) -> None:
+        """Start the zygote now and not with the first file. Does not wait for it."""
+        self._zygote.start()
+
+    def close(self) -> None:
+        """End the zygote with all that it decodes. Waits until they have ended."""
+        self._zygote.close()
+
+    async def decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
+        """Decode a file. The samples are read-only, and lie in a file without a name on the disk.
+
+        When the call returns, raises or has been cancelled, nothing reads the file any more.
+
+        file: seekable; decoded from its first byte on; it stays open
+
+        Raises DecoderDiedError, DecoderFailedError, DecoderLostError, OverloadedError where the
+        disk has no room, and what `decode_audio` raises.
+        """
+        with ExitStack() as stack:
+            opening = asyncio.ensure_future(asyncio.to_thread(_open_files, file, stack))
+            files = await _to_the_end(opening)
+            reply = await self._run_twice(files, job)
+            if reply.error is not None:
+                raise reply.error
+            samples = _mapped(files.waveform, job.limits.output_bytes(job.max_seconds))
+            return DecodedAudio(samples, reply.start_s, list(reply.warnings))
+
+    async def _run_twice(self, files: "_Files", job: Job) -> Reply:
+        try:
+            return await self._run(files, job)
+        except DecoderLostError:
+            # As it was before: a decoder may have written some of it.
+            files.waveform.truncate(0)
+            files.waveform.seek(0)
+            return await self._run(files, job)
+
+    async def _run(self, files: "_Files", job: Job) -> Reply:
+        """One decoder's reply. The decoder has ended when this returns or raises."""
+        with ExitStack() as stack:
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            replies, reply = socket.socketpair()
+            for end in control, replies:
+                stack.enter_context(end).setblocking(False)
+            with theirs, reply:
+                handed = (theirs, reply, files.recording, files.waveform)
+                try:
+                    self._zygote.submit(
+                        job.to_bytes(), [end.fileno() for end in handed]
+                    )
+                except OSError:
+                    raise DecoderLostError from None
+            decoding = asyncio.ensure_future(_outcome(control, replies))
+            try:
+                limit = job.limits.deadline_s(files.size, job.max_seconds)
+                await asyncio.wait([decoding], timeout=limit)
+            finally:
+                expired = not decoding.done()
+                if expired:
+                    await self._kill(control, decoding)
+        told, ended = decoding.result()
+        return _reply_of(told, ended, expired)
+
+    async def _kill(
+        self, control: socket.socket, decoding: "asyncio.Future[Any]"
+    ) -> None:
+        _ask_to_kill(control)
+        loop = asyncio.get_running_loop()
+        hung = loop.call_later(_KILLED_WITHIN_S, self._zygote.kill)
+        try:
+            await _to_the_end(decoding)
+        finally:
+            hung.cancel()
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a decoder reads and writes, as descriptors of their own, with a place of their own.
+
+    size: of the recording, in bytes
+    """
+
+    recording: BinaryIO
+    waveform: BinaryIO
+    size: int
+
+
+def _open_files(file: BinaryIO, stack: ExitStack) -> _Files:
+    """Blocks. Raises OverloadedError where the disk has no room."""
+    with disk_full_reported():
+        waveform = stack.enter_context(_new_file())
+        file.flush()
+        try:
+            descriptor = file.fileno()
+        except UnsupportedOperation:  # a file in memory
+            spooled = stack.enter_context(_new_file())
+            file.seek(0)
+            shutil.copyfileobj(file, spooled)
+            descriptor = spooled.fileno()
+        # Opened anew, so that the decoder can neither write the file nor move the owner's place.
+        again = open(f"/proc/self/fd/{descriptor}", "rb", buffering=0)  # noqa: SIM115
+        recording = stack.enter_context(again)
+    return _Files(recording, waveform, os.fstat(descriptor).st_size)
+
+
+def _new_file() -> BinaryIO:
+    """Without a name on the disk."""
+    # Not buffered, because what lies in it is written by another process.
+    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+
+
+async def _outcome(
+    control: socket.socket, replies: socket.socket
+) -> tuple[bytes, bytes]:
+    """What the decoder and what the zygote tells, when both have ended."""
+    told = await _read_to_end(replies)
+    if len(told) > MAX_MESSAGE_BYTES:
+        _ask_to_kill(control)
+    return told, await _read_to_end(control)
+
+
+async def _read_to_end(end: socket.socket) -> bytes:
+    """Or until more has come than any message has."""
+    loop, read = asyncio.get_running_loop(), bytearray()
+    while len(read) <= MAX_MESSAGE_BYTES:
+        # A process that dies with something unread resets the connection.
+        with suppress(ConnectionResetError):
+            if piece := await loop.sock_recv(end, MAX_MESSAGE_BYTES):
+                read += piece
+                continue
+        break
+    return bytes(read)
+
+
+def _ask_to_kill(control: socket.socket) -> None:
+    with suppress(OSError):
+        control.shutdown(socket.SHUT_WR)
+
+
+def _reply_of(told: bytes, ended_told: bytes, expired: bool) -> Reply:
+    if not ended_told:
+        raise DecoderLostError
+    ended = Ended.from_bytes(ended_told)
+    if expired:
+        raise DecoderDiedError("deadline")
+    if ended.signal and len(told) <= MAX_MESSAGE_BYTES:
+        raise DecoderDiedError(signal.Signals(ended.signal).name)
+    try:
+        reply = Reply.from_bytes(told)
+    except ValueError:
+        raise DecoderDiedError("reply") from None
+    if reply.failure is not None:
+        raise DecoderFailedError(reply.failure)
+    return reply
+
+
+def _mapped(waveform: BinaryIO, most_bytes: int) -> npt.NDArray[np.int16]:
+    """The file's samples, read from the disk when they are used."""
+    size = os.fstat(waveform.fileno()).st_size
+    if not 0 < size <= most_bytes or size % 2:
+        raise DecoderDiedError("reply")
+    mapping = mmap.mmap(waveform.fileno(), size, prot=mmap.PROT_READ)
+    return np.frombuffer(mapping, dtype=np.int16)
+
+
+async def _to_the_end(work: "asyncio.Future[T]") -> T:
+    """Wait for the work, also where the caller is cancelled meanwhile, and then be cancelled."""
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return work.result()

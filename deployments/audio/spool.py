@@ -1,0 +1,248 @@
+"""The bytes of all files as they came, uploads, base64 and downloads, until they are decoded.
+
+They lie on the disk, and together they have a bound. What comes by itself is refused beyond it; a
+download waits for its turn before it begins. Waiting for room cannot deadlock, because who waits
+holds none: a share that is in use only grows, at once or not at all.
+"""
+
+import asyncio
+import io
+import logging
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from deployments.audio import disk
+from deployments.audio.sizes import size_text
+from deployments.contract.errors import OverloadedError
+
+logger = logging.getLogger(__name__)
+
+# What is free on the disk is looked at again whenever a file has grown by this much.
+_CHECK_BYTES = 16 << 20
+
+
+class SpoolFullError(OverloadedError):
+    """Other files hold too much for a file of known size, of which nothing has been read yet.
+
+    size: of the file, in bytes
+    """
+
+    def __init__(self, text: str, size: int) -> None:
+        super().__init__(text, size)
+        self.size = size
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Spool:
+    """The bytes that all files hold together. Safe in threads.
+
+    max_bytes: how many that may be; see `resize`
+    held: how many they hold, of which not all need have come yet
+    no_room: how often there was none, by the limit: `max_spool_bytes` or `disk`
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held = 0
+        self.no_room = {"max_spool_bytes": 0, "disk": 0}
+        self._on_disk = 0
+        # Reentrant, because the collection of a file that was left open may end in `release` at any
+        # line, also within the block of a lock.
+        self._lock = threading.RLock()
+        self._waiting: deque[_Turn] = deque()
+
+    def resize(self, max_bytes: int) -> None:
+        """Files that are here stay, also where they hold more than the new bound."""
+        with self._lock:
+            self.max_bytes = max_bytes
+            self._give()
+
+    def log_if_disk_is_smaller(self) -> None:
+        usable = disk.usable_bytes() + self._on_disk
+        if usable < self.max_bytes:
+            logger.warning(
+                "event=disk_smaller_than_spool max_spool_bytes=%d usable_bytes=%d",
+                self.max_bytes,
+                max(0, usable),
+            )
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """One file's part, which is released at the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.release()
+
+    def file(self) -> "SpooledFile":
+        """A new temporary file, whose bytes count until it is closed."""
+        return SpooledFile(Share(self))
+
+    async def room(
+        self, size: int, on_wait: Callable[[], None] = lambda: None
+    ) -> "Share":
+        """A share that holds so many bytes, once those who came before have theirs.
+
+        on_wait: called where there is no room at once
+
+        The caller releases it. Cancelling leaves nothing. Raises OverloadedError where the disk has
+        no room.
+        """
+        turn = _Turn(size, Share(self), asyncio.get_running_loop())
+        with self._lock:
+            self._waiting.append(turn)
+            self._give()
+            must_wait = turn in self._waiting
+        if must_wait:
+            on_wait()
+        try:
+            await turn.given
+        except asyncio.CancelledError:
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                turn.share.release()
+                self._give()
+            raise
+        try:
+            self.check_disk(self.held - self._on_disk)
+        except OverloadedError:
+            turn.share.release()
+            raise
+        return turn.share
+
+    def take(self, share: "Share", size: int) -> bool:
+        """Let a share grow by so many bytes; false where that is beyond the bound.
+
+        Raises OverloadedError where the disk has no room for what is held and has not come yet.
+        """
+        with self._lock:
+            if self.held + size > self.max_bytes:
+                self.no_room["max_spool_bytes"] += 1
+                return False
+            self.check_disk(self.held - self._on_disk + size)
+            self._hold(share, size)
+            return True
+
+    def check_disk(self, size: int) -> None:
+        """Raises OverloadedError where the disk has no room for so many further bytes."""
+        if size > disk.usable_bytes():
+            self.no_room["disk"] += 1
+            raise disk.no_room()
+
+    def give_back(self, size: int, on_disk: int) -> None:
+        with self._lock:
+            self.held -= size
+            self._on_disk -= on_disk
+            self._give()
+
+    def written(self, size: int) -> None:
+        """Count bytes that have come, which the disk no longer has free."""
+        with self._lock:
+            self._on_disk += size
+
+    @property
+    def full_text(self) -> str:
+        return (
+            "Other requests hold as many bytes as are allowed"
+            f" ({size_text(self.max_bytes)}, max_spool_bytes): try again later"
+        )
+
+    def _hold(self, share: "Share", size: int) -> None:
+        self.held += size
+        share.size += size
+
+    def _give(self) -> None:
+        while self._waiting and self.held + self._waiting[0].size <= self.max_bytes:
+            turn = self._waiting.popleft()
+            self._hold(turn.share, turn.size)
+            turn.give()
+
+
+class Share:
+    """What one file holds of a spool.
+
+    size: in bytes
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self.size = 0
+        self._spool = spool
+        self._on_disk = 0
+
+    def announce(self, size: int) -> None:
+        """Hold so many bytes in all, or more if more are held already, before they come.
+
+        Raises SpoolFullError, and OverloadedError where the disk has no room. The share is then as
+        large as before.
+        """
+        if size > self.size and not self._spool.take(self, size - self.size):
+            raise SpoolFullError(self._spool.full_text, size)
+
+    def received(self, size: int) -> None:
+        """Count that so many bytes in all have come and go to the disk.
+
+        Raises OverloadedError where there is no room for them.
+        """
+        if size > self.size:
+            if not self._spool.take(self, size - self.size):
+                raise OverloadedError(self._spool.full_text)
+        elif size // _CHECK_BYTES > self._on_disk // _CHECK_BYTES:
+            self._spool.check_disk(0)
+        if size > self._on_disk:
+            self._spool.written(size - self._on_disk)
+            self._on_disk = size
+
+    def release(self) -> None:
+        size, self.size = self.size, 0
+        on_disk, self._on_disk = self._on_disk, 0
+        self._spool.give_back(size, on_disk)
+
+
+class SpooledFile(io.BufferedRandom):
+    """A temporary file without a name: nothing is left of it where the process dies.
+
+    Its share counts what is written to it, and is released when it is closed.
+    """
+
+    def __init__(self, share: Share) -> None:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
+        super().__init__(file)
+        self.share = share
+
+    def write(self, data, /) -> int:  # type: ignore[no-untyped-def]
+        self.share.received(self.tell() + len(data))
+        return super().write(data)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.share.release()
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A share that waits until there is room for it."""
+
+    size: int
+    share: Share
+    loop: asyncio.AbstractEventLoop
+
+    def __post_init__(self) -> None:
+        self.given: asyncio.Future[None] = self.loop.create_future()
+
+    def give(self) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self._given)
+
+    def _given(self) -> None:
+        if not self.given.done():
+            self.given.set_result(None)
