@@ -33,6 +33,7 @@ from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcr
 from deployments.router.deadline import Deadline
 from deployments.router.dispatch_queue import DispatchQueue
 from deployments.router.places import Places
+from deployments.router.removal import Removal
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
@@ -82,6 +83,7 @@ class ModelClient:
         self._share_audio = share_audio
         self._places = Places(self.max_concurrency)
         self._queue = DispatchQueue()
+        self._removal = Removal(model.deployment)
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
         # When a replica last said whether it has room.
@@ -317,7 +319,7 @@ class ModelClient:
         timer = asyncio.timeout(limit)
         try:
             async with timer:
-                return await answer
+                return await self._removal.unless_removed(answer)
         except BaseException:
             # Neither the limit nor a caller who leaves would end the call by itself.
             call.cancel()

@@ -45,6 +45,10 @@ class JobLoop:
         """Take no more jobs; those in work are finished."""
         self._stopping.set()
 
+    async def stopping(self) -> None:
+        """Returns after `stop`."""
+        await self._stopping.wait()
+
     async def run(self) -> None:
         """Returns after `stop`, once all jobs in work have been done and delivered."""
         cancelling = asyncio.ensure_future(self._cancel_jobs())

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.config import AppArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.runpod import sdk
+from deployments.runpod.draining import drain_router
 from deployments.runpod.handler import JobHandler
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.loop import JobLoop, run_jobs
@@ -68,8 +69,19 @@ async def _do_jobs(
             await service.death()
             jobs.fail_all()
 
-        await run_jobs(JobLoop(api, jobs.handle, max_concurrency), watch)
+        loop = JobLoop(api, jobs.handle, max_concurrency)
+        draining = asyncio.ensure_future(_drained(router, loop, service))
+        await run_jobs(loop, watch)
+        await draining
     return not service.died
+
+
+async def _drained(
+    router: DeploymentHandle[Any], loop: JobLoop, service: ServiceWatch
+) -> None:
+    await loop.stopping()
+    if not service.died:
+        await drain_router(router)
 
 
 def _slots(application: str, args: AppArgs) -> int:

@@ -16,7 +16,7 @@ from tests.support.misbehaving_server import Connection, MisbehavingServer
 _RECORDING = AUDIO / "gettysburg.wav"
 _LIMIT_S = 300.0
 # The work of one request, by how many times its first ten seconds are decoded.
-REPEATS = 3
+REPEATS = 1
 
 
 class Traffic:
