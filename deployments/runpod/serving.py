@@ -69,19 +69,12 @@ async def _do_jobs(
             await service.death()
             jobs.fail_all()
 
-        loop = JobLoop(api, jobs.handle, max_concurrency)
-        draining = asyncio.ensure_future(_drained(router, loop, service))
-        await run_jobs(loop, watch)
-        await draining
+        async def drain() -> None:
+            if not service.died:
+                await drain_router(router)
+
+        await run_jobs(JobLoop(api, jobs.handle, max_concurrency), watch, drain)
     return not service.died
-
-
-async def _drained(
-    router: DeploymentHandle[Any], loop: JobLoop, service: ServiceWatch
-) -> None:
-    await loop.stopping()
-    if not service.died:
-        await drain_router(router)
 
 
 def _slots(application: str, args: AppArgs) -> int:
