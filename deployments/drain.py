@@ -98,12 +98,17 @@ def main() -> int:
 
     try:
         name = chosen or read_config()[0].applications[0].name
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         state = drain(serve.get_app_handle(name), lambda state: _say(str(state)))
     except ConfigError as error:
         return _fail(str(error))
-    except (ConnectionError, RuntimeError, RayError, RayServeException) as error:
-        return _fail(f"no application could be drained ({type(error).__name__})")
+    except ConnectionError:
+        return _fail("no Ray runs here: set RAY_ADDRESS to one")
+    except RayServeException:
+        return _fail(f"this Ray has no application '{name}', or it is not running")
+    except RayError as error:
+        return _fail(f"application '{name}' does not answer ({type(error).__name__})")
     except TimeoutError:
         return _fail(f"application '{name}' did not answer within {_ANSWER_S:.0f} s")
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Serve's own commands with this project's configuration, in a Ray that a user has started."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from deployments.local import loopback
 from deployments.serve_config import CONFIG
 from tests.support.app import lan_address, wait_for
 from tests.support.own_ray import ROOT, OwnRay, own_ray
+from tests.support.traffic import Traffic
 from tools.weights import weights
 
 pytestmark = pytest.mark.slow
@@ -123,3 +125,38 @@ def test_serve_run_starts_the_application_and_ends_it(
     with user.running("run", "--address", user.address, file):
         wait_for(lambda: health(url) == "another", 300)
     wait_for(lambda: health(url) == "", 300)
+
+
+def test_a_drain_before_serve_shutdown_loses_no_request(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    file = configuration(tmp_path, port, name="drained", route_prefix="/drained")
+    content = yaml.safe_load(Path(file).read_text())
+    content["applications"][0]["args"] |= {
+        "max_requests_per_model": 4,
+        "allow_private_networks": True,
+    }
+    Path(file).write_text(yaml.safe_dump(content))
+    user.serve("deploy", "--address", user.dashboard, file)
+    url = f"http://127.0.0.1:{port}/drained"
+
+    def ready() -> int:
+        try:
+            return requests.get(f"{url}/ready", timeout=60).status_code
+        except requests.RequestException:
+            return 0
+
+    wait_for(lambda: ready() == 200, 300)
+    traffic = Traffic(url)
+    with traffic.running(), ThreadPoolExecutor(1) as threads:
+        command = threads.submit(user.python, "-m", "deployments.drain", "drained")
+        wait_for(lambda: ready() == 503)
+        assert traffic.new_request() == "503 service_unavailable Retry-After"
+        traffic.let_go.set()
+        told = command.result(300)
+        # With requests in work, this would end the proxy that holds them.
+        user.serve("shutdown", "--yes", "--address", user.dashboard)
+    assert traffic.outcomes() == traffic.all_answered
+    assert told.startswith(f"waiting for {traffic.number} requests, at most ")
+    assert told.endswith("drained\n")
+    wait_for(lambda: ready() == 0)

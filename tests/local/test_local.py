@@ -14,11 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 import torch
 import yaml
 
 from deployments.local import loopback
 from tests.support.app import wait_for
+from tests.support.traffic import Traffic
 from tools.weights import weights, weights_environment
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +175,46 @@ def test_name_prefix_and_options_of_deployments_are_obeyed(
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
     assert list(logs.glob("replica_speech_Router_*.log"))
+    _assert_all_end(mark)
+
+
+@pytest.mark.slow
+def test_a_service_that_stops_finishes_what_it_has_accepted_and_refuses_the_rest(
+    offline: None, mark: str, copy: Copy
+) -> None:
+    port = loopback.free_port("127.0.0.1")
+    folder = copy(
+        port,
+        args={
+            "default_model": "tiny.en",
+            "models": [{"name": "tiny.en"}],
+            "device": "cpu",
+            "max_requests_per_model": 4,
+            "allow_private_networks": True,
+        },
+    )
+    url = f"http://127.0.0.1:{port}"
+    traffic = Traffic(url)
+    with subprocess.Popen(
+        [*LOCAL, "serve"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        try:
+            assert any(line.startswith(f"serving on {url} ") for line in server.stderr)
+            with traffic.running():
+                server.send_signal(signal.SIGTERM)
+                told = f"waiting for {traffic.number} requests, at most 600 s"
+                assert any(told in line for line in server.stderr)
+                assert requests.get(f"{url}/ready", timeout=60).status_code == 503
+                assert requests.get(f"{url}/health", timeout=60).status_code == 200
+                refused = "503 service_unavailable Retry-After"
+                assert traffic.new_request() == refused
+                traffic.let_go.set()
+            _, stderr = server.communicate(timeout=60)
+        finally:
+            server.terminate()
+    assert traffic.outcomes() == traffic.all_answered
+    assert server.returncode == 0, stderr
     _assert_all_end(mark)
 
 

@@ -44,16 +44,23 @@ class OwnRay:
 
     def serve(self, *arguments: str) -> str:
         """What the `serve` command prints, which has to succeed."""
+        return self._run(str(_PROGRAMS / "serve"), *arguments)
+
+    def python(self, *arguments: str) -> str:
+        """What a Python program prints that joins this Ray, and which has to succeed."""
+        return self._run(sys.executable, *arguments)
+
+    def _run(self, *command: str) -> str:
         done = subprocess.run(
-            [_PROGRAMS / "serve", *arguments],
-            env=self._environment,
+            command,
+            env=self._environment | {"RAY_ADDRESS": self.address},
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + done.stderr
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[None]:

@@ -39,6 +39,12 @@ class Traffic:
     def number(self) -> int:
         return self.DOWNLOADS + self.STREAMS + self.UPLOADS
 
+    @property
+    def all_answered(self) -> Counter[str]:
+        """The outcomes where none of them is lost."""
+        whole = self.DOWNLOADS + self.UPLOADS
+        return Counter({"200 whole": whole, "200 result": self.STREAMS})
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Within the block, some requests download, some transcribe, and the others wait."""
