@@ -44,23 +44,25 @@ class OwnRay:
 
     def serve(self, *arguments: str) -> str:
         """What the `serve` command prints, which has to succeed."""
-        return self._run(str(_PROGRAMS / "serve"), *arguments)
+        return self._run([str(_PROGRAMS / "serve"), *arguments]).stdout
 
     def python(self, *arguments: str) -> str:
-        """What a Python program prints that joins this Ray, and which has to succeed."""
-        return self._run(sys.executable, *arguments)
+        """What a Python program tells on stderr that joins this Ray, and which has to succeed."""
+        return self._run([sys.executable, *arguments], RAY_ADDRESS=self.address).stderr
 
-    def _run(self, *command: str) -> str:
+    def _run(
+        self, command: list[str], **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
-            env=self._environment | {"RAY_ADDRESS": self.address},
+            env=self._environment | variables,
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[None]:
