@@ -51,17 +51,15 @@ def drain(
     not answer. Blocks: not for an event loop.
     """
     reported, reported_at = 0, -math.inf
-    while True:
-        state = _state(router)
-        now = time.monotonic()
+    while (state := _state(router)).in_work and state.left_s >= -_ENDED_S:
         waits_s = _REPORT_S if state.in_work == reported else _CHANGE_S
-        if state.in_work and now - reported_at >= waits_s:
-            reported, reported_at = state.in_work, now
+        if time.monotonic() - reported_at >= waits_s:
+            reported, reported_at = state.in_work, time.monotonic()
             report(state)
-        if not state.in_work or state.left_s < -_ENDED_S:
-            break
         time.sleep(_POLL_S)
-    if reported:
+    if state.in_work:
+        report(state)
+    elif reported:
         time.sleep(_LAST_BYTES_S)
     return state
 
