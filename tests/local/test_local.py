@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 import pytest
-import requests
 import torch
 import yaml
 
@@ -206,8 +205,8 @@ def test_a_service_that_stops_finishes_what_it_has_accepted_and_refuses_the_rest
                 waiting = re.compile(r"waiting for (\d+) requests, at most \d+ s\n")
                 told = filter(None, map(waiting.fullmatch, server.stderr))
                 accepted = int(next(told)[1])
-                assert requests.get(f"{url}/ready", timeout=60).status_code == 503
-                assert requests.get(f"{url}/health", timeout=60).status_code == 200
+                assert requested.get("/ready").status_code == 503
+                assert requested.get("/health").status_code == 200
                 assert requested.new_request() == traffic.REFUSED
                 requested.let_go.set()
             _, stderr = server.communicate(timeout=60)

@@ -10,6 +10,7 @@ from typing import Any
 
 import requests
 
+from deployments.local import loopback
 from tests.support.app import AUDIO, repeated, wait_for
 from tests.support.misbehaving_server import Connection, MisbehavingServer
 
@@ -86,6 +87,9 @@ class Traffic:
         """How a request ends that comes now."""
         return self._upload()
 
+    def get(self, path: str) -> requests.Response:
+        return loopback.session().get(f"{self._url}{path}", timeout=_LIMIT_S)
+
     def _add(self, threads: ThreadPoolExecutor, call: Any, **fields: Any) -> None:
         self._futures.append(threads.submit(call, **fields))
 
@@ -99,7 +103,7 @@ class Traffic:
     def _outcome(self, **body: Any) -> str:
         url = f"{self._url}/transcribe"
         try:
-            answer = requests.post(url, timeout=_LIMIT_S, **body)
+            answer = loopback.session().post(url, timeout=_LIMIT_S, **body)
         except requests.RequestException as error:
             return f"cut ({type(error).__name__})"
         text = answer.text
@@ -115,7 +119,7 @@ class Traffic:
         return f"{answer.status_code} {kind}{retry}"
 
     def _slots_in_use(self) -> int:
-        models = requests.get(f"{self._url}/models", timeout=60).json()["data"]
+        models = self.get("/models").json()["data"]
         return sum(model["slots_in_use"] or 0 for model in models)
 
     def _held_back(self, connection: Connection) -> None:
