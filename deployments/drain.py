@@ -34,7 +34,7 @@ _REPORT_S, _CHANGE_S = 5.0, 1.0
 _ANSWER_S = 30.0
 # For the requests that a Router ends when their time has passed.
 _ENDED_S = 5.0
-# For Serve's proxy to send the last bytes after the Router has finished.
+# For Serve's proxy to send the last bytes of what the Router has just answered.
 _LAST_BYTES_S = 1.0
 
 
@@ -59,8 +59,7 @@ def drain(
         time.sleep(_POLL_S)
     if state.in_work:
         report(state)
-    elif reported:
-        time.sleep(_LAST_BYTES_S)
+    time.sleep(_LAST_BYTES_S)
     return state
 
 

@@ -6,6 +6,8 @@ Router still works, and where a model is taken out of an application that is dep
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -27,21 +29,36 @@ class Removal:
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
         self._removed = False
+        self._looked_at = -math.inf
+        self._looking = asyncio.Lock()
 
     async def unless_removed(self, answer: Awaitable[Any]) -> Any:
         """The answer. Raises ServiceUnavailableError if the deployment is removed before."""
         answering = asyncio.ensure_future(answer)
+        removed = asyncio.ensure_future(self._until_removed())
         try:
-            while not self._removed:
-                done, _ = await asyncio.wait({answering}, timeout=_LOOK_EVERY_S)
-                if done:
-                    return answering.result()
-                self._removed = await asyncio.to_thread(_is_removed, self._deployment)
+            await asyncio.wait(
+                {answering, removed}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answering.done():
+                return answering.result()
+            raise ServiceUnavailableError(
+                "The service stops, or serves this model no longer; send the request again"
+            )
         finally:
             answering.cancel()
-        raise ServiceUnavailableError(
-            "The service stops, or serves this model no longer; send the request again"
-        )
+            removed.cancel()
+
+    async def _until_removed(self) -> None:
+        while not self._removed:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            # All who wait share a look.
+            async with self._looking:
+                if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+                    self._removed = await asyncio.to_thread(
+                        _is_removed, self._deployment
+                    )
+                    self._looked_at = time.monotonic()
 
 
 def _is_removed(deployment: str) -> bool:

@@ -66,11 +66,12 @@ async def test_who_waits_for_a_replica_that_will_not_come_is_told_so(
 ) -> None:
     starting = application("DEPLOYING", whisper_base={"STARTING": 1})
     controller = Serve(monkeypatch, starting, told)
-    removal, waiting = Removal(NAME), asyncio.get_running_loop().create_future()
+    removal = Removal(NAME)
     for _ in range(2):
+        waiting = asyncio.get_running_loop().create_future()
         with pytest.raises(ServiceUnavailableError, match="send the request again"):
             await removal.unless_removed(waiting)
-    assert waiting.cancelled()
+        assert waiting.cancelled()
     # Those who come later are told at once.
     assert controller.asked == 2
 
@@ -94,6 +95,17 @@ async def test_a_replica_that_may_still_answer_is_waited_for(
         await asyncio.sleep(0.001)
     answer.set_result("loaded")
     assert await waiting == "loaded"
+
+
+async def test_those_who_wait_at_the_same_time_share_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    controller, shared = Serve(monkeypatch, {}), Removal(NAME)
+    futures = [asyncio.get_running_loop().create_future() for _ in range(20)]
+    waiting = [shared.unless_removed(future) for future in futures]
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in told} == {ServiceUnavailableError}
+    assert controller.asked < 20
 
 
 async def test_what_the_call_raises_is_raised() -> None:
