@@ -8,8 +8,8 @@ is answered, and after a pause where it was refused: as long as `Retry-After` sa
 key sends the same file, one request after the other: alone, and then beside the flood. 32 requests
 may wait.
 
-`memory`: many FLAC files of hours of silence are uploaded at once. The first five minutes are
-decoded, but the spectrogram is that of the whole file. Each second, the memory of the Router and of
+`memory`: many FLAC files of hours of silence are uploaded at once. The first minute is decoded,
+but the spectrogram is that of the whole file. Each second, the memory of the Router and of
 the model's replica is read: pages of their own (anonymous), mapped pages of files, and mapped
 shared memory; the latter two count in each process by their shares (PSS).
 
@@ -67,9 +67,13 @@ def service(**limits: Any) -> Iterator[str]:
 
 @dataclass
 class Sent:
-    """The requests of one key: seconds of those that succeeded, and of those that did not."""
+    """The requests of one key: seconds of those that succeeded, and of those that did not.
+
+    queue: `timings.queue` of those that succeeded
+    """
 
     succeeded: list[float] = field(default_factory=list)
+    queue: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     retry_after: list[int] = field(default_factory=list)
@@ -88,6 +92,7 @@ class Sent:
         self.statuses[response.status_code] += 1
         if response.status_code == 200:
             self.succeeded.append(seconds)
+            self.queue.append(response.json()["timings"]["queue"])
         else:
             self.refused.append(seconds)
             self.retry_after.append(int(response.headers["Retry-After"]))
@@ -170,7 +175,7 @@ def memory(files: int, hours: float) -> tuple[list[dict[str, Any]], Counter[int]
 
         def send(_: int) -> int:
             with recording.open("rb") as file:
-                fields = _GREEDY | {"clip_timestamps": "0,300"}
+                fields = _GREEDY | {"clip_timestamps": "0,60"}
                 return requests.post(
                     f"{url}/transcribe", files={"file": file}, data=fields, timeout=3600
                 ).status_code
@@ -201,19 +206,23 @@ def _percentile(values: Sequence[float], percent: int) -> str:
 
 
 def _print_flood(sent: dict[str, Sent]) -> None:
-    print(
-        f"{'key':<18} {'answered':>8} {'p50 s':>7} {'p95 s':>7} {'refused':>8}"
-        f" {'p50 s':>7} {'p95 s':>7}  Retry-After  statuses"
-    )
+    heads = ("answered", "p50 s", "p95 s", "queue", "refused", "p50 s", "p95 s")
+    print(f"{'key':<18}" + "".join(f" {head:>8}" for head in heads) + "  Retry-After")
     for name, of in sent.items():
-        waits = (
-            f"{min(of.retry_after)}..{max(of.retry_after)}" if of.retry_after else "-"
-        )
+        columns = [
+            str(len(of.succeeded)),
+            _percentile(of.succeeded, 50),
+            _percentile(of.succeeded, 95),
+            _percentile(of.queue, 50),
+            str(len(of.refused)),
+            _percentile(of.refused, 50),
+            _percentile(of.refused, 95),
+        ]
+        waits = of.retry_after or [0]
         print(
-            f"{name:<18} {len(of.succeeded):>8} {_percentile(of.succeeded, 50):>7}"
-            f" {_percentile(of.succeeded, 95):>7} {len(of.refused):>8}"
-            f" {_percentile(of.refused, 50):>7} {_percentile(of.refused, 95):>7}"
-            f"  {waits:>11}  {dict(of.statuses)}"
+            f"{name:<18}"
+            + "".join(f" {column:>8}" for column in columns)
+            + f"  {min(waits)} to {max(waits)} {dict(of.statuses)}"
         )
 
 

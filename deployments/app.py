@@ -44,10 +44,6 @@ class _Ingress(Router):
         super().__init__(args, handles, gpu_shares, application=application)
         self.start()
 
-    def __del__(self) -> None:
-        """Called by Serve when the replica stops."""
-        self.close()
-
     async def check_health(self) -> None:
         """Called by Serve, for the first time before it sends requests here."""
         keep_ports_on_loopback()

@@ -124,7 +124,7 @@ class AppArgs(_Args):
     max_requests_per_model: int | None = Field(
         None,
         ge=1,
-        description="fetched or in work at once, for each model;"
+        description="in work at once, for each model;"
         " unset: twice as many as its replicas decode together",
     )
     max_waiting_requests: int = Field(

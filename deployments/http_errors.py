@@ -14,6 +14,13 @@ from deployments.contract.errors import WhisperServeError
 REQUEST_ID_HEADER = "x-request-id"
 SHOULD_RETRY_HEADER = "x-should-retry"
 WARNINGS_HEADER = "x-whisper-warnings"
+# Which of them the page of an allowed origin may read.
+READABLE_HEADERS = (
+    REQUEST_ID_HEADER,
+    "retry-after",
+    SHOULD_RETRY_HEADER,
+    WARNINGS_HEADER,
+)
 
 # The native `/transcribe` keeps its form also below a prefix such as `/audio`.
 _OPENAI_PATH = re.compile(r"/(?:v1|audio|models)(?:/(?!transcribe/?$)|$)")

@@ -34,6 +34,7 @@ from deployments.contract.errors import (
     WhisperServeError,
 )
 from deployments.http_errors import (
+    READABLE_HEADERS,
     REQUEST_ID_HEADER,
     error_response,
     retry_headers,
@@ -68,6 +69,7 @@ class ContractAnswers:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._with_headers = SecurityHeaders(app)
+        self._origins = _AllowedOrigins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,11 +85,12 @@ class ContractAnswers:
         headers[REQUEST_ID_HEADER] = request_id
         for name in _OPERATORS_HEADERS:
             del headers[name]
-        exchange = _Exchange(receive, send)
+        exchange = _Exchange(receive, send, self._origins)
         error = await self._error_in_place_of(exchange, scope)
         if error is not None:
             log_refusal(request_id, error.status, error.kind, exchange.seconds())
             answer_headers = error.headers | {REQUEST_ID_HEADER: request_id}
+            answer_headers |= self._origins.headers_for(headers.get("origin"))
             answer = error_response(
                 scope["path"], error.status, error.text, error.kind, answer_headers
             )
@@ -149,16 +152,44 @@ def _time_limit_s(app: ASGIApp | None) -> float | None:
     return limit_s
 
 
+class _AllowedOrigins:
+    """The origins of web pages that may read what the proxy answers.
+
+    The proxy does not know the configuration of its applications. An origin is allowed here once
+    an application has allowed it in an answer, as in that to the browser's preflight request.
+    """
+
+    _MOST = 1000
+
+    def __init__(self) -> None:
+        self._allowed: set[str] = set()
+
+    def add(self, origin: str) -> None:
+        if len(self._allowed) < self._MOST:
+            self._allowed.add(origin)
+
+    def headers_for(self, origin: str | None) -> dict[str, str]:
+        """What lets the page of this origin read an answer, if it may."""
+        if origin is None or not self._allowed & {origin, "*"}:
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": ", ".join(READABLE_HEADERS),
+            "Vary": "Origin",
+        }
+
+
 class _Exchange:
     """One request and its answer, as they pass the middleware.
 
+    origins: learns which origin the answer allows
     started: whether an answer has begun
     held_back: the start of an answer of the proxy's own, which is not sent
     caller_left: whether the caller has closed the connection
     """
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: Receive, send: Send, origins: _AllowedOrigins) -> None:
+        self._receive, self._send, self._origins = receive, send, origins
         self._text = b""
         self.started = False
         self.held_back: Message | None = None
@@ -177,7 +208,10 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            if _is_the_proxys_own(message):
+            headers = _headers_of(message)
+            if origin := headers.get("access-control-allow-origin"):
+                self._origins.add(origin)
+            if _is_the_proxys_own(message["status"], headers):
                 self.held_back = message
         if self.held_back is None:
             await self._send(message)
@@ -203,10 +237,13 @@ class _Exchange:
         return _Error(status, str(error), error.type, headers)
 
 
-def _is_the_proxys_own(start: Message) -> bool:
-    headers = Headers(raw=[tuple(header) for header in start.get("headers", [])])
+def _headers_of(start: Message) -> Headers:
+    return Headers(raw=[tuple(header) for header in start.get("headers", [])])
+
+
+def _is_the_proxys_own(status: int, headers: Headers) -> bool:
     return (
-        start["status"] in (404, 408, _TOO_MANY_REQUESTS, 503)
+        status in (404, 408, _TOO_MANY_REQUESTS, 503)
         and headers.get("content-type") == "text/plain; charset=utf-8"
         and "content-length" not in headers
     )

@@ -323,3 +323,36 @@ def test_serve_finds_the_function_by_the_name_that_it_is_given() -> None:
 
     assert hasattr(constants, VARIABLE)
     assert call_function_from_import_path(CALLBACK)
+
+
+def test_a_page_that_the_application_has_allowed_reads_the_proxys_errors_too() -> None:
+    dead = False
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if dead:
+            await failing(DeploymentUnavailableError(ROUTER))(scope, receive, send)
+            return
+        app = api.build(router(Handle(), allowed_origins=["https://page.example"]))
+        await app(scope, receive, send)
+
+    caller = client(proxy)
+    page = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    stranger = page | {"Origin": "https://other.example"}
+    for headers in (page, stranger):
+        caller.options("/transcribe", headers=headers)
+    dead = True
+    error = caller.post("/transcribe", headers=page)
+    assert error.status_code == 503
+    assert error.headers["access-control-allow-origin"] == "https://page.example"
+    assert "retry-after" in error.headers["access-control-expose-headers"]
+    assert error.headers["vary"] == "Origin"
+    for headers in (stranger, {}):
+        error = caller.post("/transcribe", headers=headers)
+        assert "access-control-allow-origin" not in error.headers
+
+
+def test_an_origin_that_no_answer_has_allowed_is_not_learned_from_a_request() -> None:
+    caller = client(failing(DeploymentUnavailableError(ROUTER)))
+    for _ in range(2):
+        error = caller.get("/models", headers={"Origin": "https://page.example"})
+        assert "access-control-allow-origin" not in error.headers

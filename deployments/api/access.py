@@ -16,24 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.api.origins import may_post
 from deployments.api.refusals import EndAnsweredErrors, refusal
 from deployments.api.request_context import RequestContext
-from deployments.http_errors import (
-    REQUEST_ID_HEADER,
-    SHOULD_RETRY_HEADER,
-    WARNINGS_HEADER,
-    route_of,
-)
+from deployments.http_errors import READABLE_HEADERS, route_of
 from deployments.keys import Keys, is_loopback
 from deployments.router.request_log import caller_key
 from deployments.security_headers import SecurityHeaders
 
 # Probes have no key. What they learn is that the service runs.
 _OPEN_PATHS = ("/health", "/ready", "/ping")
-_READABLE_HEADERS = (
-    REQUEST_ID_HEADER,
-    "retry-after",
-    SHOULD_RETRY_HEADER,
-    WARNINGS_HEADER,
-)
 
 
 class GuardedApp(FastAPI):
@@ -67,7 +56,7 @@ class GuardedApp(FastAPI):
                 allow_methods=("GET", "HEAD", "POST"),
                 allow_headers=("*",),
                 allow_private_network=True,
-                expose_headers=_READABLE_HEADERS,
+                expose_headers=READABLE_HEADERS,
             )
         return RequestContext(SecurityHeaders(app))
 

@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from deployments.contract.answer import Stage
 from deployments.contract.errors import OverloadedError, TooManyRequestsError
@@ -15,6 +13,7 @@ from deployments.router.fair_queue import FairQueue
 from deployments.router.metrics import show_audio
 from deployments.router.speed import Speed, retry_after_s
 from deployments.router.stages import OnStage, ignore_stage
+from deployments.router.tickets import KeyRequests, Ticket
 
 # Each recording that is decoded leaves this much of the average length of the earlier ones.
 _MEMORY = 0.95
@@ -43,53 +42,6 @@ class Limits:
     wait_s: float
 
 
-@dataclass(eq=False)
-class Ticket:
-    """One request on its way.
-
-    key: the name of the caller's API key
-    seconds: of audio; 0 until the request is decoded
-    waited_s: how long it has waited for its turns
-    passed_s: seconds of audio that got places before it because they fitted and it did not
-    turn: set when it may be decoded, and again when it has a place
-    """
-
-    key: str
-    state: Literal["undecoded", "decoded", "in_work", "ended"] = "undecoded"
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    passed_s: float = 0.0
-    turn: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass
-class _Key:
-    """The requests of one key.
-
-    count: by state
-    decoded_s: seconds of decoded audio that wait for places
-    in_work_s: seconds of audio that have places
-    undecoded: those that wait to be decoded, in order
-    decoding: how many are being decoded
-    last_turn: number of the turn in which one was last decoded
-    """
-
-    count: Counter[str] = field(default_factory=Counter)
-    decoded_s: float = 0.0
-    in_work_s: float = 0.0
-    undecoded: deque[Ticket] = field(default_factory=deque)
-    decoding: int = 0
-    last_turn: int = 0
-
-    @property
-    def requests(self) -> int:
-        return self.waiting + self.count["in_work"]
-
-    @property
-    def waiting(self) -> int:
-        return self.count["undecoded"] + self.count["decoded"]
-
-
 class Admission:
     """The requests of one model. docs/architecture.md says why none of them waits for ever.
 
@@ -108,7 +60,7 @@ class Admission:
         self._limits = limits
         self._speed = speed
         self._clock = clock
-        self._keys: dict[str, _Key] = {}
+        self._keys: dict[str, KeyRequests] = {}
         self._decoded: FairQueue[Ticket] = FairQueue()
         self._in_work: set[Ticket] = set()
         self._turns = 0
@@ -154,13 +106,13 @@ class Admission:
         Raises OverloadedError and TooManyRequestsError, which know when to try again.
         """
         self._refuse(key)
-        own = self._keys.setdefault(key, _Key())
+        own = self._keys.setdefault(key, KeyRequests())
         ticket = Ticket(key)
         own.count[ticket.state] += 1
         try:
             yield ticket
         finally:
-            self._move(ticket, "ended")
+            own.move(ticket, "ended")
             if not own.requests:
                 del self._keys[key]
             self._give_turns()
@@ -191,7 +143,7 @@ class Admission:
     def decoded(self, ticket: Ticket, seconds: float) -> None:
         """A request has been decoded, and has this many seconds of audio."""
         ticket.seconds = seconds
-        self._move(ticket, "decoded")
+        self._keys[ticket.key].move(ticket, "decoded")
         average_s = seconds if self._average_s is None else self._average_s
         self._average_s = _MEMORY * average_s + (1 - _MEMORY) * seconds
 
@@ -213,7 +165,7 @@ class Admission:
                 self._in_work.remove(ticket)
             else:
                 self._decoded.remove(ticket)
-            self._move(ticket, "ended")
+            self._keys[ticket.key].move(ticket, "ended")
             self._give_turns()
 
     def wait_s(self, key: str) -> float | None:
@@ -222,7 +174,7 @@ class Admission:
         Until it is that request's turn, each other key gets as much as this key has waiting, or all
         that the other one has.
         """
-        own_s = self._waiting_s(self._keys.get(key, _Key()))
+        own_s = self._waiting_s(self._keys.get(key, KeyRequests()))
         return self._time_for(
             sum(min(own_s, self._waiting_s(other)) for other in self._keys.values())
         )
@@ -257,12 +209,12 @@ class Admission:
         model gets half of what may wait, two such keys a third each, and so on, so that there is
         room for the first requests of others.
         """
-        own = self._keys.get(key, _Key())
+        own = self._keys.get(key, KeyRequests())
         if self._limits.per_key is not None:
             return own.requests < self._limits.per_key
         return self.requests < self._limits.in_work or own.waiting < free
 
-    def _waiting_s(self, own: _Key) -> float:
+    def _waiting_s(self, own: KeyRequests) -> float:
         """Seconds of audio that wait. A length that is not known yet counts as the average."""
         return own.decoded_s + own.count["undecoded"] * (self._average_s or 0.0)
 
@@ -292,7 +244,7 @@ class Admission:
         while ticket := self._next_in_work():
             self._decoded.take(ticket)
             self._in_work.add(ticket)
-            self._move(ticket, "in_work")
+            self._keys[ticket.key].move(ticket, "in_work")
             ticket.turn.set()
         while own := self._next_to_decode():
             own.decoding += 1
@@ -327,15 +279,15 @@ class Admission:
     def _may_have_place(self, key: str, free_s: float) -> bool:
         """Whether a key holds less than twice what is left, in places and in seconds of audio.
 
-        So it holds two thirds at most, which is more than replicas decode at the same time, and
-        others find a place at once, however long its recordings are.
+        So one key alone holds about two thirds, which is more than replicas decode at the same
+        time, and others find a place at once, however long that key's recordings are.
         """
         own = self._keys[key]
         free = self._limits.in_work - len(self._in_work)
         in_share = own.count["in_work"] < 2 * free and own.in_work_s < 2 * free_s
         return in_share or key == NO_KEY or not self._in_work
 
-    def _next_to_decode(self) -> _Key | None:
+    def _next_to_decode(self) -> KeyRequests | None:
         """The key with the least decoded audio that waits, among those that may have more.
 
         So each key has something among which the fair order can choose, however long the recordings
@@ -349,22 +301,3 @@ class Admission:
             key=lambda own: (own.decoded_s, own.decoding, own.last_turn),
             default=None,
         )
-
-    def _move(
-        self, ticket: Ticket, state: Literal["decoded", "in_work", "ended"]
-    ) -> None:
-        own = self._keys[ticket.key]
-        left, ticket.state = ticket.state, state
-        own.count[left] -= 1
-        own.count[state] += 1
-        if left == "decoded":
-            # Exactly 0 after the last one, whatever sums of fractions give.
-            left_s = own.decoded_s - ticket.seconds
-            own.decoded_s = left_s if own.count["decoded"] else 0.0
-        if left == "in_work":
-            left_s = own.in_work_s - ticket.seconds
-            own.in_work_s = left_s if own.count["in_work"] else 0.0
-        if state == "decoded":
-            own.decoded_s += ticket.seconds
-        if state == "in_work":
-            own.in_work_s += ticket.seconds

@@ -77,10 +77,6 @@ class Decoder:
         """Start now what the first file would otherwise wait for."""
         self._sandbox.start()
 
-    def close(self) -> None:
-        """End all decoding. Blocks for some milliseconds."""
-        self._sandbox.close()
-
     async def decode(
         self,
         fetched: FetchedFile,

@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,14 +29,14 @@ class _Suspect:
 
     digest: SHA-256 of the samples, hexadecimal
     samples: how many
-    deaths: of replicas
+    replicas: that died
     ran_s: how long the last one had worked on it
     until: when it is forgotten, by the clock
     """
 
     digest: str
     samples: int
-    deaths: int = 0
+    replicas: set[str] = field(default_factory=set)
     ran_s: float = 0.0
     until: float = 0.0
 
@@ -69,8 +70,8 @@ class HarmfulAudio:
     succeeds is suspect no longer.
 
     A death counts if a replica had accepted the request and its process ended: not if it could not
-    be reached for a moment, not if its machine was taken away, and not while this service stops. A
-    dead replica accepts nothing, so two deaths are those of two replicas. A replica that dies in a
+    be reached for a moment, not if its machine was taken away, and not while this service stops.
+    Requests with the same recording count one replica's death once. A replica that dies in a
     second try because another request took its memory is counted all the same, for nothing tells
     the two cases apart. This is why a recording is refused for some minutes and not for ever.
 
@@ -108,7 +109,8 @@ class HarmfulAudio:
             except ReplicaLostError as lost:
                 began = attempt.accepted_at
                 if lost.died and began is not None and not self._stopping():
-                    await self._died(samples, self._clock() - began)
+                    replica = lost.replica or uuid.uuid4().hex
+                    await self._died(samples, replica, self._clock() - began)
                 raise
             if suspect is not None:
                 self._suspects.pop(suspect.digest, None)
@@ -154,10 +156,10 @@ class HarmfulAudio:
         finally:
             end()
 
-    async def _died(self, samples: np.ndarray, ran_s: float) -> None:
+    async def _died(self, samples: np.ndarray, replica: str, ran_s: float) -> None:
         digest = await _digest(samples)
         suspect = self._suspects.pop(digest, None) or _Suspect(digest, len(samples))
-        suspect.deaths += 1
+        suspect.replicas.add(replica)
         suspect.ran_s = ran_s
         suspect.until = self._clock() + _REMEMBERED_S
         self._suspects[digest] = suspect
@@ -167,13 +169,13 @@ class HarmfulAudio:
             "event=replica_died_with_audio model=%s sha256=%s deaths=%d seconds=%.1f",
             self._model,
             digest,
-            suspect.deaths,
+            len(suspect.replicas),
             ran_s,
         )
         self._refuse(suspect)
 
     def _refuse(self, suspect: _Suspect | None) -> None:
-        if suspect is not None and suspect.deaths >= _DEATHS:
+        if suspect is not None and len(suspect.replicas) >= _DEATHS:
             raise HarmfulAudioError(
                 f"{_DEATHS} replicas of model '{self._model}' have died while they worked on this"
                 f" recording, so it is refused for {_REMEMBERED_S / 60:.0f} minutes"

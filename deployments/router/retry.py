@@ -22,11 +22,13 @@ class ReplicaLostError(Exception):
 
     died: whether its process ended by itself; otherwise it could not be reached, or its machine was
         taken away
+    replica: its actor's id, where Ray tells it
     """
 
-    def __init__(self, died: bool = True) -> None:
-        super().__init__(died)
+    def __init__(self, died: bool = True, replica: str | None = None) -> None:
+        super().__init__(died, replica)
         self.died = died
+        self.replica = replica
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def ray_errors_translated() -> Iterator[None]:
         raise
     except RayActorError as error:
         taken = isinstance(error, ActorUnavailableError) or error.preempted
-        raise ReplicaLostError(died=not taken) from None
+        raise ReplicaLostError(not taken, error.actor_id) from None
     except WorkerCrashedError:
         raise ReplicaLostError from None
 

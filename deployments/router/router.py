@@ -122,10 +122,6 @@ class Router:
         """Start now what the first request would otherwise wait for."""
         self._decoder.start()
 
-    def close(self) -> None:
-        """End the processes that the Router has started."""
-        self._decoder.close()
-
     @property
     def args(self) -> AppArgs:
         """The arguments, with the limits that hold now."""

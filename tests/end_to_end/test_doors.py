@@ -21,6 +21,7 @@ from tests.support.app import (
     clean_environment,
     session_logs,
 )
+from tests.support.security_headers import missing
 from tools.official import assert_official
 
 CLIENT = """
@@ -97,6 +98,28 @@ def test_head_is_answered_and_a_wrong_method_is_told_the_right_one(app: App) -> 
     assert (head.status_code, head.content) == (200, b"")
     wrong = requests.get(f"{app.url}/transcribe", timeout=10)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_every_answer_over_http_has_the_security_headers(app: App) -> None:
+    answers = [
+        requests.request(method, f"{app.url}{path}", timeout=60)
+        for method, path in [
+            ("GET", "/health"),
+            ("GET", "/docs"),
+            ("HEAD", "/openapi.json"),
+            ("GET", "/nowhere"),
+            ("POST", "/transcribe"),
+            ("DELETE", "/v1/models"),
+            ("OPTIONS", "/v1/audio/transcriptions"),
+            # Serve's proxy answers these by itself.
+            ("GET", "/-/healthz"),
+            ("GET", "/-/routes"),
+        ]
+    ]
+    statuses = [answer.status_code for answer in answers]
+    assert statuses == [200, 200, 200, 404, 422, 405, 405, 200, 200]
+    for answer in answers:
+        assert missing(answer.headers) == [], answer.url
 
 
 def test_the_docs_of_an_application_below_a_prefix_find_its_schema(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import requests
@@ -382,6 +383,36 @@ def test_a_killed_replica_costs_its_callers_no_answer(app: App, audio_url: Url) 
         segments = answer.result()["segments"]
         texts = [segment["text"] for segment in segments]
         assert texts == [segment["text"].strip() for segment in once] * REPEATS
+
+
+@pytest.mark.slow
+def test_a_recording_with_which_two_replicas_die_is_refused(
+    app: App, audio_url: Url
+) -> None:
+    app.transcribe(audio=audio_url("silence.wav"), model="tiny.en")
+    request = {"audio": audio_url("coxinha.wav"), "model": "tiny.en"}
+
+    def working() -> list[int]:
+        """The replica that works on the request, and none while it has just died."""
+        in_use = app.model("tiny.en")["slots_in_use"]
+        return replica_pids("whisper-tiny.en") if in_use else []
+
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(app.post, **request, **ENDLESS)
+        for _ in range(2):
+            wait_for(working)
+            [replica] = map(psutil.Process, working())
+            replica.kill()
+            replica.wait(60)
+        response = answer.result()
+    assert response.status_code == 422
+    assert response.json() == {
+        "error": "2 replicas of model 'tiny.en' have died while they worked on this recording,"
+        " so it is refused for 10 minutes",
+        "type": "harmful_audio",
+    }
+    assert app.post(**request).json()["type"] == "harmful_audio"
+    assert app.post(audio=audio_url("silence.wav"), model="tiny.en").ok
 
 
 def test_a_busy_application_still_answers_health(app: App, audio_url: Url) -> None:

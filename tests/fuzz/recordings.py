@@ -105,7 +105,7 @@ class Campaign:
         self.ends: Counter[str] = Counter()
         self.findings: dict[str, list[int]] = {}
         deaths = _Deaths(self.ends)
-        log = logging.getLogger("deployments.router.decoding")
+        log = logging.getLogger("deployments")
         log.addHandler(deaths)
         log.propagate = False
 

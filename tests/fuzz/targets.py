@@ -7,13 +7,18 @@ that does not fit on a line of a log.
 import base64
 import binascii
 import io
+import ipaddress
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from starlette.datastructures import Headers
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from deployments import api
 from deployments.api.json_body import RecordingFields, parse_json
@@ -21,13 +26,15 @@ from deployments.api.multipart import Form
 from deployments.api.openai.answer_options import Task
 from deployments.api.openai.request import parse as parse_openai
 from deployments.api.origins import may_post
+from deployments.audio.download.addresses import is_public
 from deployments.audio.download.failures import (
     TemporaryError,
     check_status,
     http_date,
 )
 from deployments.audio.download.resume import PartialFile
-from deployments.audio.download.url import HttpUrl
+from deployments.audio.download.url import DEFAULT_PORTS, HttpUrl
+from deployments.audio.download.url_guard import UrlGuard
 from deployments.config import AppArgs
 from deployments.contract.errors import AudioUrlError, WhisperServeError
 from deployments.contract.request import (
@@ -65,6 +72,7 @@ _BODY_TYPES = (
 _BOUNDARY = "boundary"
 _MAX_FILE_BYTES = 1 << 16
 _KEY, _LINE = new_key("alice")
+_GUARD = UrlGuard()
 _OPEN_PATHS = ("/health", "/ready", "/ping")
 
 
@@ -125,13 +133,22 @@ def inline_audio(data: bytes) -> None:
 
 
 def url(data: bytes) -> None:
-    """What is sent of a URL, and of a redirect's, fits into a request line."""
+    """The host of a URL, and of a redirect's, is the same to all who read it, and is public."""
     pieces = Pieces(data)
     location = pieces.line().decode("latin-1")
-    with refused(), suppress(ValueError):
-        found = HttpUrl.parse(pieces.rest().decode("utf-8", "replace"))
-        _assert_sendable(found)
-        _assert_sendable(found.follow(location))
+    text = pieces.rest().decode("utf-8", "replace")
+    with refused():
+        found = _GUARD.read(text)
+        if text.isascii():
+            with suppress(ValueError, LocationParseError):
+                _assert_named(text, found)
+        _assert_named(found.origin + found.target, found)
+        _assert_public(found.host)
+        assert re.fullmatch(r"/[\x21-\x7e]*", found.target), found.target
+        redirected = _GUARD.follow(found, location)
+        _assert_named(redirected.origin + redirected.target, redirected)
+        _assert_public(redirected.host)
+        assert re.fullmatch(r"/[\x21-\x7e]*", redirected.target), redirected.target
 
 
 def download_headers(data: bytes) -> None:
@@ -145,7 +162,8 @@ def download_headers(data: bytes) -> None:
     for name in names:
         response.headers[name] = pieces.line().decode("latin-1")
         http_date(response.headers[name])
-    with suppress(AudioUrlError, TemporaryError):
+    # InvalidHeader: a date with a line break in it would go back to the host, and is not sent.
+    with suppress(AudioUrlError, TemporaryError, requests.exceptions.InvalidHeader):
         try:
             check_status(response, headers_withheld=False)
         except TemporaryError as error:
@@ -284,6 +302,21 @@ def _cut(body: bytes, sizes: list[int]) -> list[bytes]:
     return parts
 
 
-def _assert_sendable(found: HttpUrl) -> None:
-    assert re.fullmatch(r"/[\x21-\x7e]*", found.target), found.target
-    assert re.match(r"https?://[^/?#\x00-\x20\\]", found.origin), found.origin
+def _assert_named(text: str, found: HttpUrl) -> None:
+    """Python's parser and urllib3's find the host and the port that were judged."""
+    for parser in (urlsplit, parse_url):
+        parts: Any = parser(text)
+        host = (parts.hostname if parser is urlsplit else parts.host) or ""
+        assert host.strip("[]").lower() == found.host, (text, host, found.host)
+        assert (parts.port or DEFAULT_PORTS[found.scheme]) == found.port, text
+
+
+def _assert_public(host: str) -> None:
+    """What the C library reads as an IPv4 address is one as it is usually written, and public."""
+    with suppress(OSError):
+        address = ipaddress.IPv4Address(socket.inet_aton(host))
+        assert host == str(address) and is_public(address), host
+    with suppress(ValueError):
+        literal = ipaddress.IPv6Address(host)
+        assert is_public(literal), host
+        assert not literal.is_loopback and not literal.is_link_local, host

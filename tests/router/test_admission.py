@@ -15,8 +15,9 @@ from deployments.contract.errors import (
     TooManyRequestsError,
     WhisperServeError,
 )
-from deployments.router.admission import Admission, Limits, Ticket
+from deployments.router.admission import Admission, Limits
 from deployments.router.speed import Speed
+from deployments.router.tickets import Ticket
 
 LIMITS = Limits(
     in_work=2,

@@ -30,7 +30,7 @@ from tests.support.misbehaving_server import (
     answer_with,
     redirect_to,
 )
-from tests.support.routers import SANDBOX
+from tests.support.sandbox import SANDBOX
 
 FLAC = (Path(__file__).parents[1] / "audio" / "jfk.flac").read_bytes()
 PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"

@@ -36,6 +36,7 @@ async def kills(
     *,
     died: bool = True,
     accepted: bool = True,
+    replica: str | None = None,
     meanwhile: Callable[[], Awaitable[object]] | None = None,
 ) -> type[Exception]:
     """What is raised where the replica is lost with the recording."""
@@ -45,7 +46,7 @@ async def kills(
                 attempt.accepted()
             if meanwhile is not None:
                 await meanwhile()
-            raise ReplicaLostError(died)
+            raise ReplicaLostError(died, replica)
     return caught.type
 
 
@@ -96,6 +97,23 @@ async def test_deaths_that_say_nothing_of_the_recording_do_not_count(case: str) 
             )
             is ReplicaLostError
         )
+
+
+async def test_a_recording_that_was_there_twice_when_one_replica_died_is_not_convicted() -> (
+    None
+):
+    known = HarmfulAudio("base")
+    died = asyncio.Event()
+    both = [
+        asyncio.ensure_future(
+            kills(known, recording(1), replica="first", meanwhile=died.wait)
+        )
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+    died.set()
+    assert await asyncio.gather(*both) == [ReplicaLostError, ReplicaLostError]
+    assert await kills(known, recording(1), replica="second") is HarmfulAudioError
 
 
 async def test_those_who_were_beside_the_harmful_recording_are_not_convicted() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.serve.metrics
 
-from deployments.contract.errors import OverloadedError
+from deployments.contract.errors import OverloadedError, WhisperServeError
 from deployments.router import metrics
 from deployments.router.request_log import caller_key, log_refusal, logged_request
 
@@ -62,6 +62,15 @@ def test_the_audio_of_a_request_that_failed_is_not_counted(counted: Counted) -> 
             {"model": "base", "status": "503", "reason": "overloaded", "key": "-"},
         )
     ]
+
+
+def test_the_reason_of_an_unforeseen_error_is_one_label_whatever_it_is(
+    counted: Counted,
+) -> None:
+    for error in (KeyError("x"), ZeroDivisionError()):
+        with pytest.raises(WhisperServeError), logged_request(None):
+            raise error
+    assert {tags["reason"] for _, _, tags in counted} == {"internal_error"}
 
 
 def test_what_a_door_refuses_is_counted_too(counted: Counted) -> None:

@@ -4,13 +4,13 @@ import base64
 from pathlib import Path
 from typing import Any, cast
 
-from deployments.audio.sandbox.client import Sandbox
 from deployments.audio.spool import Spool
 from deployments.config import AppArgs, ModelArgs
 from deployments.router.decoding import Decoder
 from deployments.router.in_flight import InFlight
 from deployments.router.router import Router
 from tests.support.handles import Handle
+from tests.support.sandbox import SANDBOX
 from tests.support.shared_audio import shared
 
 AUDIO = Path(__file__).parents[1] / "audio"
@@ -19,9 +19,6 @@ AUDIO = Path(__file__).parents[1] / "audio"
 RECORDING = {
     "audio_base64": base64.b64encode((AUDIO / "jfk-phone.wav").read_bytes()).decode()
 }
-
-# Its zygote starts with the first file, and serves the routers of all tests.
-SANDBOX = Sandbox()
 
 
 def router(handle: Handle, *names: str, running: int = 1, **args: Any) -> Router:

@@ -36,10 +36,13 @@ class Endpoint:
 class Resolver:
     """Looks up names, at most `threads` at the same time.
 
+    There are many threads, because the slow names of one caller would otherwise soon hold up those
+    of all others.
+
     timeout_s: of one look-up, with the wait for a thread
     """
 
-    def __init__(self, threads: int = 8, timeout_s: float = 5.0) -> None:
+    def __init__(self, threads: int = 64, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
         self._threads = threads
         self._free = threading.Semaphore(threads)
@@ -64,9 +67,15 @@ class Resolver:
             )
         answer: Future[list[Endpoint]] = Future()
         # A daemon, because an executor's threads would hold up the end of the process.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(answer, host, port), name="resolver", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no thread left.
+            self._free.release()
+            raise
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -81,7 +90,7 @@ class Resolver:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             endpoints = [Endpoint(info[0], info[4]) for info in found]
             self._done(answer, lambda: answer.set_result(endpoints))
-        except (OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001 - raised where the answer is awaited
             failure = error
             self._done(answer, lambda: answer.set_exception(failure))
         finally:

@@ -151,7 +151,8 @@ class Session(requests.Session):
             requests.Request("GET", f"{url.origin}/", headers=all_headers)
         )
         told = urlsplit(str(request.url))
-        if (told.hostname, told.port or url.port) != (url.host, url.port):
+        port = told.port or DEFAULT_PORTS.get(told.scheme)
+        if (told.hostname, port) != (url.host, url.port):
             raise AudioUrlError("malformed URL: the host is in doubt")
         if credentials and "Authorization" not in all_headers:
             user, password = credentials

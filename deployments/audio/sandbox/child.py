@@ -6,6 +6,7 @@ import signal
 from typing import BinaryIO, NoReturn
 
 from deployments.audio.decode import decode_into
+from deployments.audio.disk import no_room
 from deployments.audio.not_audio import kind_of_text
 from deployments.audio.sandbox.confinement import Layers, confine
 from deployments.audio.sandbox.limits import BYTES_PER_SECOND, ResourceLimits
@@ -14,7 +15,6 @@ from deployments.contract.errors import (
     AudioTooComplexError,
     AudioUrlError,
     InvalidAudioError,
-    OverloadedError,
     WhisperServeError,
 )
 from deployments.logs import error_location
@@ -23,7 +23,6 @@ TOO_COMPLEX = (
     "decoding the file takes more time or memory than a recording can need."
     " Convert the file to WAV or FLAC and send that"
 )
-DISK_FULL = "The service's disk has no room for the file: try again later"
 
 
 def decode(
@@ -39,11 +38,13 @@ def decode(
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # What is written there by C libraries could quote the file.
+        os.dup2(0, 2)
         _close_all_but(input_descriptor, output_descriptor, reply_descriptor)
         size = os.fstat(input_descriptor).st_size
         # Everything that would need a further system call is done before the confinement.
         source = open(input_descriptor, "rb", closefd=False)  # noqa: SIM115
-        limits = ResourceLimits(size, job.max_seconds)
+        limits = ResourceLimits(job.limits, size, job.max_seconds)
         confine(limits, parent, layers)
         reply = _decoded(job, source, _Output(output_descriptor, limits))
         _write_all(reply_descriptor, reply.to_bytes())
@@ -90,7 +91,7 @@ def _decoded(job: Job, source: BinaryIO, output: _Output) -> Reply:
         if error.errno == errno.EFBIG:
             return Reply(error=AudioTooComplexError(TOO_COMPLEX))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Reply(error=OverloadedError(DISK_FULL))
+            return Reply(error=no_room())
         return _unforeseen(error)
     except Exception as error:  # noqa: BLE001 - whatever a file brings about is told by its place
         return _unforeseen(error)

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from deployments.audio.decode import DecodedAudio
 from deployments.audio.disk import disk_full_reported
-from deployments.audio.sandbox.limits import deadline_s, max_output_bytes
 from deployments.audio.sandbox.messages import MAX_MESSAGE_BYTES, Ended, Job, Reply
 from deployments.audio.sandbox.process import ZygoteProcess
 
 _TRIES = 2
-# A zygote that is well kills a decoder within milliseconds.
-_KILLED_WITHIN_S = 5.0
+# A zygote that is well kills a decoder within milliseconds, but on a busy machine one that has just
+# been started may take seconds to begin.
+_KILLED_WITHIN_S = 30.0
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class Sandbox:
             reply = await self._run_twice(files, job)
             if reply.error is not None:
                 raise reply.error
-            samples = _mapped(files.waveform, max_output_bytes(job.max_seconds))
+            samples = _mapped(files.waveform, job.limits.output_bytes(job.max_seconds))
             return DecodedAudio(samples, reply.start_s, list(reply.warnings))
 
     async def _run_twice(self, files: "_Files", job: Job) -> Reply:
@@ -116,9 +116,8 @@ class Sandbox:
                     raise DecoderLostError from None
             decoding = asyncio.ensure_future(_outcome(control, replies))
             try:
-                await asyncio.wait(
-                    [decoding], timeout=deadline_s(files.size, job.max_seconds)
-                )
+                limit = job.limits.deadline_s(files.size, job.max_seconds)
+                await asyncio.wait([decoding], timeout=limit)
             finally:
                 expired = not decoding.done()
                 if expired:

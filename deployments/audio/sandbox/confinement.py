@@ -59,10 +59,13 @@ def confine(
 
     Raises OSError where a layer fails that is known to hold.
     """
+    _end_with(parent)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
     user = _give_up_root(layers)
-    _end_with(parent)
+    if user:
+        # A change of the user takes it back.
+        _end_with(parent)
     # No dump of the caller's recording, and no debugger.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
@@ -72,7 +75,7 @@ def confine(
 
 
 def _end_with(parent: int) -> None:
-    """Die when the parent does. A change of the user takes this back, so it comes afterwards."""
+    """Die when the parent does."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -13,8 +13,9 @@ met the end of both, nobody reads the recording any more, whatever has died mean
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+from deployments.audio.sandbox.limits import Limits
 from deployments.contract.errors import (
     AudioTooComplexError,
     AudioUrlError,
@@ -43,19 +44,22 @@ class Job:
     """One file to decode; the fields are arguments of `decode_audio`.
 
     remote: whether the file was downloaded, so that its URL is at fault where it holds a text
+    limits: of the decoder
     """
 
     max_seconds: float
     track: int | str | None = None
     channel: int | None = None
     remote: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> "Job":
-        return cls(**json.loads(message))
+        fields = json.loads(message)
+        return cls(**fields | {"limits": Limits(**fields["limits"])})
 
 
 @dataclass(frozen=True)

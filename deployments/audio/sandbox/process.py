@@ -48,6 +48,15 @@ class ZygoteProcess:
                 self._running = None
                 socket.send_fds(self._started().control, [message], descriptors)
 
+    @property
+    def pid(self) -> int | None:
+        """The zygote's process; None before it has begun and after its end."""
+        with self._lock:
+            if self._running is None or self._running.state.ended:
+                return None
+            process = self._running.state.process
+            return None if process is None else process.pid
+
     def kill(self) -> None:
         """End a zygote that does not do what it is told, and its decoders with it."""
         with self._lock:

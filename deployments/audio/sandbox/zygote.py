@@ -10,12 +10,12 @@ import signal
 import socket
 import wave
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from deployments.audio.decode import decode_audio
 from deployments.audio.sandbox import child, kernel
 from deployments.audio.sandbox.confinement import Layers, confine
-from deployments.audio.sandbox.limits import ResourceLimits
+from deployments.audio.sandbox.limits import Limits, ResourceLimits
 from deployments.audio.sandbox.messages import MAX_MESSAGE_BYTES, Ended, Job
 from deployments.contract import languages
 
@@ -62,6 +62,8 @@ class Zygote:
     def _announce(self) -> None:
         line = json.dumps(asdict(self._layers)).encode() + b"\n"
         os.write(1, line)
+        # Nothing more is read there.
+        os.dup2(2, 1)
 
     def _turn(self) -> bool:
         """Do what there is to do; false at the end of the control socket."""
@@ -135,21 +137,28 @@ def prepare() -> None:
 
 def _layers_that_hold() -> Layers:
     """Try them in a process of their own."""
-    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
     own = os.getpid()
     process = os.fork()
     if process == 0:
         try:
-            layers = confine(ResourceLimits(0, 0.0), own)
-            os.write(writing, json.dumps(asdict(layers)).encode())
+            layers = confine(ResourceLimits(Limits(), 0, 0.0), own)
+            os.write(theirs.fileno(), json.dumps(asdict(layers)).encode())
+            os.read(theirs.fileno(), 1)
         finally:
             os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        told = file.read()
+    theirs.close()
+    with ours:
+        told = ours.recv(MAX_MESSAGE_BYTES)
+        # Nothing is told where the kernel kills a process that asks for a layer.
+        layers = Layers(**json.loads(told)) if told else Layers(None, 0, False)
+        try:
+            os.kill(process, signal.SIGKILL)
+        except PermissionError:
+            # Root without the capability to kill the processes of others.
+            layers = replace(layers, user=False)
     os.waitpid(process, 0)
-    # Nothing is told where a layer kills the process that asks for it.
-    return Layers(**json.loads(told)) if told else Layers(None, 0, False)
+    return layers
 
 
 def _kill(process: int) -> None:

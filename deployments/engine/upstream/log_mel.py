@@ -129,17 +129,11 @@ class Spectrograms:
         maximum = torch.full((), -torch.inf, device=device)
         for start in range(0, frames, PIECE_FRAMES):
             end = min(start + PIECE_FRAMES, frames)
+            into = spectrogram.logarithms[:, start:end]
             samples = _samples_for_frames(audio, start, end, device)
-            stft = torch.stft(
-                *(samples, N_FFT, HOP_LENGTH),
-                window=window,
-                center=False,
-                return_complex=True,
-            )
-            magnitudes = stft.abs() ** 2
-            piece = torch.clamp(filters @ magnitudes, min=1e-10).log10()
-            maximum = torch.maximum(maximum, piece.max())
-            spectrogram.logarithms[:, start:end] = piece
+            maximum = torch.maximum(maximum, _piece(samples, window, filters, into))
+            # Between the pieces, those of other recordings are computed: keep nothing meanwhile.
+            del samples
             yield
         spectrogram.floor.copy_(maximum - 8.0)
         return spectrogram
@@ -156,6 +150,20 @@ class Spectrograms:
         if fits:
             self._on_device.add(spectrogram)
         return spectrogram
+
+
+def _piece(samples: Tensor, window: Tensor, filters: Tensor, into: Tensor) -> Tensor:
+    """The logarithms of one piece, which are written; returns their maximum, shape ()."""
+    stft = torch.stft(
+        *(samples, N_FFT, HOP_LENGTH),
+        window=window,
+        center=False,
+        return_complex=True,
+    )
+    magnitudes = stft.abs() ** 2
+    piece = torch.clamp(filters @ magnitudes, min=1e-10).log10()
+    into.copy_(piece)
+    return piece.max()
 
 
 def _samples_for_frames(

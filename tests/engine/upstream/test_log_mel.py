@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Generator
 from typing import cast
 
@@ -166,6 +167,19 @@ def test_others_may_have_their_turn_after_each_piece(
     assert len(turns) == -(-spectrogram.shape[-1] // 1000)
     expected = official.log_mel_spectrogram(as_float(audio), 80, N_SAMPLES)
     assert_same(spectrogram.tensor().cpu(), expected)
+
+
+def test_between_its_pieces_a_recording_holds_its_spectrogram_and_little_else() -> None:
+    frames = 2 * SMALL_PIECE_FRAMES
+    spectrograms = Spectrograms(80, devices.chosen(), 1 << 30)
+    pieces = spectrograms.in_pieces(noise(frames * HOP_LENGTH), N_SAMPLES)
+    next(pieces)
+    held = inspect.getgeneratorlocals(pieces)
+    tensors = {id(t.untyped_storage()): t for t in held.values() if torch.is_tensor(t)}
+    whole = held["spectrogram"].logarithms
+    others = [t for t in tensors.values() if t.data_ptr() != whole.data_ptr()]
+    # The window and the filters, and the maximum so far.
+    assert sum(t.nbytes for t in others) < 100_000
 
 
 def test_no_transform_sees_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,47 @@
+"""The sandbox that the tests share, its processes, and files that keep a decoder busy."""
+
+import io
+import struct
+from pathlib import Path
+
+import psutil
+
+from deployments.audio.sandbox.client import Sandbox
+from deployments.audio.sandbox.process import ZygoteProcess
+
+# The zygote starts with the first file, and serves the tests of one run.
+ZYGOTE = ZygoteProcess()
+SANDBOX = Sandbox(ZYGOTE)
+
+
+def decoders(zygote: ZygoteProcess = ZYGOTE) -> set[psutil.Process]:
+    """The processes that decode a file now."""
+    if zygote.pid is None:
+        return set()
+    children = psutil.Process(zygote.pid).children()
+    return {child for child in children if child.status() != psutil.STATUS_ZOMBIE}
+
+
+def long_silence(path: Path, seconds: int = 3600, rate: int = 48_000) -> Path:
+    """A WAV file that takes seconds to decode. The file is a hole on the disk."""
+    size = seconds * rate * 2
+    header = b"WAVE" + struct.pack(
+        "<4sIHHIIHH4sI", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", size
+    )
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(header) + size) + header)
+    with path.open("r+b") as file:
+        file.truncate(8 + len(header) + size)
+    return path
+
+
+def endless_ogg(path: Path, size: int = 1 << 40) -> Path:
+    """A file that is read to its end, in hours, and gives no sound behind its first second."""
+    speech = Path(__file__).parents[1] / "audio" / "inputs" / "call.ogg"
+    path.write_bytes(speech.read_bytes()[: 1 << 15])
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return path
+
+
+def page() -> io.BytesIO:
+    return io.BytesIO(b"<!DOCTYPE html><html><title>Sign in</title></html>")
