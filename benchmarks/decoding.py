@@ -12,16 +12,18 @@ alone. The tables go to stdout, progress to stderr.
 import argparse
 import asyncio
 import json
+import os
+import resource
 import select
 import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,8 +46,11 @@ _ALONE = 30
 # Between an answer of /health and the next request: more would take a core from the decoding.
 _PACE_S = 0.005
 
-# Decodes one file and gives its samples.
+_CLIP = AUDIO / "jfk.flac"
+
+# Decodes one file and tells how many samples it has.
 Decode = Callable[[Path], Awaitable[int]]
+Way = Callable[[], AbstractContextManager[Decode]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,13 @@ class Run:
     """Files that were decoded at once.
 
     seconds: until the last of them
+    cpu_s: that all processes took for it, and for the start of the zygote
     audio_s: seconds of audio in all of them
     answers, slowest_ms: of GET /health a second meanwhile, and the longest wait for one
     """
 
     seconds: float
+    cpu_s: float
     audio_s: float
     answers: float
     slowest_ms: float
@@ -87,7 +94,8 @@ def write(path: Path, container: str, codec: str, rate: int, minutes: float) -> 
         output.mux(stream.encode(None))
 
 
-def in_threads(pool: ThreadPoolExecutor) -> Decode:
+@contextmanager
+def in_threads() -> Iterator[Decode]:
     """As the Router decoded before it had decoders of their own."""
 
     def decode(path: Path) -> int:
@@ -97,15 +105,21 @@ def in_threads(pool: ThreadPoolExecutor) -> Decode:
     async def decoded(path: Path) -> int:
         return await asyncio.wrap_future(pool.submit(decode, path))
 
-    return decoded
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        yield decoded
 
 
-def in_decoders(decoder: Decoder) -> Decode:
+@contextmanager
+def in_decoders() -> Iterator[Decode]:
+    sandbox = Sandbox()
+    decoder = Decoder(AppArgs(), sandbox)
+
     async def decoded(path: Path) -> int:
         with path.open("rb") as file:
             return len((await decoder.decode(FetchedFile(file, 0.0, False))).samples)
 
-    return decoded
+    yield decoded
+    sandbox.close()
 
 
 async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -129,7 +143,7 @@ def ask(port: int) -> None:
     print(json.dumps([len(times), 1000 * max(times)]), flush=True)
 
 
-async def measured(decode: Decode, paths: list[Path]) -> Run:
+async def measured(way: Way, paths: list[Path]) -> Run:
     """All files at once, and GET /health beside them."""
     server = await asyncio.start_server(health, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -140,64 +154,73 @@ async def measured(decode: Decode, paths: list[Path]) -> Run:
     )
     assert asking.stdin is not None and asking.stdout is not None
     await asking.stdout.readline()
-    began, lengths = time.perf_counter(), []
-    for decoding in asyncio.as_completed([decode(path) for path in paths]):
-        lengths.append(await decoding)
-    seconds = time.perf_counter() - began
+    cpu_s = used_cpu_s()
+    with way() as decode:
+        # The first file waits for the zygote.
+        await decode(_CLIP)
+        began, lengths = time.perf_counter(), []
+        for decoding in asyncio.as_completed([decode(path) for path in paths]):
+            lengths.append(await decoding)
+        seconds = time.perf_counter() - began
+    cpu_s = used_cpu_s() - cpu_s
     asking.stdin.close()
     answers, slowest_ms = json.loads(await asking.stdout.readline())
     await asking.wait()
     server.close()
-    return Run(seconds, sum(lengths) / SAMPLE_RATE, answers / seconds, slowest_ms)
+    audio_s = sum(lengths) / SAMPLE_RATE
+    return Run(seconds, cpu_s, audio_s, answers / seconds, slowest_ms)
 
 
-async def alone(decode: Decode, path: Path) -> float:
-    """Median of the milliseconds for one file, one after the other."""
+def used_cpu_s() -> float:
+    """Of this process and of its children that have ended; a zygote counts its decoders."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+async def alone(way: Way) -> float:
+    """Median of the milliseconds for one clip, one after the other."""
     times = []
-    for _ in range(_ALONE):
-        began = time.perf_counter()
-        await decode(path)
-        times.append(1000 * (time.perf_counter() - began))
+    with way() as decode:
+        await decode(_CLIP)
+        for _ in range(_ALONE):
+            began = time.perf_counter()
+            await decode(_CLIP)
+            times.append(1000 * (time.perf_counter() - began))
     return statistics.median(times)
 
 
 async def compare(folder: Path, minutes: float, rounds: int) -> None:
-    sandbox = Sandbox()
-    ways = {
-        "threads": in_threads(ThreadPoolExecutor(available_cpus())),
-        "decoders": in_decoders(Decoder(AppArgs(), sandbox)),
-    }
-    # The first file waits for the zygote.
-    await ways["decoders"](AUDIO / "jfk.flac")
+    ways = {"threads": in_threads, "decoders": in_decoders}
     cores = available_cpus()
+    load = os.getloadavg()[0]
     print(
-        f"{cores} cores, recordings of {minutes:g} minutes, medians of {rounds} rounds"
+        f"{cores} cores, recordings of {minutes:g} minutes, medians of {rounds} rounds,"
+        f" load of the machine before: {load:.1f}"
     )
     print(
-        f"{'':<28}{'seconds':>9}{'audio s/s':>11}{'by core':>9}"
-        f"{'/health a s':>13}{'slowest ms':>12}"
+        f"{'':<27}{'seconds':>8}{'CPU s':>7}{'audio s/s':>10}{'by core':>8}"
+        f"{'by CPU s':>9}{'/health a s':>12}{'slowest ms':>11}"
     )
     for container, codec, rate, count in _KINDS:
         path = folder / f"speech.{container}"
         write(path, container, codec, rate, minutes)
         print(f"{codec}: {path.stat().st_size} bytes", file=sys.stderr)
-        for way, decode in ways.items():
-            runs = [await measured(decode, [path] * count) for _ in range(rounds)]
+        for name, way in ways.items():
+            runs = [await measured(way, [path] * count) for _ in range(rounds)]
             print(runs, file=sys.stderr)
-            seconds, audio_s, answers, slowest = (
-                statistics.median(getattr(run, name) for run in runs)
-                for name in ("seconds", "audio_s", "answers", "slowest_ms")
+            seconds, cpu_s, audio_s, answers, slowest = (
+                statistics.median(getattr(run, field.name) for run in runs)
+                for field in fields(Run)
             )
             print(
-                f"{f'{count} x {codec}, {way}':<28}{seconds:>9.1f}"
-                f"{audio_s / seconds:>11.0f}{audio_s / seconds / cores:>9.0f}"
-                f"{answers:>13.0f}{slowest:>12.0f}",
+                f"{f'{count} x {codec}, {name}':<27}{seconds:>8.1f}{cpu_s:>7.1f}"
+                f"{audio_s / seconds:>10.0f}{audio_s / seconds / cores:>8.0f}"
+                f"{audio_s / cpu_s:>9.0f}{answers:>12.0f}{slowest:>11.0f}",
                 flush=True,
             )
     print(f"\none clip of 11 s (FLAC), median of {_ALONE}:")
-    for way, decode in ways.items():
-        print(f"{way:<10}{await alone(decode, AUDIO / 'jfk.flac'):>8.1f} ms")
-    sandbox.close()
+    for name, way in ways.items():
+        print(f"{name:<10}{await alone(way):>8.1f} ms")
 
 
 def main() -> None:

@@ -1,12 +1,10 @@
 """From a request's file to its waveform."""
 
 import asyncio
-import hashlib
-import io
 import logging
 import time
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
@@ -108,9 +106,8 @@ class Decoder:
             return await self._sandbox.decode(file, job)
         except DecoderDiedError as error:
             count_death(error.reason)
-            digest = await asyncio.to_thread(_sha256, file)
             logger.warning(
-                "event=decoder_died signal=%s sha256=%s", error.reason, digest
+                "event=decoder_died signal=%s sha256=%s", error.reason, error.sha256
             )
             if error.reason in _TOO_LONG:
                 raise AudioTooComplexError(TOO_COMPLEX) from None
@@ -119,16 +116,11 @@ class Decoder:
                 " Convert it to WAV or FLAC and send that"
             ) from None
         except DecoderFailedError as error:
-            digest = await asyncio.to_thread(_sha256, file)
-            logger.error("event=decoder_failed error=%s sha256=%s", error.where, digest)
+            logger.error(
+                "event=decoder_failed error=%s sha256=%s", error.where, error.sha256
+            )
             raise
         except DecoderLostError:
             raise ServiceUnavailableError(
                 "Files cannot be decoded at the moment; try again"
             ) from None
-
-
-def _sha256(file: BinaryIO) -> str:
-    """Of the whole file, so that an operator can find the file again where it is kept."""
-    file.seek(0)
-    return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()

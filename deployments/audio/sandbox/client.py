@@ -1,15 +1,17 @@
 """Decodes files in the zygote's children, from an event loop that is never blocked."""
 
 import asyncio
+import hashlib
+import io
 import mmap
 import os
 import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from io import UnsupportedOperation
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -28,7 +30,16 @@ _KILLED_WITHIN_S = 30.0
 T = TypeVar("T")
 
 
-class DecoderDiedError(Exception):
+class FatalFileError(Exception):
+    """The decoder of a file has come to a bad end.
+
+    sha256: of the file, so that an operator can find it again where it is kept
+    """
+
+    sha256 = ""
+
+
+class DecoderDiedError(FatalFileError):
     """The process that decoded the file has died of it, or was killed at the deadline.
 
     reason: the name of the signal; `deadline`; or `reply` where its reply made no sense
@@ -39,7 +50,7 @@ class DecoderDiedError(Exception):
         self.reason = reason
 
 
-class DecoderFailedError(Exception):
+class DecoderFailedError(FatalFileError):
     """The decoder has met an error that is not foreseen.
 
     where: the error's name and place, such as `KeyError@mono.py:57`
@@ -82,12 +93,16 @@ class Sandbox:
         disk has no room, and what `decode_audio` raises.
         """
         with ExitStack() as stack:
-            opening = asyncio.ensure_future(asyncio.to_thread(_open_files, file, stack))
-            files = await _to_the_end(opening)
-            reply = await self._run_twice(files, job)
-            if reply.error is not None:
-                raise reply.error
-            samples = _mapped(files.waveform, job.limits.output_bytes(job.max_seconds))
+            files = await _in_thread(_open_files, file, stack)
+            try:
+                reply = await self._run_twice(files, job)
+                if reply.error is not None:
+                    raise reply.error
+                most_bytes = job.limits.output_bytes(job.max_seconds)
+                samples = _mapped(files.waveform, most_bytes)
+            except FatalFileError as error:
+                error.sha256 = await _in_thread(_sha256, files.recording)
+                raise
             return DecodedAudio(samples, reply.start_s, list(reply.warnings))
 
     async def _run_twice(self, files: "_Files", job: Job) -> Reply:
@@ -156,7 +171,7 @@ def _open_files(file: BinaryIO, stack: ExitStack) -> _Files:
         file.flush()
         try:
             descriptor = file.fileno()
-        except UnsupportedOperation:  # a file in memory
+        except io.UnsupportedOperation:  # a file in memory
             spooled = stack.enter_context(_new_file())
             file.seek(0)
             shutil.copyfileobj(file, spooled)
@@ -225,6 +240,16 @@ def _mapped(waveform: BinaryIO, most_bytes: int) -> npt.NDArray[np.int16]:
         raise DecoderDiedError("reply")
     mapping = mmap.mmap(waveform.fileno(), size, prot=mmap.PROT_READ)
     return np.frombuffer(mapping, dtype=np.int16)
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, but a caller who is cancelled waits until the thread has ended."""
+    return await _to_the_end(asyncio.ensure_future(asyncio.to_thread(work, *arguments)))
 
 
 async def _to_the_end(work: "asyncio.Future[T]") -> T:

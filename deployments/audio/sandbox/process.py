@@ -133,9 +133,9 @@ def _keep(control: socket.socket, state: _State) -> None:
                 _log_start(process.pid, Layers(**json.loads(line)))
             status = process.wait()
         if status:
-            logger.warning("event=decoder_ended pid=%d status=%d", process.pid, status)
+            logger.warning("event=zygote_died pid=%d status=%d", process.pid, status)
     except OSError as error:
-        logger.error("event=decoder_failed error=%s", error.strerror)
+        logger.error("event=zygote_failed error=%s", error.strerror)
     finally:
         state.ended = True
 

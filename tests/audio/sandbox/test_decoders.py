@@ -49,6 +49,12 @@ def endless(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def deadly(tmp_path: Path) -> Path:
+    """A file that is read for a while, and of which a digest is soon computed."""
+    return endless_ogg(tmp_path / "deadly.ogg", 1 << 27)
+
+
+@pytest.fixture
 def own_zygote() -> Iterator[ZygoteProcess]:
     """One that may die."""
     zygote = ZygoteProcess()
@@ -108,11 +114,11 @@ async def speech_is_decoded(sandbox: Sandbox = SANDBOX) -> None:
     "name", ["SIGSEGV", "SIGABRT", "SIGSYS", "SIGBUS", "SIGKILL", "SIGXCPU"]
 )
 async def test_a_decoder_that_dies_is_told_by_its_signal_and_hurts_no_other(
-    endless: Path, name: str
+    endless: Path, deadly: Path, name: str
 ) -> None:
     async with decoding(endless) as (other, process):
         zygote = ZYGOTE.pid
-        async with decoding(endless) as (task, dying):
+        async with decoding(deadly) as (task, dying):
             dying.send_signal(signal.Signals[name])
             with pytest.raises(DecoderDiedError) as caught:
                 await task
@@ -130,9 +136,12 @@ async def test_a_decoder_that_dies_is_told_by_its_signal_and_hurts_no_other(
     ],
 )
 async def test_a_decoder_that_has_used_up_its_time_is_ended(
-    endless: Path, limits: Limits, reason: str
+    tmp_path: Path, limits: Limits, reason: str
 ) -> None:
-    with endless.open("rb") as file, pytest.raises(DecoderDiedError) as caught:
+    with (
+        endless_ogg(tmp_path / "deadly.ogg", 1 << 30).open("rb") as file,
+        pytest.raises(DecoderDiedError) as caught,
+    ):
         await SANDBOX.decode(file, replace(JOB, limits=limits))
     assert caught.value.reason == reason
     assert decoders() == set()
@@ -265,7 +274,9 @@ async def test_no_process_outlives_the_one_that_has_started_it(
 
 
 @pytest.mark.slow
-async def test_nothing_is_left_of_two_hundred_files(endless: Path) -> None:
+async def test_nothing_is_left_of_two_hundred_files(
+    endless: Path, deadly: Path
+) -> None:
     silence = FOLDER / "silence.wav"
 
     async def use(number: int) -> None:
@@ -275,7 +286,7 @@ async def test_nothing_is_left_of_two_hundred_files(endless: Path) -> None:
                 task.cancel()
         elif kind == 1:
             with contextlib.suppress(DecoderDiedError):
-                async with decoding(endless) as (task, process):
+                async with decoding(deadly) as (task, process):
                     process.kill()
                     await task
         else:
