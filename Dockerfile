@@ -61,7 +61,8 @@ COPY deployments deployments
 RUN python3 -m compileall -q deployments
 # NUMBA_*: the code for word timestamps is compiled once, here, for every kind of processor.
 # PYTHONPATH: where Ray finds the application if it is not this image's CMD that starts Ray.
-# RAY_SERVE_*: Serve's HTTP proxy answers in the form of the application's errors.
+# RAY_SERVE_HTTP_*: Serve's HTTP proxy answers in the form of the application's errors.
+# RAY_SERVE_SHUTDOWN_*: models stop after the Router that needs them, however long its drain takes.
 # NVIDIA_*: the parts of the driver that the NVIDIA container runtime brings into the container.
 ENV PATH=/opt/venv/bin:$PATH \
     NUMBA_CACHE_DIR=/opt/numba \
@@ -69,6 +70,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.proxy_answers:middlewares \
+    RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S=3600 \
     WHISPER_CHECKPOINT_DIR=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

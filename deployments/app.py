@@ -24,8 +24,8 @@ from deployments.router.router import Router
 
 # Serve's own limit would also hold back questions to a busy replica, such as whether it is ready.
 _NO_LIMIT = 100_000
-# The Router ends the requests in work when the time of a drain has passed, and then needs this time
-# to answer them. A model stops no later than the Router that waits for it.
+# Serve kills a model's replica that has not finished in time. The Router stops this much later, so
+# that it can still answer the requests that the replica had.
 _LAST_ANSWERS_S = 10
 # At an update Serve stops an old replica when the new one runs, so that there is always one.
 _SURGE_PERCENT = 100

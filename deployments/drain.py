@@ -34,7 +34,7 @@ _REPORT_S, _CHANGE_S = 5.0, 1.0
 _ANSWER_S = 30.0
 # For the requests that a Router ends when their time has passed.
 _ENDED_S = 5.0
-# For Serve's proxy to send the last bytes after the Router has finished.
+# For Serve's proxy to send the last bytes of what the Router has just answered.
 _LAST_BYTES_S = 1.0
 
 
@@ -51,18 +51,15 @@ def drain(
     not answer. Blocks: not for an event loop.
     """
     reported, reported_at = 0, -math.inf
-    while True:
-        state = _state(router)
-        now = time.monotonic()
+    while (state := _state(router)).in_work and state.left_s >= -_ENDED_S:
         waits_s = _REPORT_S if state.in_work == reported else _CHANGE_S
-        if state.in_work and now - reported_at >= waits_s:
-            reported, reported_at = state.in_work, now
+        if time.monotonic() - reported_at >= waits_s:
+            reported, reported_at = state.in_work, time.monotonic()
             report(state)
-        if not state.in_work or state.left_s < -_ENDED_S:
-            break
         time.sleep(_POLL_S)
-    if reported:
-        time.sleep(_LAST_BYTES_S)
+    if state.in_work:
+        report(state)
+    time.sleep(_LAST_BYTES_S)
     return state
 
 
@@ -98,12 +95,17 @@ def main() -> int:
 
     try:
         name = chosen or read_config()[0].applications[0].name
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         state = drain(serve.get_app_handle(name), lambda state: _say(str(state)))
     except ConfigError as error:
         return _fail(str(error))
-    except (ConnectionError, RuntimeError, RayError, RayServeException) as error:
-        return _fail(f"no application could be drained ({type(error).__name__})")
+    except ConnectionError:
+        return _fail("no Ray runs here: set RAY_ADDRESS to one")
+    except RayServeException:
+        return _fail(f"this Ray has no application '{name}', or it is not running")
+    except RayError as error:
+        return _fail(f"application '{name}' does not answer ({type(error).__name__})")
     except TimeoutError:
         return _fail(f"application '{name}' did not answer within {_ANSWER_S:.0f} s")
     except KeyboardInterrupt:

@@ -24,6 +24,9 @@ KEYS = "API_KEYS"
 KEYS_FILE = "API_KEYS_FILE"
 # The value of API_KEYS that says that no key is needed.
 NONE = "none"
+# In place of a key's name, for callers who have none: Python handles, RunPod jobs, and HTTP where
+# no key is needed.
+NO_KEY = "-"
 
 _KEY_BYTES = 32
 _LOOK_INTERVAL_S = 1.0

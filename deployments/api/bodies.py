@@ -35,6 +35,7 @@ from deployments.contract.errors import (
     UnsupportedMediaTypeError,
 )
 from deployments.contract.request import short
+from deployments.router.request_log import caller_key
 from deployments.router.router import Router
 
 _MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
@@ -87,7 +88,7 @@ class Bodies:
         """
         media_type = _media_type(request)
         _refuse_unread(request, media_type, recording)
-        with self._router.spool.share() as share:
+        with self._router.spool.share(caller_key.get()) as share:
             reader = _Reader(request, media_type, recording, share, self._router.args)
             try:
                 body = await reader.read()

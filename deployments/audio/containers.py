@@ -1,5 +1,6 @@
 """Opening a recording and reading the packets of one of its audio streams."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def open_container(file: BinaryIO, start: int = 0) -> InputContainer:
     file: seekable; it stays open. Raises FFmpegError.
     """
     file.seek(start)
-    source: Any = FileFrom(file, start) if start else file
+    source: Any = FileFrom(file, start)
     container: InputContainer = av.open(
         source, "r", container_options=_CONTAINER_OPTIONS, **_TAG_OPTIONS
     )
@@ -43,18 +44,33 @@ def open_container(file: BinaryIO, start: int = 0) -> InputContainer:
 
 @dataclass
 class FileFrom:
-    """A file from one of its bytes on, as a file of its own."""
+    """A file from one of its bytes on, as FFmpeg reads a file of its own."""
 
     file: BinaryIO
     start: int
+
+    @property
+    def name(self) -> Any:
+        """By their names FFmpeg knows some formats; uploads and downloads have none."""
+        return getattr(self.file, "name", "")
 
     def read(self, size: int = -1) -> bytes:
         return self.file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """The new position; negative where there is no such place, as a damaged file may name.
+
+        FFmpeg takes such a number for the error of the system's own call, and goes on as it can. An
+        exception would end the decoding.
+        """
         if whence == os.SEEK_SET:
+            if offset < 0:
+                return -errno.EINVAL
             offset += self.start
-        return self.file.seek(offset, whence) - self.start
+        try:
+            return self.file.seek(offset, whence) - self.start
+        except (OSError, ValueError):
+            return -errno.EINVAL
 
     def tell(self) -> int:
         return self.file.tell() - self.start

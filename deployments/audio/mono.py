@@ -158,7 +158,9 @@ def channel_blocks(frame: AudioFrame) -> Iterator[Samples]:
 def _as_floats(block: Samples) -> Samples:
     """As float64 from -1 to 1."""
     if block.dtype.kind == "f":
-        return block.astype(np.float64)
+        # A damaged file may hold signalling NaNs, which stay NaNs.
+        with np.errstate(invalid="ignore"):
+            return block.astype(np.float64)
     bits = 8 * block.dtype.itemsize
     signed = block.astype(np.float64) - (128 if block.dtype.kind == "u" else 0)
     return signed / 2.0 ** (bits - 1)

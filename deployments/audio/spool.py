@@ -3,6 +3,10 @@
 They lie on the disk, and together they have a bound. What comes by itself is refused beyond it; a
 download waits for its turn before it begins. Waiting for room cannot deadlock, because who waits
 holds none: a share that is in use only grows, at once or not at all.
+
+No API key can fill the spool with files that wait to be decoded: beside its first file, a key may
+hold three times what is free for others. So alone it gets three quarters, and less the more there
+are. Callers without a key cannot be told apart, so none of this holds for them.
 """
 
 import asyncio
@@ -10,7 +14,7 @@ import io
 import logging
 import tempfile
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +22,13 @@ from dataclasses import dataclass
 from deployments.audio import disk
 from deployments.audio.sizes import size_text
 from deployments.contract.errors import OverloadedError
+from deployments.keys import NO_KEY
 
 logger = logging.getLogger(__name__)
 
 # What is free on the disk is looked at again whenever a file has grown by this much.
 _CHECK_BYTES = 16 << 20
+_HELD_OF_KEY_PER_FREE = 3
 
 
 class SpoolFullError(OverloadedError):
@@ -52,6 +58,7 @@ class Spool:
         self.held = 0
         self.no_room = {"max_spool_bytes": 0, "disk": 0}
         self._on_disk = 0
+        self._held_by_key: Counter[str] = Counter()
         # Reentrant, because the collection of a file that was left open may end in `release` at any
         # line, also within the block of a lock.
         self._lock = threading.RLock()
@@ -73,29 +80,34 @@ class Spool:
             )
 
     @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """One file's part, which is released at the end."""
-        share = Share(self)
+    def share(self, key: str) -> Iterator["Share"]:
+        """One file's part, which is released at the end.
+
+        key: the name of the caller's API key
+        """
+        share = Share(self, key)
         try:
             yield share
         finally:
             share.release()
 
-    def file(self) -> "SpooledFile":
+    def file(self, key: str) -> "SpooledFile":
         """A new temporary file, whose bytes count until it is closed."""
-        return SpooledFile(Share(self))
+        return SpooledFile(Share(self, key))
 
     async def room(
-        self, size: int, on_wait: Callable[[], None] = lambda: None
+        self, size: int, key: str, on_wait: Callable[[], None] = lambda: None
     ) -> "Share":
         """A share that holds so many bytes, once those who came before have theirs.
+
+        Whoever waits because of what its own key holds is overtaken.
 
         on_wait: called where there is no room at once
 
         The caller releases it. Cancelling leaves nothing. Raises OverloadedError where the disk has
         no room.
         """
-        turn = _Turn(size, Share(self), asyncio.get_running_loop())
+        turn = _Turn(size, Share(self, key), asyncio.get_running_loop())
         with self._lock:
             self._waiting.append(turn)
             self._give()
@@ -119,12 +131,12 @@ class Spool:
         return turn.share
 
     def take(self, share: "Share", size: int) -> bool:
-        """Let a share grow by so many bytes; false where that is beyond the bound.
+        """Let a share grow by so many bytes; false where all or its key would hold too much.
 
         Raises OverloadedError where the disk has no room for what is held and has not come yet.
         """
         with self._lock:
-            if self.held + size > self.max_bytes:
+            if not (self._fits(size) and self._key_may_hold(share, size)):
                 self.no_room["max_spool_bytes"] += 1
                 return False
             self.check_disk(self.held - self._on_disk + size)
@@ -137,9 +149,10 @@ class Spool:
             self.no_room["disk"] += 1
             raise disk.no_room()
 
-    def give_back(self, size: int, on_disk: int) -> None:
+    def give_back(self, share: "Share", on_disk: int) -> None:
+        """Let a share go back to nothing, of which so many bytes have come."""
         with self._lock:
-            self.held -= size
+            self._hold(share, -share.size)
             self._on_disk -= on_disk
             self._give()
 
@@ -155,24 +168,43 @@ class Spool:
             f" ({size_text(self.max_bytes)}, max_spool_bytes): try again later"
         )
 
+    def _fits(self, size: int) -> bool:
+        return self.held + size <= self.max_bytes
+
+    def _key_may_hold(self, share: "Share", size: int) -> bool:
+        held = self._held_by_key[share.key]
+        if share.key == NO_KEY or held == share.size:
+            return True
+        free = self.max_bytes - self.held - size
+        return held + size <= _HELD_OF_KEY_PER_FREE * free
+
     def _hold(self, share: "Share", size: int) -> None:
-        self.held += size
         share.size += size
+        self.held += size
+        self._held_by_key[share.key] += size
+        if not self._held_by_key[share.key]:
+            del self._held_by_key[share.key]
 
     def _give(self) -> None:
-        while self._waiting and self.held + self._waiting[0].size <= self.max_bytes:
-            turn = self._waiting.popleft()
-            self._hold(turn.share, turn.size)
-            turn.give()
+        for turn in list(self._waiting):
+            # Small files do not overtake a large one, for which there would never be room.
+            if not self._fits(turn.size):
+                return
+            if self._key_may_hold(turn.share, turn.size):
+                self._waiting.remove(turn)
+                self._hold(turn.share, turn.size)
+                turn.give()
 
 
 class Share:
     """What one file holds of a spool.
 
+    key: the name of its caller's API key
     size: in bytes
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, key: str) -> None:
+        self.key = key
         self.size = 0
         self._spool = spool
         self._on_disk = 0
@@ -201,9 +233,8 @@ class Share:
             self._on_disk = size
 
     def release(self) -> None:
-        size, self.size = self.size, 0
         on_disk, self._on_disk = self._on_disk, 0
-        self._spool.give_back(size, on_disk)
+        self._spool.give_back(self, on_disk)
 
 
 class SpooledFile(io.BufferedRandom):

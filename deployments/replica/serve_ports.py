@@ -3,7 +3,7 @@
 Serve's replicas listen for other deployments by gRPC on all interfaces, whatever address Ray's node
 has. Handles do not use this port unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set, and Serve has no
 option for its address. So a replica binds its listening sockets to the loopback device, if Ray's
-node listens on loopback as well.
+node listens on loopback as well. Linux lets a process without privileges do this from 5.7 on.
 
 This module relies on ray 2.60: Serve opens the port in the replica's own process, and before it
 asks `check_health` for the first time. tests/end_to_end/test_ports.py holds that no port of a

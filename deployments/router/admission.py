@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from deployments.contract.answer import Stage
 from deployments.contract.errors import OverloadedError, TooManyRequestsError
+from deployments.keys import NO_KEY
 from deployments.router.fair_queue import FairQueue
 from deployments.router.metrics import show_audio
 from deployments.router.speed import Speed, retry_after_s
 from deployments.router.stages import OnStage, ignore_stage
 from deployments.router.tickets import KeyRequests, Ticket
 
-# The key of callers who have none: Python handles, RunPod jobs, and HTTP where no key is needed.
-NO_KEY = "-"
 # Each recording that is decoded leaves this much of the average length of the earlier ones.
 _MEMORY = 0.95
 

@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 from deployments.audio.disk import disk_full_reported
 from deployments.audio.spool import Spool
 from deployments.contract.request import TranscriptionRequest, UploadRequest
+from deployments.router.request_log import caller_key
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +45,7 @@ def source_of(
         return RemoteAudio((request.audio or "").strip(), request.audio_headers or {})
     with disk_full_reported(), ExitStack() as stack:
         # On disk, because many such requests may wait.
-        file = stack.enter_context(spool.file())
+        file = stack.enter_context(spool.file(caller_key.get()))
         file.writelines(pieces)
         file.seek(0)
         # Fetcher closes the file, or it is closed when it is collected.

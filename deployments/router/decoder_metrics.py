@@ -12,11 +12,11 @@ _TAGS: Any = ("signal",)
 
 def count_death(reason: str) -> None:
     """reason: as in `DecoderDiedError`"""
-    _counter().inc(tags={"signal": reason})
+    deaths().inc(tags={"signal": reason})
 
 
 @functools.cache
-def _counter() -> "Counter":
+def deaths() -> "Counter":
     """Made at the first death, because Serve adds its tags only where a replica runs by then."""
     # Ray reads its environment when it is imported, and the log is needed before that.
     from ray.serve.metrics import Counter

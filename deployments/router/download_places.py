@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from deployments.contract.errors import OverloadedError
+from deployments.keys import NO_KEY
 
 # A place is given where more than this is free: eight times what the host holds, and a third of
-# what the key holds. Of 256 places one host alone gets 28, and one key whose files are on many
-# hosts gets 192. Twenty hosts, each with any number of slow URLs, leave places for the next one.
+# what the key holds. One host alone gets a ninth of all places, and one key whose files are on many
+# hosts three quarters. Of 256, twenty hosts with any number of slow URLs each leave some free.
 _FREE_PER_PLACE_OF_HOST = 8
 _PLACES_OF_KEY_PER_FREE = 3
 # A host may have three times as many waiting as the queue has room for: three quarters at most.
@@ -134,7 +135,9 @@ class DownloadPlaces:
         """Whose turn it is, of those who may hold a place more."""
         free = self._size - self.held
         for key, hosts in self._queues.items():
-            may_be_held = free - self._held_by_key[key] / _PLACES_OF_KEY_PER_FREE
+            # Callers without a key cannot be told apart: they are not one caller with many files.
+            of_key = 0 if key == NO_KEY else self._held_by_key[key]
+            may_be_held = free - of_key / _PLACES_OF_KEY_PER_FREE
             heads = (
                 queue[0]
                 for host, queue in hosts.items()

@@ -155,7 +155,7 @@ class Fetcher:
         """Raises OverloadedError where there is no room within `download_timeout_s`."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_s):
-                return await self._spool.room(size, on_wait)
+                return await self._spool.room(size, caller_key.get(), on_wait)
         except TimeoutError:
             raise OverloadedError(self._spool.full_text) from None
 

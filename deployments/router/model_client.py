@@ -34,6 +34,7 @@ from deployments.router.admission import Admission, Limits
 from deployments.router.deadline import Deadline
 from deployments.router.dispatch_queue import DispatchQueue
 from deployments.router.harmful_audio import HarmfulAudio
+from deployments.router.removal import Removal
 from deployments.router.retry import (
     ReplicaLostError,
     ray_errors_translated,
@@ -90,6 +91,7 @@ class ModelClient:
         self.admission = Admission(model.name, self._limits(), self._speed)
         self._harmful = HarmfulAudio(model.name, stopping)
         self._queue = DispatchQueue()
+        self._removal = Removal(model.deployment)
         self._request_ended = asyncio.Event()
         self._answered_at = -math.inf
         # When a replica last said whether it has room.
@@ -321,7 +323,7 @@ class ModelClient:
         timer = asyncio.timeout(limit)
         try:
             async with timer:
-                return await answer
+                return await self._removal.unless_removed(answer)
         except BaseException:
             # Neither the limit nor a caller who leaves would end the call by itself.
             call.cancel()

@@ -11,13 +11,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from deployments.contract.errors import WhisperServeError
+from deployments.keys import NO_KEY
 from deployments.logs import error_location
 from deployments.router.metrics import count_request
 
 logger = logging.getLogger(__name__)
 
 # The name of the API key with which the request came; a door sets it.
-caller_key: ContextVar[str] = ContextVar("caller_key", default="-")
+caller_key: ContextVar[str] = ContextVar("caller_key", default=NO_KEY)
 
 
 def native_status(error: WhisperServeError) -> int:

@@ -1,20 +1,14 @@
 """A worker of a load-balancing endpoint: it takes no jobs, RunPod sends it the HTTP requests."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.drain import drain
-from deployments.router.in_flight import DrainState
+from deployments.runpod.draining import drain_router
 from deployments.runpod.signals import stop_signals
 from deployments.runpod.watch import ServiceWatch
-
-logger = logging.getLogger(__name__)
 
 
 def serve_http(router: DeploymentHandle[Any], on_stop: Callable[[], None]) -> bool:
@@ -44,13 +38,4 @@ async def _stopped(
 ) -> None:
     await stopping.wait()
     on_stop()
-    logger.info("event=draining")
-    try:
-        await asyncio.to_thread(drain, router, _log)
-    except (RayError, RayServeException, TimeoutError) as error:
-        # The router has died, and its requests with it.
-        logger.warning("event=drain_failed error=%s", type(error).__name__)
-
-
-def _log(state: DrainState) -> None:
-    logger.info("event=draining in_work=%d left_s=%.0f", state.in_work, state.left_s)
+    await drain_router(router)

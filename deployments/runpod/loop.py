@@ -45,6 +45,10 @@ class JobLoop:
         """Take no more jobs; those in work are finished."""
         self._stopping.set()
 
+    async def stopping(self) -> None:
+        """Returns after `stop`."""
+        await self._stopping.wait()
+
     async def run(self) -> None:
         """Returns after `stop`, once all jobs in work have been done and delivered."""
         cancelling = asyncio.ensure_future(self._cancel_jobs())
@@ -115,24 +119,37 @@ class JobLoop:
 async def run_jobs(
     loop: JobLoop,
     watch: Callable[[], Coroutine[Any, Any, None]],
+    drain: Callable[[], Coroutine[Any, Any, None]] | None = None,
     heartbeat_check_s: float = 5.0,
 ) -> None:
     """Run the loop, with heartbeats, until SIGTERM or SIGINT comes or `watch` returns.
 
     Jobs in work are finished.
 
+    drain: called when the loop is to stop, and waited for as the jobs are
     heartbeat_check_s: seconds between two looks at the heartbeat's process
     """
     beating = _start_heartbeat(heartbeat_check_s)
     watching = asyncio.ensure_future(watch())
     watching.add_done_callback(lambda _: loop.stop())
+    draining = asyncio.ensure_future(_at_stop(loop, drain))
     with stop_signals(loop.stop):
         try:
             await loop.run()
+            await draining
         finally:
+            draining.cancel()
             watching.cancel()
             if beating is not None:
                 beating.cancel()
+
+
+async def _at_stop(
+    loop: JobLoop, drain: Callable[[], Coroutine[Any, Any, None]] | None
+) -> None:
+    await loop.stopping()
+    if drain is not None:
+        await drain()
 
 
 def _start_heartbeat(check_s: float) -> asyncio.Future[None] | None:

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.config import AppArgs
 from deployments.contract.errors import ModelUnavailableError
 from deployments.runpod import sdk
+from deployments.runpod.draining import drain_router
 from deployments.runpod.handler import JobHandler
 from deployments.runpod.job_api import JobApi
 from deployments.runpod.loop import JobLoop, run_jobs
@@ -68,7 +69,11 @@ async def _do_jobs(
             await service.death()
             jobs.fail_all()
 
-        await run_jobs(JobLoop(api, jobs.handle, max_concurrency), watch)
+        async def drain() -> None:
+            if not service.died:
+                await drain_router(router)
+
+        await run_jobs(JobLoop(api, jobs.handle, max_concurrency), watch, drain)
     return not service.died
 
 

@@ -25,6 +25,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deployments.audio import SAMPLE_RATE
+from deployments.audio.containers import FileFrom
 from deployments.audio.decode import decode_audio
 from deployments.audio.demuxers import DEMUXERS
 from deployments.contract.errors import InvalidAudioError, RequestCancelledError
@@ -147,6 +148,22 @@ def test_the_manifest_lists_every_recording_of_the_folder() -> None:
 def test_a_waveform_that_is_already_right_passes_unchanged() -> None:
     samples = tone(440)
     assert np.array_equal(decode(wav(samples)), samples)
+
+
+@pytest.mark.parametrize("start", [0, 10])
+def test_a_place_that_no_file_has_is_an_error_of_ffmpegs_and_no_exception(
+    start: int, tmp_path: Path
+) -> None:
+    """Damaged files send their demuxers there, and what can be read of them is read."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    with path.open("rb") as file:
+        source = FileFrom(file, start)
+        assert source.seek(50) == 50
+        for offset, whence in ((-1, 0), (-1 << 40, 0), (-1 << 40, 1), (-1 << 40, 2)):
+            assert source.seek(offset, whence) < 0
+        assert source.tell() == 50
+        assert len(source.read()) == 50 - start
 
 
 def test_the_file_stays_open_for_its_owner() -> None:

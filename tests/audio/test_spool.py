@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ async def settle() -> None:
 
 def test_a_share_grows_and_is_given_back_at_its_end() -> None:
     spool = Spool(4)
-    with spool.share() as share:
+    with spool.share("-") as share:
         share.announce(3)
         share.received(2)
         assert spool.held == 3
@@ -43,7 +44,7 @@ def test_a_share_grows_and_is_given_back_at_its_end() -> None:
 
 def test_what_has_no_room_is_refused_and_changes_nothing() -> None:
     spool = Spool(4)
-    with spool.share() as first, spool.share() as second:
+    with spool.share("-") as first, spool.share("-") as second:
         first.announce(3)
         with pytest.raises(SpoolFullError, match="max_spool_bytes") as caught:
             second.announce(2)
@@ -55,7 +56,7 @@ def test_what_has_no_room_is_refused_and_changes_nothing() -> None:
 
 def test_a_share_may_be_released_before_its_end() -> None:
     spool = Spool(4)
-    with spool.share() as share:
+    with spool.share("-") as share:
         share.announce(3)
         share.release()
         share.release()
@@ -63,9 +64,14 @@ def test_a_share_may_be_released_before_its_end() -> None:
     assert spool.held == 0
 
 
+def test_that_there_is_no_room_can_be_told_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(SpoolFullError("try again later", 7)))
+    assert (str(error), error.size, error.status) == ("try again later", 7, 503)
+
+
 def test_a_file_counts_what_is_written_to_it_until_it_is_closed() -> None:
     spool = Spool(MIB)
-    with spool.file() as file:
+    with spool.file("-") as file:
         file.writelines([b"a" * 1000, b"b" * 24])
         assert spool.held == 1024
         file.seek(0)
@@ -78,7 +84,7 @@ def test_a_file_counts_what_is_written_to_it_until_it_is_closed() -> None:
 
 def test_what_the_disk_has_no_room_for_is_refused(free_bytes: FreeBytes) -> None:
     spool = Spool(100 * MIB)
-    with spool.share() as share, spool.share() as other:
+    with spool.share("-") as share, spool.share("-") as other:
         free_bytes(256 * MIB + 10 * MIB)
         share.announce(6 * MIB)
         # Of what is free, six are spoken for.
@@ -96,7 +102,7 @@ def test_a_disk_that_others_fill_ends_a_file_that_was_announced(
     free_bytes: FreeBytes,
 ) -> None:
     spool = Spool(100 * MIB)
-    with spool.share() as share:
+    with spool.share("-") as share:
         free_bytes(1 << 30)
         share.announce(64 * MIB)
         share.received(20 * MIB)
@@ -110,7 +116,7 @@ def test_a_disk_that_others_fill_ends_a_file_that_was_announced(
 def test_of_a_small_disk_a_tenth_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
     small = SimpleNamespace(f_frsize=1, f_blocks=100 * MIB, f_bavail=50 * MIB)
     monkeypatch.setattr(os, "statvfs", lambda _: small)
-    with Spool(100 * MIB).share() as share:
+    with Spool(100 * MIB).share("-") as share:
         share.announce(40 * MIB)
         with pytest.raises(OverloadedError):
             share.announce(41 * MIB)
@@ -131,11 +137,11 @@ def test_a_disk_smaller_than_the_spool_is_logged(
 
 async def test_who_waits_for_room_gets_it_in_order_of_arrival() -> None:
     spool = Spool(10)
-    first = await spool.room(8)
+    first = await spool.room(8, "-")
     order: list[int] = []
 
     async def wait(size: int) -> Share:
-        share = await spool.room(size)
+        share = await spool.room(size, key=f"key {size}")
         order.append(size)
         return share
 
@@ -151,10 +157,32 @@ async def test_who_waits_for_room_gets_it_in_order_of_arrival() -> None:
     assert spool.held == 3
 
 
+async def test_a_key_that_holds_much_leaves_room_for_other_keys() -> None:
+    spool = Spool(100)
+    files = [await spool.room(15, "greedy") for _ in range(5)]
+    waiting = asyncio.ensure_future(spool.room(15, "greedy"))
+    with spool.share("greedy") as upload, pytest.raises(SpoolFullError):
+        upload.announce(1)
+    # Whoever has no other file is not bound by that, and overtakes.
+    with spool.share("other") as upload:
+        upload.announce(24)
+        assert (await spool.room(1, "third")).size == 1
+        assert not waiting.done()
+    for file in files[:2]:
+        file.release()
+    assert (await waiting).size == 15
+
+
+def test_one_file_alone_may_fill_the_spool() -> None:
+    with Spool(100).share("-") as share:
+        for size in (10, 90, 100):
+            share.received(size)
+
+
 async def test_room_that_is_released_in_a_thread_goes_to_who_waits() -> None:
     spool = Spool(10)
-    first = await spool.room(10)
-    waiting = asyncio.ensure_future(spool.room(10))
+    first = await spool.room(10, "-")
+    waiting = asyncio.ensure_future(spool.room(10, "-"))
     await settle()
     await asyncio.to_thread(first.release)
     assert (await waiting).size == 10
@@ -162,10 +190,10 @@ async def test_room_that_is_released_in_a_thread_goes_to_who_waits() -> None:
 
 async def test_who_leaves_while_waiting_holds_nothing_up() -> None:
     spool = Spool(10)
-    first = await spool.room(10)
-    large = asyncio.ensure_future(spool.room(10))
-    small = asyncio.ensure_future(spool.room(1))
-    just_leaving = asyncio.ensure_future(spool.room(3))
+    first = await spool.room(10, "-")
+    large = asyncio.ensure_future(spool.room(10, "-"))
+    small = asyncio.ensure_future(spool.room(1, "-"))
+    just_leaving = asyncio.ensure_future(spool.room(3, "-"))
     await settle()
     large.cancel()
     await settle()
@@ -181,15 +209,15 @@ async def test_room_on_a_disk_without_room_is_refused_and_not_waited_for(
 ) -> None:
     spool = Spool(100 * MIB)
     free_bytes(256 * MIB + 5 * MIB)
-    share = await spool.room(5 * MIB)
+    share = await spool.room(5 * MIB, "-")
     with pytest.raises(OverloadedError, match="disk has no room"):
-        await spool.room(1)
+        await spool.room(1, "-")
     assert spool.held == share.size
 
 
 async def test_a_larger_spool_lets_in_who_waits() -> None:
     spool = Spool(1)
-    waiting = asyncio.ensure_future(spool.room(2))
+    waiting = asyncio.ensure_future(spool.room(2, "-"))
     await settle()
     spool.resize(2)
     assert (await waiting).size == 2

@@ -1,6 +1,8 @@
 """Serve's own commands with this project's configuration, in a Ray that a user has started."""
 
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from deployments.keys import new_key
 from deployments.local import loopback
 from deployments.serve_config import CONFIG
+from tests.support import traffic
 from tests.support.app import lan_address, wait_for
 from tests.support.own_ray import ROOT, OwnRay, own_ray
 from tools.weights import weights
@@ -123,3 +126,36 @@ def test_serve_run_starts_the_application_and_ends_it(
     with user.running("run", "--address", user.address, file):
         wait_for(lambda: health(url) == "another", 300)
     wait_for(lambda: health(url) == "", 300)
+
+
+def test_a_drain_before_serve_shutdown_loses_no_request(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    file = configuration(tmp_path, port, name="drained", route_prefix="/drained")
+    content = yaml.safe_load(Path(file).read_text())
+    content["applications"][0]["args"] |= traffic.ARGS
+    Path(file).write_text(yaml.safe_dump(content))
+    user.serve("deploy", "--address", user.dashboard, file)
+    url = f"http://127.0.0.1:{port}/drained"
+
+    def ready() -> int:
+        try:
+            return requests.get(f"{url}/ready", timeout=60).status_code
+        except requests.RequestException:
+            return 0
+
+    wait_for(lambda: ready() == 200, 300)
+    requested = traffic.Traffic(url)
+    with requested.running(), ThreadPoolExecutor(1) as threads:
+        command = threads.submit(user.python, "-m", "deployments.drain", "drained")
+        wait_for(lambda: ready() == 503)
+        assert requested.new_request() == traffic.REFUSED
+        requested.let_go.set()
+        told = command.result(300)
+        # With requests in work, this would end the proxy that holds them.
+        user.serve("shutdown", "--yes", "--address", user.dashboard)
+    accepted = re.match(r"waiting for (\d+) requests, at most \d+ s\n", told)
+    assert accepted is not None, told
+    assert requested.answered() == int(accepted[1]) > 4
+    assert told.endswith("drained\n")
+    wait_for(lambda: ready() == 0)

@@ -162,7 +162,8 @@ def download_headers(data: bytes) -> None:
     for name in names:
         response.headers[name] = pieces.line().decode("latin-1")
         http_date(response.headers[name])
-    with suppress(AudioUrlError, TemporaryError):
+    # InvalidHeader: a date with a line break in it would go back to the host, and is not sent.
+    with suppress(AudioUrlError, TemporaryError, requests.exceptions.InvalidHeader):
         try:
             check_status(response, headers_withheld=False)
         except TemporaryError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 from deployments.local import loopback
+from tests.support import traffic
 from tests.support.app import wait_for
 from tools.weights import weights, weights_environment
 
@@ -173,6 +175,45 @@ def test_name_prefix_and_options_of_deployments_are_obeyed(
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
     assert list(logs.glob("replica_speech_Router_*.log"))
+    _assert_all_end(mark)
+
+
+@pytest.mark.slow
+def test_a_service_that_stops_finishes_what_it_has_accepted_and_refuses_the_rest(
+    offline: None, mark: str, copy: Copy
+) -> None:
+    port = loopback.free_port("127.0.0.1")
+    folder = copy(
+        port,
+        args={
+            "default_model": "tiny.en",
+            "models": [{"name": "tiny.en"}],
+            "device": "cpu",
+            **traffic.ARGS,
+        },
+    )
+    url = f"http://127.0.0.1:{port}"
+    requested = traffic.Traffic(url)
+    with subprocess.Popen(
+        [*LOCAL, "serve"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        try:
+            assert any(line.startswith(f"serving on {url} ") for line in server.stderr)
+            with requested.running():
+                server.send_signal(signal.SIGTERM)
+                waiting = re.compile(r"waiting for (\d+) requests, at most \d+ s\n")
+                told = filter(None, map(waiting.fullmatch, server.stderr))
+                accepted = int(next(told)[1])
+                assert requested.get("/ready").status_code == 503
+                assert requested.get("/health").status_code == 200
+                assert requested.new_request() == traffic.REFUSED
+                requested.let_go.set()
+            _, stderr = server.communicate(timeout=60)
+        finally:
+            server.terminate()
+    assert requested.answered() == accepted > 4
+    assert server.returncode == 0, stderr
     _assert_all_end(mark)
 
 

@@ -2,16 +2,16 @@
 
 import asyncio
 import hashlib
-import logging
-from collections.abc import Callable
-from dataclasses import replace
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.serve.metrics
 
-from deployments.audio.sandbox.client import Sandbox
-from deployments.audio.sandbox.process import ZygoteProcess
+from deployments.audio.sandbox.messages import Job
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     AudioTooComplexError,
@@ -20,11 +20,18 @@ from deployments.contract.errors import (
     WhisperServeError,
 )
 from deployments.cpus import available_cpus
-from deployments.http_errors import openai_headers, retry_headers
+from deployments.http_errors import retry_headers
+from deployments.router import decoder_metrics
 from deployments.router.decoding import Decoder
 from deployments.router.fetching import FetchedFile
 from tests.support.routers import AUDIO
-from tests.support.sandbox import SANDBOX, decoders, endless_ogg, page
+from tests.support.sandbox import (
+    SANDBOX,
+    ZYGOTE,
+    decoders,
+    endless_ogg,
+    long_silence,
+)
 
 SPEECH = AUDIO / "jfk-phone.wav"
 
@@ -43,42 +50,119 @@ async def warm() -> None:
         await Decoder(AppArgs(), SANDBOX).decode(FetchedFile(file, 0.0, False))
 
 
-def endless(path: Path) -> Path:
-    """Of so few bytes that their digest is soon computed."""
-    return endless_ogg(path, 1 << 33)
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """Name and signal of what Ray's counters were told."""
+    counted: list[tuple[str, str]] = []
+
+    class Counter:
+        def __init__(self, name: str, description: str, tag_keys: Any) -> None:
+            self._name = name
+            assert description.endswith(".") and tag_keys == ("signal",)
+
+        def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+            counted.append((self._name, (tags or {})["signal"]))
+
+    monkeypatch.setattr(ray.serve.metrics, "Counter", Counter)
+    decoder_metrics.deaths.cache_clear()
+    yield counted
+    decoder_metrics.deaths.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "text"),
     [
         ("SIGSEGV", InvalidAudioError, "the file makes the decoder fail"),
-        ("SIGKILL", InvalidAudioError, "the file makes the decoder fail"),
         ("SIGXCPU", AudioTooComplexError, "takes more time or memory than"),
     ],
 )
-async def test_a_decoders_death_is_the_files_fault_and_is_told_the_operator(
+async def test_a_decoders_death_is_the_files_fault_and_is_told_to_the_operator(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    counted: list[tuple[str, str]],
     warm: None,
     name: str,
     kind: type[WhisperServeError],
     text: str,
 ) -> None:
-    path = endless_ogg(tmp_path / "endless.ogg", 1 << 30)
+    path = endless_ogg(tmp_path / "endless.ogg", 1 << 27)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         decoder = Decoder(AppArgs(), SANDBOX)
-        decoding = asyncio.ensure_future(
-            decoder.decode(FetchedFile(file, 0.0, False))
-        )
+        decoding = asyncio.ensure_future(decoder.decode(FetchedFile(file, 0.0, False)))
         [process] = await until(decoders)
-        process.send_signal(getattr(__import__("signal"), name))
+        process.send_signal(signal.Signals[name])
         with pytest.raises(kind) as caught:
             await decoding
     assert type(caught.value) is kind
     assert str(caught.value).startswith("Audio decoding failed: ")
     assert text in str(caught.value)
     assert f"event=decoder_died signal={name} sha256={digest}" in caplog.text
+    assert counted == [("whisper_decoder_deaths", name)]
     # Sent again, the file would end in the same way.
     assert retry_headers(caught.value) == {}
-    assert openai_headers(None) == {"x-should-retry": "false"}
+
+
+async def test_where_no_decoder_can_be_started_the_service_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    decoder = Decoder(AppArgs())
+    with SPEECH.open("rb") as file, pytest.raises(ServiceUnavailableError) as caught:
+        await decoder.decode(FetchedFile(file, 0.0, False))
+    assert retry_headers(caught.value)
+
+
+async def test_files_wait_for_a_core_in_the_order_in_which_they_came(
+    tmp_path: Path, warm: None
+) -> None:
+    path = endless_ogg(tmp_path / "endless.ogg")
+    decoder = Decoder(AppArgs(), SANDBOX)
+    ended = []
+
+    async def decode(name: str, path: Path) -> None:
+        with path.open("rb") as file:
+            await decoder.decode(FetchedFile(file, 0.0, False))
+        ended.append(name)
+
+    cores = available_cpus()
+    busy = [asyncio.create_task(decode("endless", path)) for _ in range(cores)]
+    await until(lambda: len(decoders()) == cores)
+    waiting = [asyncio.create_task(decode(name, SPEECH)) for name in "abc"]
+    # Files that came later would have been decoded by then, if there were a decoder for them.
+    with SPEECH.open("rb") as file:
+        await SANDBOX.decode(file, Job(3600.0))
+    assert not any(task.done() for task in waiting)
+    busy[0].cancel()
+    await asyncio.gather(*waiting)
+    assert ended == ["a", "b", "c"]
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(*busy, return_exceptions=True)
+
+
+async def test_a_changed_limit_holds_for_the_next_file_in_the_same_processes(
+    warm: None,
+) -> None:
+    decoder = Decoder(AppArgs(), SANDBOX)
+    zygote = ZYGOTE.pid
+    decoder.set_limits(AppArgs(max_audio_s=1))
+    with SPEECH.open("rb") as file, pytest.raises(InvalidAudioError) as caught:
+        await decoder.decode(FetchedFile(file, 0.0, False))
+    assert "max_audio_s: 1" in str(caught.value)
+    assert ZYGOTE.pid == zygote
+
+
+async def test_the_event_loop_goes_on_while_files_are_decoded(tmp_path: Path) -> None:
+    path = long_silence(tmp_path / "long.wav", rate=8_000)
+    decoder = Decoder(AppArgs(), SANDBOX)
+    turns = 0
+    with path.open("rb") as file:
+        decoding = asyncio.ensure_future(decoder.decode(FetchedFile(file, 0.0, False)))
+        while not decoding.done():
+            turns += 1
+            await asyncio.sleep(0)
+        audio = await decoding
+    # Decoding in this thread would leave it a handful.
+    assert turns > 1000
+    assert audio.duration_s == 3600

@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 def test_gauges_are_set_again_and_again_until_the_places_are_gone() -> None:
     places, spool = Places(), Spool(10)
-    with spool.share() as share:
+    with spool.share("-") as share:
         share.announce(7)
         report_downloads(places, spool, period_s=0.005)
         wait_for(lambda: len(values_of("whisper_spool_bytes")) > 3)
@@ -81,7 +81,7 @@ def test_gauges_are_set_again_and_again_until_the_places_are_gone() -> None:
 def test_files_without_room_are_counted_by_the_limit() -> None:
     places, spool = Places(), Spool(10)
     report_downloads(places, spool, period_s=0.005)
-    with spool.share() as share:
+    with spool.share("-") as share:
         for _ in range(2):
             with pytest.raises(OverloadedError):
                 share.announce(11)

@@ -66,7 +66,7 @@ async def test_a_host_that_is_alone_gets_many_places_and_never_all(
     downloads: Downloads,
 ) -> None:
     await downloads.ask(*numbered("slow", 1000), host="slow")
-    assert downloads.places.held == 28
+    assert downloads.places.held == 29
     await downloads.ask("good")
     assert downloads.begun[-1] == "good"
     assert "good" not in downloads.told_to_wait
@@ -92,6 +92,11 @@ async def test_many_slow_hosts_leave_a_place_for_the_next_host(
         await downloads.ask(*numbered(f"{host}/", urls), host=host)
     await downloads.ask(*numbered("good", 2))
     assert downloads.begun[-2:] == ["good0", "good1"]
+
+
+async def test_callers_without_a_key_are_not_one_key(downloads: Downloads) -> None:
+    await downloads.ask(*numbered("a", 500))
+    assert downloads.places.held == 256
 
 
 async def test_a_key_with_many_hosts_leaves_places_for_other_keys(
@@ -141,7 +146,7 @@ async def test_more_places_are_given_at_once_and_fewer_as_they_become_free(
 ) -> None:
     names = numbered("a", 6)
     downloads.places.resize(2, 1000)
-    await downloads.ask(*names)
+    await downloads.ask(*names, key="a")
     assert downloads.begun == names[:2]
     downloads.places.resize(4, 1000)
     await downloads.settle()

@@ -44,16 +44,25 @@ class OwnRay:
 
     def serve(self, *arguments: str) -> str:
         """What the `serve` command prints, which has to succeed."""
+        return self._run([str(_PROGRAMS / "serve"), *arguments]).stdout
+
+    def python(self, *arguments: str) -> str:
+        """What a Python program tells on stderr that joins this Ray, and which has to succeed."""
+        return self._run([sys.executable, *arguments], RAY_ADDRESS=self.address).stderr
+
+    def _run(
+        self, command: list[str], **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [_PROGRAMS / "serve", *arguments],
-            env=self._environment,
+            command,
+            env=self._environment | variables,
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[None]:

@@ -10,19 +10,31 @@ from typing import Any
 
 import requests
 
+from deployments.local import loopback
 from tests.support.app import AUDIO, repeated, wait_for
 from tests.support.misbehaving_server import Connection, MisbehavingServer
 
 _RECORDING = AUDIO / "gettysburg.wav"
-_LIMIT_S = 300.0
+_LIMIT_S = 900.0
+# Arguments of an application that is to have requests in every stage, however slow the machine is.
+ARGS = {
+    "max_requests_per_model": 4,
+    "allow_private_networks": True,
+    "min_download_bytes_per_s": 0,
+    "read_timeout_s": _LIMIT_S,
+    "download_timeout_s": _LIMIT_S,
+    "drain_timeout_s": _LIMIT_S,
+}
+# How a request ends that comes once the service stops.
+REFUSED = "503 service_unavailable Retry-After"
 # The work of one request, by how many times its first ten seconds are decoded.
-REPEATS = 3
+REPEATS = 1
 
 
 class Traffic:
     """Requests that download from a host which holds back the rest, wait, transcribe and stream.
 
-    url: of the application; its only model is to have fewer places than there are requests
+    url: of an application with one model and `ARGS`
 
     let_go: set it, and the host sends the rest
     """
@@ -37,6 +49,7 @@ class Traffic:
 
     @property
     def number(self) -> int:
+        """How many requests there are. Of those that wait, some may be on their way."""
         return self.DOWNLOADS + self.STREAMS + self.UPLOADS
 
     @contextmanager
@@ -63,9 +76,19 @@ class Traffic:
         """How many requests ended how: `200 whole`, `200 result`, `cut (ConnectionError)`."""
         return Counter(future.result(0) for future in self._futures)
 
+    def answered(self) -> int:
+        """How many were answered in full. All others were refused with a 503 that says when."""
+        told = self.outcomes()
+        answered = told.pop("200 whole", 0) + told.pop("200 result", 0)
+        assert told.keys() <= {REFUSED}, told
+        return answered
+
     def new_request(self) -> str:
         """How a request ends that comes now."""
         return self._upload()
+
+    def get(self, path: str) -> requests.Response:
+        return loopback.session().get(f"{self._url}{path}", timeout=_LIMIT_S)
 
     def _add(self, threads: ThreadPoolExecutor, call: Any, **fields: Any) -> None:
         self._futures.append(threads.submit(call, **fields))
@@ -80,7 +103,7 @@ class Traffic:
     def _outcome(self, **body: Any) -> str:
         url = f"{self._url}/transcribe"
         try:
-            answer = requests.post(url, timeout=_LIMIT_S, **body)
+            answer = loopback.session().post(url, timeout=_LIMIT_S, **body)
         except requests.RequestException as error:
             return f"cut ({type(error).__name__})"
         text = answer.text
@@ -96,7 +119,7 @@ class Traffic:
         return f"{answer.status_code} {kind}{retry}"
 
     def _slots_in_use(self) -> int:
-        models = requests.get(f"{self._url}/models", timeout=60).json()["data"]
+        models = self.get("/models").json()["data"]
         return sum(model["slots_in_use"] or 0 for model in models)
 
     def _held_back(self, connection: Connection) -> None:

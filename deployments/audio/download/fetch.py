@@ -25,6 +25,7 @@ from deployments.audio.download.url_guard import UrlGuard
 from deployments.audio.download.watchdog import Watchdog
 from deployments.audio.spool import Share, Spool, SpooledFile
 from deployments.contract.errors import AudioHostError, AudioUrlError
+from deployments.keys import NO_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def fetch_audio(
     Neither the URL nor the headers are in the text of an error or in a log.
     """
     with ExitStack() as stack:
-        share = share or Share(Spool(sys.maxsize))
+        share = share or Share(Spool(sys.maxsize), NO_KEY)
         stack.callback(share.release)
         file = stack.enter_context(SpooledFile(share))
         throughput = Throughput(limits)

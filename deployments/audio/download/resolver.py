@@ -90,7 +90,7 @@ class Resolver:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             endpoints = [Endpoint(info[0], info[4]) for info in found]
             self._done(answer, lambda: answer.set_result(endpoints))
-        except (OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001 - raised where the answer is awaited
             failure = error
             self._done(answer, lambda: answer.set_exception(failure))
         finally:

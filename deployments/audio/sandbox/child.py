@@ -6,6 +6,7 @@ import signal
 from typing import BinaryIO, NoReturn
 
 from deployments.audio.decode import decode_into
+from deployments.audio.disk import no_room
 from deployments.audio.not_audio import kind_of_text
 from deployments.audio.sandbox.confinement import Layers, confine
 from deployments.audio.sandbox.limits import BYTES_PER_SECOND, ResourceLimits
@@ -14,7 +15,6 @@ from deployments.contract.errors import (
     AudioTooComplexError,
     AudioUrlError,
     InvalidAudioError,
-    OverloadedError,
     WhisperServeError,
 )
 from deployments.logs import error_location
@@ -23,7 +23,6 @@ TOO_COMPLEX = (
     "decoding the file takes more time or memory than a recording can need."
     " Convert the file to WAV or FLAC and send that"
 )
-DISK_FULL = "The service's disk has no room for the file: try again later"
 
 
 def decode(
@@ -92,7 +91,7 @@ def _decoded(job: Job, source: BinaryIO, output: _Output) -> Reply:
         if error.errno == errno.EFBIG:
             return Reply(error=AudioTooComplexError(TOO_COMPLEX))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Reply(error=OverloadedError(DISK_FULL))
+            return Reply(error=no_room())
         return _unforeseen(error)
     except Exception as error:  # noqa: BLE001 - whatever a file brings about is told by its place
         return _unforeseen(error)

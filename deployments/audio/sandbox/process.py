@@ -52,9 +52,10 @@ class ZygoteProcess:
     def pid(self) -> int | None:
         """The zygote's process; None before it has begun and after its end."""
         with self._lock:
-            state = self._running and self._running.state
-            process = None if state is None or state.ended else state.process
-            return process and process.pid
+            if self._running is None or self._running.state.ended:
+                return None
+            process = self._running.state.process
+            return None if process is None else process.pid
 
     def kill(self) -> None:
         """End a zygote that does not do what it is told, and its decoders with it."""

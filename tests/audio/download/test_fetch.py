@@ -763,7 +763,7 @@ def test_any_redirect_ends_in_a_download_error(
 real_getaddrinfo = socket.getaddrinfo
 
 
-def only_local_addresses(host: str, *args: int) -> object:
+def only_local_addresses(host: str, port: int, type: int) -> object:
     if host != "127.0.0.1":
         raise socket.gaierror(socket.EAI_NONAME, "SECRET")
-    return real_getaddrinfo(host, *args)
+    return real_getaddrinfo(host, port, type=type)

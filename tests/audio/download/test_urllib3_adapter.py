@@ -15,7 +15,13 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from deployments.contract.errors import AudioHostError, RequestCancelledError
-from tests.support.downloads import LIMITS, PATIENCE_S, download, seconds_since
+from tests.support.downloads import (
+    LIMITS,
+    PATIENCE_S,
+    download,
+    seconds_since,
+    url_error,
+)
 from tests.support.misbehaving_server import MisbehavingServer, answer_with
 
 
@@ -73,6 +79,18 @@ def test_requests_asks_for_no_proxy_where_it_is_given_none(
     adapter = HTTPAdapter()
     pool: Any = adapter.get_connection_with_tls_context(request, True, proxies={})
     assert (pool.host, pool.proxy) == ("example.com", None)
+
+
+@pytest.mark.parametrize("other", ["http://127.0.0.2:{port}/", "http://127.0.0.1/"])
+def test_a_host_that_requests_reads_in_another_way_is_not_asked(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    def prepare_url(self: requests.PreparedRequest, *_: object) -> None:
+        self.url = other.format(port=server.port)
+
+    monkeypatch.setattr(requests.PreparedRequest, "prepare_url", prepare_url)
+    assert url_error(server.url()) == "malformed URL: the host is in doubt"
+    assert server.n_connections == 0
 
 
 def test_the_socket_options_of_urllib3_are_set(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def confined(zygote: ZygoteProcess) -> set[psutil.Process]:
             if re.search(r"Max open files +0 +0 ", limits):
                 found.add(process)
     return found
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running()
 
 
 async def speech_is_decoded(sandbox: Sandbox = SANDBOX) -> None:
@@ -255,7 +260,7 @@ async def test_no_process_outlives_the_one_that_has_started_it(
     service.send_signal(signal.Signals[name])
     service.wait()
     for process in below:
-        await until(lambda process=process: not process.is_running())
+        await until(partial(has_ended, process))
     service.stdout.close()
 
 
