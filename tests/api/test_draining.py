@@ -83,7 +83,8 @@ class HeldBody:
 
 async def test_what_was_accepted_is_finished_and_what_is_new_is_refused() -> None:
     gate, body = Gate(), HeldBody()
-    handle = Handle(stream=[gate.response()])
+    # One for each request, because a response remembers how far it has been read.
+    handle = Handle(stream=[gate.response() for _ in range(3)])
     served = router(handle, drain_timeout_s=FOREVER)
     async with calling(served) as caller:
         with requested(
