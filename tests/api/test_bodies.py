@@ -337,8 +337,7 @@ def test_bodies_beyond_the_budget_are_refused_until_another_has_ended(
     app, _ = application(max_spool_bytes=4 * MIB)
     size = 3 * MIB
     length = {"content-length": str(size)} if announced else {}
-    # Of a body that announces its length, nothing has to have come.
-    held = Held() if announced else Held(HEAD, *[PIECE] * (size // len(PIECE)))
+    held = Held(HEAD, *[PIECE] * (size // len(PIECE)))
     small = {"content-type": "application/json"}
 
     async def check() -> None:
@@ -367,12 +366,34 @@ def test_bodies_beyond_the_budget_are_refused_until_another_has_ended(
     asyncio.run(check())
 
 
+def test_bodies_that_do_not_come_keep_no_room_from_others() -> None:
+    app, _ = application(max_spool_bytes=4 * MIB)
+    length = {"content-length": str(3 * MIB)}
+
+    async def check() -> None:
+        idle = [Held(HEAD) for _ in range(8)]
+        posts = [
+            asyncio.ensure_future(
+                post(app, "/transcribe", FORM | length, held.pieces())
+            )
+            for held in idle
+        ]
+        for held in idle:
+            await held.arrived.wait()
+        assert (await post(app, "/transcribe", FORM, [form(FILE)])).status == 200
+        for held in idle:
+            held.may_end.set()
+        assert {answer.status for answer in await asyncio.gather(*posts)} == {422}
+
+    asyncio.run(check())
+
+
 def test_a_file_counts_until_it_has_been_read_and_json_until_its_answer() -> None:
     async def check(body: bytes, headers: dict[str, str], free: bool) -> None:
         # The replica accepts the request and then does not answer.
         held = Handle(stream=[events(transcript(), delay_s=1000.0)])
-        app, _ = application(held, max_spool_bytes=4 * MIB)
-        length = {"content-length": str(3 * MIB)}
+        app, _ = application(held, max_spool_bytes=len(body) * 4 // 3)
+        length = {"content-length": str(len(body))}
         first = asyncio.ensure_future(
             post(app, "/transcribe", headers | length, [body])
         )
@@ -388,7 +409,8 @@ def test_a_file_counts_until_it_has_been_read_and_json_until_its_answer() -> Non
 
     asyncio.run(check(form(FILE), FORM, True))
     content_type = {"content-type": "application/json"}
-    asyncio.run(check(json.dumps(RECORDING).encode(), content_type, False))
+    request = json.dumps(RECORDING).encode() + b" " * MIB
+    asyncio.run(check(request, content_type, False))
 
 
 def test_a_file_that_the_budget_can_never_hold_is_too_large() -> None:
@@ -422,6 +444,15 @@ def test_an_upload_that_stands_still_is_given_up() -> None:
         "No more of the request body came within 0.05 s (read_timeout_s)"
     )
     assert sent(form(FILE), length, app).status == 200
+
+
+def test_an_upload_that_does_not_end_is_given_up() -> None:
+    app, _ = application(request_timeout_s=0.05)
+    answer = asyncio.run(post(app, "/transcribe", FORM, Held(HEAD).pieces()))
+    assert (answer.status, answer.json()["type"]) == (504, "request_timeout")
+    assert answer.error == (
+        "The request body did not come within 0.05 s (request_timeout_s)"
+    )
 
 
 def posted(

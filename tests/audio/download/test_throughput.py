@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deployments.audio.download.throughput import HostThroughput
+from deployments.contract.errors import AudioHostError
 from tests.support.downloads import (
     IMPATIENT,
     LIMITS,
@@ -20,7 +21,6 @@ from tests.support.downloads import (
 )
 from tests.support.misbehaving_server import (
     MisbehavingServer,
-    answer_with,
     endless,
     hosted,
     raw,
@@ -88,16 +88,62 @@ def test_each_window_is_judged_by_itself() -> None:
     assert throughput.too_slow()
 
 
-def test_the_wait_for_an_answer_is_not_slowness(server: MisbehavingServer) -> None:
-    late = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-    server.answer(raw(b"", late + SOUND[:1000], every_s=0.7))
-    assert download(server.url(), LEAST) == SOUND[:1000]
+def test_the_wait_for_an_answer_and_between_tries_is_not_slowness() -> None:
+    now = 0.0
+    limits = replace(
+        LIMITS, min_bytes_per_s=100.0, throughput_window_s=31.0, read_timeout_s=30.0
+    )
+    throughput = HostThroughput(limits, clock=lambda: now)
+    throughput.request_sent()
+    now = 60.0
+    assert not throughput.too_slow()
+    throughput.answer_begun()
+    now = 90.0
+    assert not throughput.too_slow()
+    throughput.pause()
+    now = 300.0
+    assert not throughput.too_slow()
+    throughput.request_sent()
+    now = 361.0
+    assert throughput.too_slow()
 
 
-def test_the_wait_between_tries_is_not_slowness(server: MisbehavingServer) -> None:
-    server.answer(answer_with("503 x"), answer_with(body=SOUND))
-    limits = replace(LEAST, back_offs_s=(0.8,))
-    assert download(server.url(), limits) == SOUND
+@pytest.mark.parametrize(
+    ("rate", "is_late"), [(10_000, True), (60_000, False), (1_000_000, False)]
+)
+def test_a_host_that_will_not_have_sent_the_file_in_time_is_given_up_early(
+    rate: int, is_late: bool
+) -> None:
+    now = 0.0
+    limits = replace(
+        LIMITS, min_bytes_per_s=1024.0, throughput_window_s=30.0, total_timeout_s=630.0
+    )
+    throughput = HostThroughput(limits, clock=lambda: now)
+    throughput.request_sent()
+    throughput.answer_begun()
+    throughput.expect(60_000_000)
+    for now in (10.0, 20.0, 30.0):  # noqa: B007 - the clock gives it
+        throughput.received(10 * rate)
+    assert throughput.too_slow() == is_late
+    if is_late:
+        with pytest.raises(AudioHostError, match="longer than 630 s .download_timeout"):
+            throughput.check()
+
+
+def test_the_end_of_a_large_file_may_come_slowly() -> None:
+    now = 0.0
+    limits = replace(
+        LIMITS, min_bytes_per_s=1024.0, throughput_window_s=30.0, total_timeout_s=600.0
+    )
+    throughput = HostThroughput(limits, clock=lambda: now)
+    throughput.answer_begun()
+    throughput.expect(1_000_000_000)
+    throughput.received(999_000_000)
+    now = 30.0
+    assert not throughput.too_slow()
+    throughput.received(100_000)
+    now = 60.0
+    assert not throughput.too_slow()
 
 
 def test_silence_within_a_window_is_told_as_silence_and_gone_on_from(
