@@ -14,6 +14,7 @@ met the end of both, nobody reads the recording any more, whatever has died mean
 
 import json
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 from deployments.audio.sandbox.limits import Limits
 from deployments.contract.errors import (
@@ -108,15 +109,18 @@ class Reply:
     @classmethod
     def from_bytes(cls, message: bytes) -> "Reply":
         """Raises ValueError where no decoder of ours can have written the message."""
-        body = json.loads(message)
+        try:
+            body = json.loads(message)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         match body:
             case {"error": str(name), "text": str(text)} if name in _ERRORS:
                 return cls(error=_ERRORS[name](text[:_LONGEST_TEXT]))
             case {"failure": str(failure)} if failure.isprintable():
                 return cls(failure=failure[:_LONGEST_TEXT])
-            case {"start_s": float(start_s), "warnings": list(warnings)} if all(
-                isinstance(text, str) for text in warnings
-            ):
+            case {"start_s": float(start_s), "warnings": list(warnings)} if isfinite(
+                start_s
+            ) and all(isinstance(text, str) for text in warnings):
                 kept = warnings[:_MOST_WARNINGS]
                 return cls(start_s, tuple(text[:_LONGEST_TEXT] for text in kept))
         raise ValueError("not a reply")

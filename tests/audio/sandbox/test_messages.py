@@ -53,6 +53,7 @@ def test_an_error_keeps_its_type_and_its_text(kind: type[WhisperServeError]) -> 
         b"null",
         b'{"start_s": 1, "warnings": [1]}',
         b'{"start_s": "x", "warnings": []}',
+        b'{"start_s": NaN, "warnings": []}',
         b'{"error": "SystemExit", "text": "x"}',
         b'{"error": "InvalidAudioError"}',
         b'{"failure": "a\\nevent=forged"}',
