@@ -84,10 +84,9 @@ class Decoder:
         channel: int | None = None,
         on_stage: OnStage = ignore_stage,
     ) -> Waveform:
-        """Decode a file. Cancelling the call ends the work soon.
+        """Decode a file, which its owner may close after the call.
 
-        When the call returns, raises or has been cancelled, nothing reads the file any more, so
-        its owner may close it.
+        A call that is cancelled returns at once, and its work ends soon.
 
         track, channel: as in `decode_audio`
         on_stage: called when the file begins to wait for its decoding
@@ -98,14 +97,15 @@ class Decoder:
         """
         on_stage(Stage(stage="decoding"))
         started = time.monotonic()
-        async with self._cores:
-            job = Job(self._max_audio_s, track, channel, fetched.remote)
-            decoded = await self._decode(fetched.file, job)
+        await self._cores.acquire()
+        job = Job(self._max_audio_s, track, channel, fetched.remote)
+        decoded = await self._decode(fetched.file, job)
         return Waveform(decoded, fetched.download_s, time.monotonic() - started)
 
     async def _decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
         try:
-            return await self._sandbox.decode(file, job)
+            # A decoder may outlive a call that is cancelled, and needs its core until it ends.
+            return await self._sandbox.decode(file, job, self._cores.release)
         except DecoderDiedError as error:
             count_death(error.reason)
             logger.warning(

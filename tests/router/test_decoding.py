@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
 import pytest
 import ray.serve.metrics
 
@@ -111,9 +112,14 @@ async def test_a_decoders_death_is_the_files_fault_and_is_told_to_the_operator(
 class _Hurried(Sandbox):
     """Gives no decoder the time to end."""
 
-    async def decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
+    async def decode(
+        self,
+        file: BinaryIO,
+        job: Job,
+        when_ended: Callable[[], object] = lambda: None,
+    ) -> DecodedAudio:
         limits = Limits(wall_s=0.1, wall_s_per_cpu_s=0)
-        return await super().decode(file, replace(job, limits=limits))
+        return await super().decode(file, replace(job, limits=limits), when_ended)
 
 
 async def test_a_machine_without_time_for_a_decoder_is_not_the_files_fault(
@@ -165,7 +171,14 @@ async def test_files_wait_for_a_core_in_the_order_in_which_they_came(
     with SPEECH.open("rb") as file:
         await SANDBOX.decode(file, Job(3600.0))
     assert not any(task.done() for task in waiting)
+    # A decoder that nobody wants any more holds its core until it ends.
+    zygote = psutil.Process(ZYGOTE.pid)
+    zygote.suspend()
     busy[0].cancel()
+    await asyncio.wait([busy[0]])
+    still_waiting = not any(task.done() for task in waiting)
+    zygote.resume()
+    assert still_waiting
     await asyncio.gather(*waiting)
     assert ended == ["a", "b", "c"]
     for task in busy:

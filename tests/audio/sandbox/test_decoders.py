@@ -229,7 +229,7 @@ async def test_a_decoder_for_which_the_disk_has_no_room_is_no_fault_of_the_file(
 
 
 @pytest.mark.parametrize("times", [1, 1000])
-async def test_a_cancelled_call_returns_when_its_decoder_has_ended(
+async def test_the_decoder_of_a_cancelled_call_is_killed(
     endless: Path, times: int
 ) -> None:
     async with decoding(endless) as (task, process):
@@ -238,7 +238,38 @@ async def test_a_cancelled_call_returns_when_its_decoder_has_ended(
             await asyncio.sleep(0)
         await asyncio.wait([task])
         assert task.cancelled()
-        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        await until(partial(has_ended, process))
+
+
+async def test_a_cancelled_call_returns_although_its_decoder_cannot_be_killed_yet(
+    endless: Path, own_zygote: ZygoteProcess
+) -> None:
+    async with decoding(endless, own_zygote) as (task, process):
+        zygote = process.parent()
+        zygote.suspend()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert process.is_running()
+        zygote.resume()
+        await until(partial(has_ended, process))
+        assert own_zygote.pid == zygote.pid
+
+
+async def test_a_call_tells_when_its_decoder_has_ended(endless: Path) -> None:
+    ended = asyncio.Event()
+    with SPEECH.open("rb") as file:
+        await SANDBOX.decode(file, JOB, ended.set)
+        assert ended.is_set()
+    before, ended = decoders(), asyncio.Event()
+    with endless.open("rb") as file:
+        task = asyncio.create_task(SANDBOX.decode(file, JOB, ended.set))
+        await until(lambda: decoders() - before)
+        assert not ended.is_set()
+        task.cancel()
+        await asyncio.wait([task])
+    await ended.wait()
+    assert decoders() == before
 
 
 async def test_a_file_is_decoded_once_more_where_the_zygote_dies(
