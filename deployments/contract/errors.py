@@ -144,7 +144,7 @@ class ModelUnavailableError(WhisperServeError):
 
 
 class OverloadedError(WhisperServeError):
-    """More requests wait, or hold more bytes, than the configuration or the disk allows."""
+    """The service has more to do, or less room, than the request needs: a later one may succeed."""
 
     status = 503
     type = "overloaded"
@@ -152,7 +152,7 @@ class OverloadedError(WhisperServeError):
 
 
 class ServiceUnavailableError(WhisperServeError):
-    """The Router has died with the request, or does not run yet. Serve starts a new one."""
+    """The service does not run yet, stops, or has lost a part of itself that is started again."""
 
     status = 503
     type = "service_unavailable"
