@@ -36,6 +36,7 @@ from tests.support.sandbox import (
     endless_ogg,
     has_ended,
     long_silence,
+    many_pages,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +137,7 @@ async def test_a_decoder_that_has_used_up_its_time_is_ended(
     tmp_path: Path, limits: Limits, reason: str
 ) -> None:
     with (
-        endless_ogg(tmp_path / "deadly.ogg", 3 << 30).open("rb") as file,
+        many_pages(tmp_path / "deadly.ogg").open("rb") as file,
         pytest.raises(DecoderDiedError) as caught,
     ):
         await SANDBOX.decode(file, replace(JOB, limits=limits))
