@@ -1,9 +1,9 @@
 """Any audio or video file to the waveform that Whisper hears: 16 kHz, mono, 16 bits.
 
 This stands in for `whisper.load_audio` (whisper/audio.py), which runs the `ffmpeg` program:
-FFmpeg's libraries do the same in the process that calls, which in the service is a confined one
-(sandbox/). A file counts as hostile. It must not open another file or a URL, must not need more
-memory than the limit on its length allows, and must not write to a log.
+FFmpeg's libraries do the same in the process that calls. In the service that is a confined process
+(sandbox/), because a file counts as hostile. It must not open another file or a URL, must not need
+more memory than the limit on its length allows, and must not write to a log.
 """
 
 import os
@@ -85,7 +85,7 @@ def decode_audio(
     """Decode a recording as `ffmpeg -i FILE -f s16le -ac 1 -acodec pcm_s16le -ar 16000 -` does.
 
     As in FFmpeg, damaged packets are skipped, and a file that ends early gives what it holds;
-    the warnings tell so.
+    the warnings tell so. Blocks.
 
     file: seekable, open in binary mode, at its beginning; it stays open
     max_seconds: the longest recording allowed; decoding ends where a longer one passes this
@@ -170,10 +170,7 @@ class _Decoding:
     """
 
     def __init__(
-        self,
-        file: BinaryIO,
-        max_seconds: float,
-        track: int | str | None,
+        self, file: BinaryIO, max_seconds: float, track: int | str | None
     ) -> None:
         self.losses = Losses()
         self.start_s = 0.0

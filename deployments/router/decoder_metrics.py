@@ -23,6 +23,6 @@ def deaths() -> "Counter":
 
     return Counter(
         "whisper_decoder_deaths",
-        "Processes that died of the file that they decoded, or were killed at the deadline.",
+        "Processes that died while they decoded a file, or were killed at the deadline.",
         _TAGS,
     )

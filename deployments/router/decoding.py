@@ -15,6 +15,7 @@ from deployments.audio.sandbox.client import (
     DecoderDiedError,
     DecoderFailedError,
     DecoderLostError,
+    DecoderStarvedError,
     Sandbox,
 )
 from deployments.audio.sandbox.messages import Job
@@ -23,6 +24,7 @@ from deployments.contract.answer import Stage
 from deployments.contract.errors import (
     AudioTooComplexError,
     InvalidAudioError,
+    OverloadedError,
     ServiceUnavailableError,
 )
 from deployments.cpus import available_cpus
@@ -32,8 +34,8 @@ from deployments.router.stages import OnStage, ignore_stage
 
 logger = logging.getLogger(__name__)
 
-# A decoder that dies so has used up its time.
-_TOO_LONG = ("SIGXCPU", "deadline")
+# A decoder that dies of its file in this way has used up its time of a CPU.
+_TOO_LONG = ("SIGXCPU", "SIGKILL")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Decoder:
 
     def __init__(self, args: AppArgs, sandbox: Sandbox | None = None) -> None:
         self._sandbox = sandbox or Sandbox()
-        self._places = asyncio.Semaphore(available_cpus())
+        self._cores = asyncio.Semaphore(available_cpus())
         self.set_limits(args)
 
     def set_limits(self, args: AppArgs) -> None:
@@ -91,12 +93,12 @@ class Decoder:
         on_stage: called when the file begins to wait for its decoding
 
         Raises AudioUrlError, InvalidAudioError, AudioTooComplexError, InvalidRequestError,
-        OverloadedError where the disk has no room, and ServiceUnavailableError where files cannot
-        be decoded at the moment.
+        OverloadedError where disk, memory or CPU time run short, and ServiceUnavailableError where
+        files cannot be decoded at the moment.
         """
         on_stage(Stage(stage="decoding"))
         started = time.monotonic()
-        async with self._places:
+        async with self._cores:
             job = Job(self._max_audio_s, track, channel, fetched.remote)
             decoded = await self._decode(fetched.file, job)
         return Waveform(decoded, fetched.download_s, time.monotonic() - started)
@@ -109,6 +111,11 @@ class Decoder:
             logger.warning(
                 "event=decoder_died signal=%s sha256=%s", error.reason, error.sha256
             )
+            if isinstance(error, DecoderStarvedError):
+                raise OverloadedError(
+                    "The service lacks the memory or the CPU time to decode the file at the"
+                    " moment: try again later"
+                ) from None
             if error.reason in _TOO_LONG:
                 raise AudioTooComplexError(TOO_COMPLEX) from None
             raise InvalidAudioError(

@@ -5,17 +5,22 @@ import hashlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import ray.serve.metrics
 
+from deployments.audio.decode import DecodedAudio
+from deployments.audio.sandbox.client import Sandbox
+from deployments.audio.sandbox.limits import Limits
 from deployments.audio.sandbox.messages import Job
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     AudioTooComplexError,
     InvalidAudioError,
+    OverloadedError,
     ServiceUnavailableError,
     WhisperServeError,
 )
@@ -101,6 +106,33 @@ async def test_a_decoders_death_is_the_files_fault_and_is_told_to_the_operator(
     assert counted == [("whisper_decoder_deaths", name)]
     # Sent again, the file would end in the same way.
     assert retry_headers(caught.value) == {}
+
+
+class _Hurried(Sandbox):
+    """Gives no decoder the time to end."""
+
+    async def decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
+        limits = Limits(wall_s=0.1, wall_s_per_cpu_s=0)
+        return await super().decode(file, replace(job, limits=limits))
+
+
+async def test_a_machine_without_time_for_a_decoder_is_not_the_files_fault(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    counted: list[tuple[str, str]],
+    warm: None,
+) -> None:
+    path = endless_ogg(tmp_path / "endless.ogg", 1 << 30)
+    decoder = Decoder(AppArgs(), _Hurried(ZYGOTE))
+    with path.open("rb") as file, pytest.raises(OverloadedError) as caught:
+        await decoder.decode(FetchedFile(file, 0.0, False))
+    assert str(caught.value) == (
+        "The service lacks the memory or the CPU time to decode the file at the moment:"
+        " try again later"
+    )
+    assert retry_headers(caught.value)
+    assert "event=decoder_died signal=deadline sha256=" in caplog.text
+    assert counted == [("whisper_decoder_deaths", "deadline")]
 
 
 async def test_where_no_decoder_can_be_started_the_service_is_at_fault(

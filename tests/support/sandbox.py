@@ -51,13 +51,5 @@ def endless_ogg(path: Path, size: int = 1 << 40) -> Path:
     return path
 
 
-def many_pages(path: Path) -> Path:
-    """A small file whose end is found after a few seconds of a CPU's time."""
-    speech = Path(__file__).parents[1] / "audio" / "inputs" / "call.ogg"
-    empty = struct.pack("<4sBBqIIIB", b"OggS", 0, 0, 0, 0, 0, 0, 0)
-    path.write_bytes(speech.read_bytes()[: 1 << 15] + 2_000_000 * empty)
-    return path
-
-
 def page() -> io.BytesIO:
     return io.BytesIO(b"<!DOCTYPE html><html><title>Sign in</title></html>")

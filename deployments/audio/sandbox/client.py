@@ -50,6 +50,15 @@ class DecoderDiedError(FatalFileError):
         self.reason = reason
 
 
+class DecoderStarvedError(DecoderDiedError):
+    """The process was killed, or not done at the deadline, for want of memory or CPU time.
+
+    Decoding that takes too long for its file ends by SIGXCPU, or by SIGKILL once it has used up its
+    time. So the file is not at fault here: the kernel ends decoders first where memory runs out,
+    and the deadline comes first only where a decoder gets less than a third of a CPU.
+    """
+
+
 class DecoderFailedError(FatalFileError):
     """The decoder has met an error that is not foreseen.
 
@@ -89,8 +98,8 @@ class Sandbox:
 
         file: seekable; decoded from its first byte on; it stays open
 
-        Raises DecoderDiedError, DecoderFailedError, DecoderLostError, OverloadedError where the
-        disk has no room, and what `decode_audio` raises.
+        Raises DecoderDiedError, DecoderStarvedError, DecoderFailedError, DecoderLostError,
+        OverloadedError where the disk has no room, and what `decode_audio` raises.
         """
         with ExitStack() as stack:
             files = await _in_thread(_open_files, file, stack)
@@ -108,7 +117,10 @@ class Sandbox:
     async def _run_twice(self, files: "_Files", job: Job) -> Reply:
         try:
             return await self._run(files, job)
-        except DecoderLostError:
+        except (DecoderLostError, DecoderStarvedError) as error:
+            # A second wait as long as the first would hold up other files.
+            if isinstance(error, DecoderStarvedError) and error.reason == "deadline":
+                raise
             # As it was before: a decoder may have written some of it.
             files.waveform.truncate(0)
             files.waveform.seek(0)
@@ -138,7 +150,8 @@ class Sandbox:
                 if expired:
                     await self._kill(control, decoding)
         told, ended = decoding.result()
-        return _reply_of(told, ended, expired)
+        most_cpu_s = job.limits.cpu_seconds(files.size, job.max_seconds)
+        return _reply_of(told, ended, expired, most_cpu_s)
 
     async def _kill(
         self, control: socket.socket, decoding: "asyncio.Future[Any]"
@@ -216,14 +229,19 @@ def _ask_to_kill(control: socket.socket) -> None:
         control.shutdown(socket.SHUT_WR)
 
 
-def _reply_of(told: bytes, ended_told: bytes, expired: bool) -> Reply:
+def _reply_of(
+    told: bytes, ended_told: bytes, expired: bool, most_cpu_s: float
+) -> Reply:
     if not ended_told:
         raise DecoderLostError
     ended = Ended.from_bytes(ended_told)
     if expired:
-        raise DecoderDiedError("deadline")
+        raise DecoderStarvedError("deadline")
     if ended.signal and len(told) <= MAX_MESSAGE_BYTES:
-        raise DecoderDiedError(signal.Signals(ended.signal).name)
+        name = signal.Signals(ended.signal).name
+        if name == "SIGKILL" and ended.cpu_s < most_cpu_s:
+            raise DecoderStarvedError(name)
+        raise DecoderDiedError(name)
     try:
         reply = Reply.from_bytes(told)
     except ValueError:
