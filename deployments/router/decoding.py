@@ -28,8 +28,8 @@ from deployments.contract.errors import (
     ServiceUnavailableError,
 )
 from deployments.cpus import available_cpus
-from deployments.router.decoder_metrics import count_death
 from deployments.router.fetching import FetchedFile
+from deployments.router.metrics import count_decoder_death
 from deployments.router.stages import OnStage, ignore_stage
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Decoder:
             # A decoder may outlive a call that is cancelled, and needs its core until it ends.
             return await self._sandbox.decode(file, job, self._cores.release)
         except DecoderDiedError as error:
-            count_death(error.reason)
+            count_decoder_death(error.reason)
             logger.warning(
                 "event=decoder_died signal=%s sha256=%s", error.reason, error.sha256
             )

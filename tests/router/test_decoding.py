@@ -27,7 +27,7 @@ from deployments.contract.errors import (
 )
 from deployments.cpus import available_cpus
 from deployments.http_errors import retry_headers
-from deployments.router import decoder_metrics
+from deployments.router import metrics
 from deployments.router.decoding import Decoder
 from deployments.router.fetching import FetchedFile
 from tests.support.routers import AUDIO
@@ -70,9 +70,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
             counted.append((self._name, (tags or {})["signal"]))
 
     monkeypatch.setattr(ray.serve.metrics, "Counter", Counter)
-    decoder_metrics.deaths.cache_clear()
+    metrics._metric.cache_clear()
     yield counted
-    decoder_metrics.deaths.cache_clear()
+    metrics._metric.cache_clear()
 
 
 @pytest.mark.parametrize(

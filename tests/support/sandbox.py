@@ -15,6 +15,14 @@ ZYGOTE = ZygoteProcess()
 SANDBOX = Sandbox(ZYGOTE)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process runs no more, also where nobody has asked how it ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def decoders(zygote: ZygoteProcess = ZYGOTE) -> set[psutil.Process]:
     """The processes that decode a file now."""
     pid = zygote.pid

@@ -35,6 +35,7 @@ from tests.support.sandbox import (
     ZYGOTE,
     decoders,
     endless_ogg,
+    has_ended,
     long_silence,
 )
 
@@ -100,10 +101,6 @@ def is_confined(process: psutil.Process) -> bool:
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         return re.search(r"Max open files +0 +0 ", limits) is not None
     return False
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running()
 
 
 async def speech_is_decoded(sandbox: Sandbox = SANDBOX) -> None:
@@ -314,8 +311,8 @@ async def test_a_sandbox_that_is_closed_leaves_no_process(
     async with decoding(endless, own_zygote) as (_, process):
         zygote = process.parent()
         await asyncio.to_thread(own_zygote.close)
-        assert not zygote.is_running()
-        await until(lambda: not process.is_running())
+        assert has_ended(zygote)
+        await until(lambda: has_ended(process))
 
 
 async def test_a_sandbox_that_nobody_refers_to_leaves_no_process(
@@ -325,7 +322,7 @@ async def test_a_sandbox_that_nobody_refers_to_leaves_no_process(
     await speech_is_decoded(Sandbox(zygote))
     process = psutil.Process(zygote.pid)
     del zygote
-    await until(lambda: not process.is_running())
+    await until(lambda: has_ended(process))
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
