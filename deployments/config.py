@@ -140,8 +140,10 @@ class AppArgs(_Args):
         description="of all files on disk at once: downloads, uploads and base64",
     )
     max_downloads: int = Field(256, ge=1, description="in progress at once")
-    min_download_bytes_per_s: float = Field(
-        1024, ge=0, description="averaged over half a minute; 0: no minimum"
+    min_bytes_per_s: float = Field(
+        1024,
+        ge=0,
+        description="of a download or an upload, averaged over half a minute; 0: no minimum",
     )
     connect_timeout_s: float = Field(10, gt=0)
     read_timeout_s: float = Field(30, gt=0)

@@ -1,7 +1,8 @@
 """The bodies of HTTP requests: JSON, a form with its file, or a file alone.
 
 A file goes to disk while it arrives, and no body is read further than its limit. All bodies
-together hold at most `max_spool_bytes`, until the request has ended or its file is closed.
+together hold at most `max_spool_bytes`, until the request has ended or its file is closed. What has
+not come yet holds nothing, and a body may neither stand still nor come too slowly.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from ray.exceptions import RayError
 from starlette.requests import ClientDisconnect
 
 from deployments.api import json_body
+from deployments.api.body_pace import BodyPace
 from deployments.api.json_body import RecordingFields
 from deployments.api.multipart import MAX_FIELDS_BYTES, Form, file_too_large
 from deployments.audio.disk import disk_full_reported
@@ -30,7 +32,6 @@ from deployments.config import AppArgs
 from deployments.contract.errors import (
     InvalidRequestError,
     RequestCancelledError,
-    RequestTimeoutError,
     RequestTooLargeError,
     UnsupportedMediaTypeError,
 )
@@ -102,7 +103,7 @@ class Bodies:
 class _Reader:
     """Reads one body.
 
-    Its file is closed by `close`, also where the body has not come to its end.
+    Its file is closed by `close`, whether or not the body has come to its end.
     """
 
     def __init__(
@@ -227,15 +228,17 @@ class _Reader:
         announced = int(length) if length.isdecimal() else 0
         if announced > limit:
             raise too_large
-        self._share.announce(announced)
+        self._share.check(announced)
         received = 0
+        pace = BodyPace(self._args)
         stream = self._request.stream()
         try:
             while True:
-                async with asyncio.timeout(self._args.read_timeout_s):
+                async with pace.wait():
                     piece = await anext(stream, None)
                 if piece is None:
                     return
+                pace.received(len(piece))
                 received += len(piece)
                 if received > limit:
                     raise too_large
@@ -244,11 +247,6 @@ class _Reader:
         except (ClientDisconnect, RayError):
             # Where the proxy has dropped the request first, Serve raises Ray's error.
             raise RequestCancelledError("The caller left") from None
-        except TimeoutError:
-            raise RequestTimeoutError(
-                f"No more of the request body came within {self._args.read_timeout_s:g} s"
-                " (read_timeout_s)"
-            ) from None
 
 
 def _media_type(request: Request) -> str:

@@ -4,6 +4,10 @@ They lie on the disk, and together they have a bound. What comes by itself is re
 download waits for its turn before it begins. Waiting for room cannot deadlock, because who waits
 holds none: a share that is in use only grows, at once or not at all.
 
+An upload holds what has come of it, because its caller decides when the rest comes. A download
+holds its whole size from the start: its time is bounded, and a host that cannot send the file in
+that time is given up early (`download/throughput.py`).
+
 No API key can fill the spool with files that wait to be decoded: beside its first file, a key may
 hold three times what is free for others. So alone it gets three quarters, and less the more there
 are. Callers without a key cannot be told apart, so none of this holds for them.
@@ -62,7 +66,7 @@ class Spool:
         # Reentrant, because the collection of a file that was left open may end in `release` at any
         # line, also within the block of a lock.
         self._lock = threading.RLock()
-        self._waiting: deque[_Turn] = deque()
+        self._waiting: deque[_Waiter] = deque()
 
     def resize(self, max_bytes: int) -> None:
         """Files that are here stay, also where they hold more than the new bound."""
@@ -107,59 +111,64 @@ class Spool:
         The caller releases it. Cancelling leaves nothing. Raises OverloadedError where the disk has
         no room.
         """
-        turn = _Turn(size, Share(self, key), asyncio.get_running_loop())
+        waiter = _Waiter(size, Share(self, key), asyncio.get_running_loop())
         with self._lock:
-            self._waiting.append(turn)
+            self._waiting.append(waiter)
             self._give()
-            must_wait = turn in self._waiting
+            must_wait = waiter in self._waiting
         if must_wait:
             on_wait()
         try:
-            await turn.given
+            await waiter.given
         except asyncio.CancelledError:
             with self._lock:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                turn.share.release()
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                waiter.share.release()
                 self._give()
             raise
         try:
-            self.check_disk(self.held - self._on_disk)
+            self._check_disk(0)
         except OverloadedError:
-            turn.share.release()
+            waiter.share.release()
             raise
-        return turn.share
+        return waiter.share
 
-    def take(self, share: "Share", size: int) -> bool:
-        """Let a share grow by so many bytes; false where all or its key would hold too much.
-
-        Raises OverloadedError where the disk has no room for what is held and has not come yet.
-        """
+    def check(self, share: "Share", size: int) -> None:
+        """Raise what `Share.check` raises."""
         with self._lock:
-            if not (self._fits(size) and self._key_may_hold(share, size)):
+            more = size - share.size
+            if more <= 0:
+                return
+            if not (self._fits(more) and self._key_may_hold(share, more)):
                 self.no_room["max_spool_bytes"] += 1
-                return False
-            self.check_disk(self.held - self._on_disk + size)
-            self._hold(share, size)
-            return True
+                raise SpoolFullError(self.full_text, size)
+            self._check_disk(more)
 
-    def check_disk(self, size: int) -> None:
-        """Raises OverloadedError where the disk has no room for so many further bytes."""
-        if size > disk.usable_bytes():
-            self.no_room["disk"] += 1
-            raise disk.no_room()
-
-    def give_back(self, share: "Share", on_disk: int) -> None:
-        """Let a share go back to nothing, of which so many bytes have come."""
+    def reserve(self, share: "Share", size: int) -> None:
+        """Let a share hold so many bytes in all. Raises what `Share.reserve` raises."""
         with self._lock:
+            share.check_open()
+            self.check(share, size)
+            self._hold(share, max(0, size - share.size))
+
+    def received(self, share: "Share", size: int) -> None:
+        """Count that of a share so many bytes in all have come. Raises what `check` raises."""
+        with self._lock:
+            if size > share.size:
+                self.reserve(share, size)
+            elif size // _CHECK_BYTES > share.on_disk // _CHECK_BYTES:
+                self._check_disk(0)
+            # Bytes that have come are no longer among those that the disk has free.
+            self._count_on_disk(share, max(size, share.on_disk))
+
+    def release(self, share: "Share") -> None:
+        """Let a share hold nothing, from now on."""
+        with self._lock:
+            share.is_open = False
             self._hold(share, -share.size)
-            self._on_disk -= on_disk
+            self._count_on_disk(share, 0)
             self._give()
-
-    def written(self, size: int) -> None:
-        """Count bytes that have come, which the disk no longer has free."""
-        with self._lock:
-            self._on_disk += size
 
     @property
     def full_text(self) -> str:
@@ -167,6 +176,17 @@ class Spool:
             "Other requests hold as many bytes as are allowed"
             f" ({size_text(self.max_bytes)}, max_spool_bytes): try again later"
         )
+
+    def _check_disk(self, size: int) -> None:
+        """Raises OverloadedError where the disk has no room for what is held and has not come yet,
+        and so many further bytes."""
+        if self.held - self._on_disk + size > disk.usable_bytes():
+            self.no_room["disk"] += 1
+            raise disk.no_room()
+
+    def _count_on_disk(self, share: "Share", size: int) -> None:
+        self._on_disk += size - share.on_disk
+        share.on_disk = size
 
     def _fits(self, size: int) -> bool:
         return self.held + size <= self.max_bytes
@@ -186,55 +206,75 @@ class Spool:
             del self._held_by_key[share.key]
 
     def _give(self) -> None:
-        for turn in list(self._waiting):
-            # Small files do not overtake a large one, for which there would never be room.
-            if not self._fits(turn.size):
+        passed: list[_Waiter] = []
+        for waiter in list(self._waiting):
+            if not self._key_may_hold(waiter.share, waiter.size):
+                continue
+            if not self._fits(waiter.size):
+                passed.append(waiter)
+                continue
+            # A large file is passed by small ones, but by no more bytes than it has itself: after
+            # them, room is kept until it fits.
+            if any(other.passed + waiter.size > other.size for other in passed):
                 return
-            if self._key_may_hold(turn.share, turn.size):
-                self._waiting.remove(turn)
-                self._hold(turn.share, turn.size)
-                turn.give()
+            for other in passed:
+                other.passed += waiter.size
+            self._waiting.remove(waiter)
+            self._hold(waiter.share, waiter.size)
+            waiter.give()
 
 
 class Share:
-    """What one file holds of a spool.
+    """What one file holds of a spool, until it is released.
 
     key: the name of its caller's API key
     size: in bytes
+    on_disk: how many of them have come
+    is_open: false once it was released
     """
 
     def __init__(self, spool: Spool, key: str) -> None:
         self.key = key
         self.size = 0
+        self.on_disk = 0
+        self.is_open = True
         self._spool = spool
-        self._on_disk = 0
 
-    def announce(self, size: int) -> None:
+    def check(self, size: int) -> None:
+        """Raise where a file of so many bytes in all has no room now; nothing is held for it.
+
+        Raises SpoolFullError, and OverloadedError where the disk has no room.
+        """
+        self._spool.check(self, size)
+
+    def reserve(self, size: int) -> None:
         """Hold so many bytes in all, or more if more are held already, before they come.
 
-        Raises SpoolFullError, and OverloadedError where the disk has no room. The share is then as
-        large as before.
+        Raises what `check` raises. The share is then as large as before.
         """
-        if size > self.size and not self._spool.take(self, size - self.size):
-            raise SpoolFullError(self._spool.full_text, size)
+        self._spool.reserve(self, size)
 
     def received(self, size: int) -> None:
         """Count that so many bytes in all have come and go to the disk.
 
         Raises OverloadedError where there is no room for them.
         """
-        if size > self.size:
-            if not self._spool.take(self, size - self.size):
-                raise OverloadedError(self._spool.full_text)
-        elif size // _CHECK_BYTES > self._on_disk // _CHECK_BYTES:
-            self._spool.check_disk(0)
-        if size > self._on_disk:
-            self._spool.written(size - self._on_disk)
-            self._on_disk = size
+        try:
+            self._spool.received(self, size)
+        except SpoolFullError as error:
+            full = OverloadedError(str(error))
+        else:
+            return
+        # A SpoolFullError is for files of which nothing has been read.
+        raise full
 
     def release(self) -> None:
-        on_disk, self._on_disk = self._on_disk, 0
-        self._spool.give_back(self, on_disk)
+        """Give everything back. What comes later, from a thread that still writes, is refused."""
+        self._spool.release(self)
+
+    def check_open(self) -> None:
+        if not self.is_open:
+            raise ValueError("the share was released")
 
 
 class SpooledFile(io.BufferedRandom):
@@ -260,12 +300,16 @@ class SpooledFile(io.BufferedRandom):
 
 
 @dataclass(eq=False)
-class _Turn:
-    """A share that waits until there is room for it."""
+class _Waiter:
+    """A share that waits until there is room for it.
+
+    passed: bytes that got room before it because they fitted and it did not
+    """
 
     size: int
     share: Share
     loop: asyncio.AbstractEventLoop
+    passed: int = 0
 
     def __post_init__(self) -> None:
         self.given: asyncio.Future[None] = self.loop.create_future()

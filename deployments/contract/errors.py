@@ -168,7 +168,7 @@ class ServiceUnavailableError(WhisperServeError):
 
 
 class RequestTimeoutError(WhisperServeError):
-    """The request took longer than `request_timeout_s`, or its body stood still."""
+    """The request or its body took longer than `request_timeout_s`, or the body came slowly."""
 
     status = 504
     type = "request_timeout"

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from deployments.audio.disk import disk_full_reported
 from deployments.audio.download import FetchLimits, UrlGuard, fetch_audio
 from deployments.audio.spool import Share, Spool, SpoolFullError
+from deployments.audio.throughput import window_s
 from deployments.config import AppArgs
 from deployments.contract.answer import Stage
 from deployments.contract.errors import OverloadedError
@@ -24,9 +25,6 @@ from deployments.router.metrics import count_refused_url
 from deployments.router.request_log import caller_key
 from deployments.router.stages import OnStage, ignore_stage
 
-# The throughput of a host is an average over so long a time, but never over less than the silence
-# that `read_timeout_s` allows, so that a silent host is told as such.
-_THROUGHPUT_WINDOW_S = 30.0
 # A download whose size is not known yet begins when there is room for so much of it.
 _FIRST_BYTES = 1 << 20
 
@@ -79,8 +77,8 @@ class Fetcher:
             connect_timeout_s=args.connect_timeout_s,
             read_timeout_s=args.read_timeout_s,
             total_timeout_s=args.download_timeout_s,
-            min_bytes_per_s=args.min_download_bytes_per_s,
-            throughput_window_s=max(_THROUGHPUT_WINDOW_S, args.read_timeout_s + 1),
+            min_bytes_per_s=args.min_bytes_per_s,
+            throughput_window_s=window_s(args.read_timeout_s),
         )
         self._guard = UrlGuard(
             args.allow_hosts,
@@ -93,6 +91,7 @@ class Fetcher:
         self._threads = ThreadPoolExecutor(
             args.max_downloads, thread_name_prefix="download"
         )
+        self._wait_s = args.request_timeout_s
         self._places.resize(args.max_downloads, args.max_waiting_requests)
         self._spool.resize(args.max_spool_bytes)
 
@@ -116,7 +115,7 @@ class Fetcher:
         on_stage: called when a download begins, and before that where it has to wait
 
         Raises AudioUrlError, AudioHostError, and OverloadedError where there is no room for the
-        file or too many downloads wait.
+        file, too many downloads wait, or this one has waited for too long.
         """
         if not self._reported:
             self._reported = True
@@ -132,17 +131,24 @@ class Fetcher:
         asked = time.monotonic()
         on_wait = partial(on_stage, Stage(stage="queued"))
 
+        waited_s = 0.0
+
         async def attempt(room: int) -> FetchedFile:
+            nonlocal waited_s, asked
             share = await self._room(room, on_wait)
             began = time.monotonic()
+            waited_s += began - asked
             on_stage(Stage(stage="downloading"))
-            file = await self._in_thread(source, share)
-            return FetchedFile(file, time.monotonic() - began, True, began - asked)
+            try:
+                file = await self._in_thread(source, share)
+            finally:
+                asked = time.monotonic()
+            return FetchedFile(file, asked - began, True, waited_s)
 
         # The places are the host's that the URL names, at any port. A redirect to another host
         # changes nothing: its caller has asked for this one.
         host = self._guard.read(source.url).host.rstrip(".")
-        async with self._places.one(caller_key.get(), host, on_wait):
+        async with self._places.one(caller_key.get(), host, on_wait, self._wait_s):
             try:
                 return await attempt(min(_FIRST_BYTES, self._spool.max_bytes))
             except SpoolFullError as error:

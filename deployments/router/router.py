@@ -279,17 +279,16 @@ class Router:
         """The job's audio, with one of the model's places for as long as the block runs."""
         admission = job.client.admission
         with admission.request(entry.key) as ticket:
-            async with (
-                self._fetcher.fetched(job.source, on_stage) as fetched,
-                admission.decoding_turn(ticket, on_stage),
-            ):
-                entry.queue_s = fetched.waited_s
-                audio = await self._decoder.decode(
-                    fetched, job.track, job.channel, on_stage
-                )
-                admission.decoded(ticket, audio.duration_s)
+            async with self._fetcher.fetched(job.source, on_stage) as fetched:
+                # All waits of a request have one limit together.
+                ticket.waited_s = fetched.waited_s
+                async with admission.decoding_turn(ticket, on_stage):
+                    audio = await self._decoder.decode(
+                        fetched, job.track, job.channel, on_stage
+                    )
+                    admission.decoded(ticket, audio.duration_s)
             async with admission.place(ticket, on_stage):
-                entry.queue_s += ticket.waited_s
+                entry.queue_s = ticket.waited_s
                 yield audio
 
     async def _describe(self, model: ModelArgs, replicas: int) -> ServedModel:

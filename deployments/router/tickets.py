@@ -14,7 +14,7 @@ class Ticket:
 
     key: the name of the caller's API key
     seconds: of audio; 0 until the request is decoded
-    waited_s: how long it has waited for its turns
+    waited_s: how long it has waited for its download and for its turns
     passed_s: seconds of audio that got places before it because they fitted and it did not
     turn: set when it may be decoded, and again when it has a place
     """

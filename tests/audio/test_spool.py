@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +35,7 @@ async def settle() -> None:
 def test_a_share_grows_and_is_given_back_at_its_end() -> None:
     spool = Spool(4)
     with spool.share("-") as share:
-        share.announce(3)
+        share.reserve(3)
         share.received(2)
         assert spool.held == 3
         share.received(4)
@@ -45,19 +46,53 @@ def test_a_share_grows_and_is_given_back_at_its_end() -> None:
 def test_what_has_no_room_is_refused_and_changes_nothing() -> None:
     spool = Spool(4)
     with spool.share("-") as first, spool.share("-") as second:
-        first.announce(3)
-        with pytest.raises(SpoolFullError, match="max_spool_bytes") as caught:
-            second.announce(2)
-        assert caught.value.size == 2
+        first.reserve(3)
+        for ask in (second.reserve, second.check):
+            with pytest.raises(SpoolFullError, match="max_spool_bytes") as caught:
+                ask(2)
+            assert caught.value.size == 2
         with pytest.raises(OverloadedError, match="max_spool_bytes"):
             second.received(2)
         assert spool.held == 3
 
 
+def test_what_is_only_checked_holds_nothing() -> None:
+    spool = Spool(4)
+    with spool.share("-") as first, spool.share("-") as second:
+        first.check(4)
+        second.check(4)
+        assert spool.held == 0
+
+
+def test_a_share_that_was_released_takes_nothing_any_more() -> None:
+    spool = Spool(MIB)
+    file = spool.file("-")
+    file.write(b"a" * 1000)
+    # As when a caller leaves while a thread still writes.
+    file.share.release()
+    with pytest.raises(ValueError, match="released"):
+        file.write(b"b" * 1000)
+    with pytest.raises(ValueError, match="released"):
+        file.share.reserve(1)
+    assert spool.held == 0
+    file.close()
+
+
+def test_one_share_may_be_counted_by_two_threads() -> None:
+    spool = Spool(MIB)
+    with spool.share("-") as share, ThreadPoolExecutor(2) as threads:
+        count = range(1, 5000)
+        for _ in threads.map(
+            lambda step: [*map(share.received, count[::step])], (1, 3)
+        ):
+            pass
+        assert spool.held == share.size == 4999
+
+
 def test_a_share_may_be_released_before_its_end() -> None:
     spool = Spool(4)
     with spool.share("-") as share:
-        share.announce(3)
+        share.reserve(3)
         share.release()
         share.release()
         assert spool.held == 0
@@ -86,11 +121,11 @@ def test_what_the_disk_has_no_room_for_is_refused(free_bytes: FreeBytes) -> None
     spool = Spool(100 * MIB)
     with spool.share("-") as share, spool.share("-") as other:
         free_bytes(256 * MIB + 10 * MIB)
-        share.announce(6 * MIB)
+        share.reserve(6 * MIB)
         # Of what is free, six are spoken for.
         with pytest.raises(OverloadedError, match="disk has no room"):
-            other.announce(5 * MIB)
-        other.announce(4 * MIB)
+            other.reserve(5 * MIB)
+        other.reserve(4 * MIB)
         # Those six have come: the disk has fewer free, and none is spoken for twice.
         share.received(6 * MIB)
         free_bytes(256 * MIB + 4 * MIB)
@@ -104,7 +139,7 @@ def test_a_disk_that_others_fill_ends_a_file_that_was_announced(
     spool = Spool(100 * MIB)
     with spool.share("-") as share:
         free_bytes(1 << 30)
-        share.announce(64 * MIB)
+        share.reserve(64 * MIB)
         share.received(20 * MIB)
         free_bytes(100 * MIB)
         with pytest.raises(OverloadedError, match="disk has no room"):
@@ -117,9 +152,9 @@ def test_of_a_small_disk_a_tenth_is_left_free(monkeypatch: pytest.MonkeyPatch) -
     small = SimpleNamespace(f_frsize=1, f_blocks=100 * MIB, f_bavail=50 * MIB)
     monkeypatch.setattr(os, "statvfs", lambda _: small)
     with Spool(100 * MIB).share("-") as share:
-        share.announce(40 * MIB)
+        share.reserve(40 * MIB)
         with pytest.raises(OverloadedError):
-            share.announce(41 * MIB)
+            share.reserve(41 * MIB)
 
 
 def test_a_disk_smaller_than_the_spool_is_logged(
@@ -135,6 +170,25 @@ def test_a_disk_smaller_than_the_spool_is_logged(
     )
 
 
+async def test_a_large_file_is_passed_by_small_ones_of_no_more_bytes_than_it_has() -> (
+    None
+):
+    spool = Spool(10)
+    first = await spool.room(7, "-")
+    large = asyncio.ensure_future(spool.room(5, "-"))
+    small = [asyncio.ensure_future(spool.room(1, "-")) for _ in range(9)]
+    for number in range(5):
+        await settle()
+        # Each that ends makes room for the next one, until the large one has been passed by five.
+        assert sum(task.done() for task in small) == min(3 + number, 5)
+        (await small[number]).release()
+    await settle()
+    assert sum(task.done() for task in small) == 5
+    assert not large.done()
+    first.release()
+    assert (await large).size == 5
+
+
 async def test_who_waits_for_room_gets_it_in_order_of_arrival() -> None:
     spool = Spool(10)
     first = await spool.room(8, "-")
@@ -145,16 +199,15 @@ async def test_who_waits_for_room_gets_it_in_order_of_arrival() -> None:
         order.append(size)
         return share
 
-    waiting = [asyncio.ensure_future(wait(size)) for size in (9, 1, 2)]
+    waiting = [asyncio.ensure_future(wait(size)) for size in (9, 3, 4)]
     await settle()
-    # There is room for the small ones, but they do not overtake: the large one would never come.
     assert order == []
     first.release()
     await settle()
-    assert order == [9, 1]
+    assert order == [9]
     (await waiting[0]).release()
-    assert (await waiting[2]).size == 2
-    assert spool.held == 3
+    assert [(await share).size for share in waiting[1:]] == [3, 4]
+    assert (order, spool.held) == ([9, 3, 4], 7)
 
 
 async def test_a_key_that_holds_much_leaves_room_for_other_keys() -> None:
@@ -162,10 +215,10 @@ async def test_a_key_that_holds_much_leaves_room_for_other_keys() -> None:
     files = [await spool.room(15, "greedy") for _ in range(5)]
     waiting = asyncio.ensure_future(spool.room(15, "greedy"))
     with spool.share("greedy") as upload, pytest.raises(SpoolFullError):
-        upload.announce(1)
+        upload.reserve(1)
     # Whoever has no other file is not bound by that, and overtakes.
     with spool.share("other") as upload:
-        upload.announce(24)
+        upload.reserve(24)
         assert (await spool.room(1, "third")).size == 1
         assert not waiting.done()
     for file in files[:2]:

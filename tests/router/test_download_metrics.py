@@ -60,7 +60,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_gauges_are_set_again_and_again_until_the_places_are_gone() -> None:
     places, spool = Places(), Spool(10)
     with spool.share("-") as share:
-        share.announce(7)
+        share.received(7)
         report_downloads(places, spool, period_s=0.005)
         wait_for(lambda: len(values_of("whisper_spool_bytes")) > 3)
     wait_for(lambda: told["whisper_spool_bytes"].values[-1] == 0)
@@ -84,7 +84,7 @@ def test_files_without_room_are_counted_by_the_limit() -> None:
     with spool.share("-") as share:
         for _ in range(2):
             with pytest.raises(OverloadedError):
-                share.announce(11)
+                share.received(11)
     wait_for(lambda: "limit=max_spool_bytes" in told)
     wait_for(lambda: sum(told["whisper_spool_no_room"].values) == 2)
     del places

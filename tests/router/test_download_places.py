@@ -15,6 +15,7 @@ class Downloads:
 
     def __init__(self, size: int, max_waiting: int = 1000) -> None:
         self.places = DownloadPlaces(size, max_waiting)
+        self.wait_s = 60.0
         self.begun: list[str] = []
         self.told_to_wait: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -44,7 +45,9 @@ class Downloads:
             await asyncio.sleep(0)
 
     async def _download(self, name: str, host: str, key: str) -> None:
-        async with self.places.one(key, host, lambda: self.told_to_wait.append(name)):
+        async with self.places.one(
+            key, host, lambda: self.told_to_wait.append(name), self.wait_s
+        ):
             self.begun.append(name)
             await self._ends[name].wait()
 
@@ -184,11 +187,45 @@ async def test_where_none_may_wait_the_next_one_is_refused() -> None:
     await downloads.end("a")
 
 
+async def test_the_wait_for_a_place_has_a_limit(downloads: Downloads) -> None:
+    downloads.places.resize(1, 1000)
+    await downloads.ask("now")
+    downloads.wait_s = 0.0
+    await downloads.ask("late")
+    with pytest.raises(OverloadedError, match="request_timeout_s"):
+        await downloads.tasks["late"]
+    assert (downloads.places.held, downloads.places.waiting) == (1, 0)
+    # A place that is free needs no wait.
+    await downloads.end("now")
+    await downloads.ask("next")
+    assert downloads.begun == ["now", "next"]
+
+
+@pytest.mark.parametrize(
+    "name", ["h{}.evil.test", "h{}.a.b.evil.test", "h{}.EVIL.test"]
+)
+async def test_many_names_of_one_domain_leave_places_for_others(
+    downloads: Downloads, name: str
+) -> None:
+    downloads.places.resize(256, 1000)
+    await downloads.ask(*(name.format(number).lower() for number in range(1000)))
+    assert downloads.places.held == 128
+    await downloads.ask(*(f"files{number}.good.test" for number in range(30)))
+    assert downloads.begun[-1] == "files29.good.test"
+    assert not any("good" in name for name in downloads.told_to_wait)
+
+
+async def test_addresses_are_domains_of_their_own(downloads: Downloads) -> None:
+    addresses = [f"1.2.3.{number}" for number in range(200)]
+    await downloads.ask(*addresses, *(f"[2001:db8::{n}]" for n in range(56)))
+    assert downloads.places.held == 256
+
+
 async def test_a_download_that_fails_leaves_its_place() -> None:
     places = DownloadPlaces(1, 0)
 
     async def fail(*_: Any) -> None:
-        async with places.one("-", "host", lambda: None):
+        async with places.one("-", "host", lambda: None, 60.0):
             raise ZeroDivisionError
 
     for _ in range(3):

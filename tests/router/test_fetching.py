@@ -226,7 +226,7 @@ async def test_a_download_waits_until_there_is_room_for_it(
     async with service(max_spool_bytes=2 * MIB) as served:
         stages: list[Stage] = []
         with served.spool.share("-") as upload:
-            upload.announce(2 * MIB)
+            upload.received(2 * MIB)
             task = served.request(server.url(), stages)
             await until(lambda: stages)
             assert stages == [Stage(stage="queued")]
@@ -243,7 +243,7 @@ async def test_a_download_that_turns_out_to_be_large_waits_and_is_fetched_then(
     async with service(max_spool_bytes=4 * MIB) as served:
         stages: list[Stage] = []
         with served.spool.share("-") as upload:
-            upload.announce(2 * MIB)
+            upload.received(2 * MIB)
             task = served.request(server.url(), stages)
             await until(lambda: len(stages) == 2)
             # While it waits it holds nothing.
@@ -263,7 +263,7 @@ async def test_a_download_of_unknown_size_ends_where_room_runs_out(
     server.answer(raw(b"HTTP/1.1 200 OK\r\n\r\n", bytes(3 * MIB)))
     async with service(max_spool_bytes=4 * MIB) as served:
         with served.spool.share("-") as upload:
-            upload.announce(2 * MIB)
+            upload.received(2 * MIB)
             with pytest.raises(OverloadedError, match="max_spool_bytes"):
                 await served.request(server.url())
             assert served.spool.held == 2 * MIB
@@ -274,7 +274,7 @@ async def test_room_that_does_not_come_in_time_is_told_as_such(
 ) -> None:
     async with service(max_spool_bytes=MIB, download_timeout_s=0.1) as served:
         with served.spool.share("-") as upload:
-            upload.announce(MIB)
+            upload.received(MIB)
             with pytest.raises(OverloadedError, match="max_spool_bytes"):
                 await served.request(server.url())
     assert not server.requests

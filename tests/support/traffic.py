@@ -20,7 +20,7 @@ _LIMIT_S = 900.0
 ARGS = {
     "max_requests_per_model": 4,
     "allow_private_networks": True,
-    "min_download_bytes_per_s": 0,
+    "min_bytes_per_s": 0,
     "read_timeout_s": _LIMIT_S,
     "download_timeout_s": _LIMIT_S,
     "drain_timeout_s": _LIMIT_S,

@@ -20,7 +20,7 @@ from deployments.audio.download.failures import (
 from deployments.audio.download.limits import FetchLimits
 from deployments.audio.download.resume import PartialFile
 from deployments.audio.download.session import Answer, Session
-from deployments.audio.download.throughput import Throughput
+from deployments.audio.download.throughput import HostThroughput
 from deployments.audio.download.url_guard import UrlGuard
 from deployments.audio.download.watchdog import Watchdog
 from deployments.audio.spool import Share, Spool, SpooledFile
@@ -62,7 +62,7 @@ def fetch_audio(
         share = share or Share(Spool(sys.maxsize), NO_KEY)
         stack.callback(share.release)
         file = stack.enter_context(SpooledFile(share))
-        throughput = Throughput(limits)
+        throughput = HostThroughput(limits)
         with Watchdog(limits.total_timeout_s, throughput, cancelled) as watchdog:
             _Download(
                 url, headers or {}, limits, watchdog, throughput, guard or UrlGuard()
@@ -81,7 +81,7 @@ class _Download:
         headers: Mapping[str, str],
         limits: FetchLimits,
         watchdog: Watchdog,
-        throughput: Throughput,
+        throughput: HostThroughput,
         guard: UrlGuard,
     ) -> None:
         self._guard = guard
@@ -168,7 +168,8 @@ class _Download:
             raise TemporaryError(str(error.args[0])) from None
         partial.begin(answer.response)
         self._check_size(partial.total or 0)
-        self._share.announce(partial.total or 0)
+        self._share.reserve(partial.total or 0)
+        self._throughput.expect((partial.total or partial.size) - partial.size)
         for chunk in _pieces(answer.response.raw):
             self._throughput.received(len(chunk))
             self._check_size(partial.size + len(chunk))

@@ -15,7 +15,8 @@ class FetchLimits:
         handshake
     read_timeout_s: the longest silence of the host
     total_timeout_s: all tries and the waits between them
-    min_bytes_per_s: of the body, on average over each `throughput_window_s`; 0: no minimum. Waits
+    min_bytes_per_s: of the body, on average over each `throughput_window_s`; 0: no minimum, also
+        where the host tells a size that it will not have sent by `total_timeout_s`. Waits
         between tries do not count, nor does the time until an answer begins, for which a try has
         `read_timeout_s` and one such window
     back_offs_s: the wait before each further try after a temporary failure; a try that brought the

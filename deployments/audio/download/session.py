@@ -56,8 +56,8 @@ class Answer:
 class Session(requests.Session):
     """The session of one try. Every connection is judged and watched, and .netrc is never read.
 
-    CA bundles come from the environment as usual. Its proxies are ignored, because a proxy
-    connects to what no guard has seen; `egress_proxy` names one that may.
+    CA bundles come from the environment as usual. Proxies that the environment names are ignored,
+    because a proxy connects to what no guard has seen; `egress_proxy` names one that may.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
-from deployments.audio.download.throughput import Throughput
+from deployments.audio.download.throughput import HostThroughput
 from deployments.contract.errors import AudioHostError, RequestCancelledError
 
 _POLL_S = 0.1
@@ -23,7 +23,10 @@ class Watchdog:
     """
 
     def __init__(
-        self, total_s: float, throughput: Throughput, cancelled: Callable[[], bool]
+        self,
+        total_s: float,
+        throughput: HostThroughput,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.total_s = total_s
         self._deadline = time.monotonic() + total_s

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.audio.download.throughput import Throughput
+from deployments.audio.download.throughput import HostThroughput
 from tests.support.downloads import (
     IMPATIENT,
     LIMITS,
@@ -29,8 +29,7 @@ from tests.support.misbehaving_server import (
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"
 LEAST = replace(LIMITS, min_bytes_per_s=2048.0, throughput_window_s=0.3)
 TOO_SLOW = (
-    "the host sends too slowly: less than 2 KiB a second over 0.3 s"
-    " (min_download_bytes_per_s)"
+    "the host sends too slowly: less than 2 KiB a second over 0.3 s (min_bytes_per_s)"
 )
 
 
@@ -74,7 +73,7 @@ def test_headers_that_drip_end_as_well(server: MisbehavingServer, head: bytes) -
 def test_each_window_is_judged_by_itself() -> None:
     now = 0.0
     limits = replace(LIMITS, min_bytes_per_s=100.0, throughput_window_s=30.0)
-    throughput = Throughput(limits, clock=lambda: now)
+    throughput = HostThroughput(limits, clock=lambda: now)
     throughput.answer_begun()
     for now in (29.0, 30.0, 60.0):  # noqa: B007 - the clock gives it
         # All at once, as a host does that makes the file while it sends.
