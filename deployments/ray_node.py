@@ -85,10 +85,6 @@ def prepare_environment() -> None:
     if not sys.stderr.isatty():
         # The lines of Ray's workers would hold colour codes in a file as well.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    for name in ("NO_PROXY", "no_proxy"):
-        # Replicas may be asked to fetch from this machine's own servers, which no proxy can reach.
-        hosts = [*filter(None, os.environ.get(name, "").split(",")), "127.0.0.1", "::1"]
-        os.environ[name] = ",".join(dict.fromkeys(hosts))
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError:

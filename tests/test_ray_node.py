@@ -123,14 +123,6 @@ def test_the_logs_lie_in_rays_folder(environment: dict[str, str]) -> None:
     assert log_folder() == Path("/somewhere/ray/session_latest/logs")
 
 
-def test_this_machines_own_servers_are_reached_without_a_proxy(
-    environment: dict[str, str],
-) -> None:
-    environment["no_proxy"] = "example.com"
-    prepare_environment()
-    assert environment["no_proxy"] == "example.com,127.0.0.1,::1"
-
-
 def test_the_file_of_keys_is_found_from_any_folder(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

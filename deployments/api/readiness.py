@@ -13,7 +13,7 @@ from deployments.contract.errors import ServiceUnavailableError
 from deployments.router.router import Router
 
 _FAILURE = {500: "the service failed on this request"}
-# To count replicas costs Serve's controller a third of a second, so probes share an answer.
+# Every replica of the default model is asked, so probes share an answer.
 _STILL_TRUE_S = 1.0
 
 

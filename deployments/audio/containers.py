@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -86,34 +86,24 @@ class PacketReader:
     position, end: where the last packet that came begins and ends; all three stay 0 where the
         demuxer does not tell where its packets come from
     stopped: whether the demuxer gave up before the end of the file
-
-    check: called at every packet; its exceptions end the reading
     """
 
-    def __init__(
-        self,
-        container: InputContainer,
-        stream: AudioStream,
-        check: Callable[[], object],
-    ) -> None:
+    def __init__(self, container: InputContainer, stream: AudioStream) -> None:
         self.position = self.end = 0
         self._begin: int | None = None
         self.stopped = False
         self._container = container
         self._stream = stream
-        self._check = check
 
     @property
     def begin(self) -> int:
         return self._begin or 0
 
     def __iter__(self) -> "Iterator[Packet[AudioStream]]":
-        """Raises what `check` raises."""
         retries = 0
         while True:
             try:
                 for packet in self._container.demux(self._stream):
-                    self._check()
                     retries = 0
                     # As in the `ffmpeg` program: an empty packet in mid-file must not reach the
                     # decoder, which takes it for the end. PyAV ends every stream with one.
@@ -123,7 +113,6 @@ class PacketReader:
                 return
             except BlockingIOError:  # AVERROR(EAGAIN)
                 retries += 1
-                self._check()
                 if retries > _MOST_RETRIES:
                     self.stopped = True
                     return

@@ -1,9 +1,9 @@
 """Any audio or video file to the waveform that Whisper hears: 16 kHz, mono, 16 bits.
 
 This stands in for `whisper.load_audio` (whisper/audio.py), which runs the `ffmpeg` program:
-FFmpeg's libraries do the same in this process. A file counts as hostile. It must not open another
-file or a URL, must not need more memory than the limit on its length allows, and must not write to
-a log.
+FFmpeg's libraries do the same in the process that calls. In the service that is a confined process
+(sandbox/), because a file counts as hostile. It must not open another file or a URL, must not need
+more memory than the limit on its length allows, and must not write to a log.
 """
 
 import os
@@ -25,11 +25,7 @@ from deployments.audio.containers import PacketReader, open_container
 from deployments.audio.losses import Losses
 from deployments.audio.mono import MonoMixer, PhaseMeter
 from deployments.audio.tracks import MOST_LISTED, choose_track
-from deployments.contract.errors import (
-    InvalidAudioError,
-    InvalidRequestError,
-    RequestCancelledError,
-)
+from deployments.contract.errors import InvalidAudioError, InvalidRequestError
 
 # DSD1024 decodes at 5.6 MHz. A false rate of some GHz would cost the resampler gigabytes.
 _HIGHEST_RATE_HZ = 6_000_000
@@ -82,7 +78,6 @@ class Findings:
 def decode_audio(
     file: BinaryIO,
     max_seconds: float,
-    cancelled: Callable[[], bool] = lambda: False,
     *,
     track: int | str | None = None,
     channel: int | None = None,
@@ -90,22 +85,19 @@ def decode_audio(
     """Decode a recording as `ffmpeg -i FILE -f s16le -ac 1 -acodec pcm_s16le -ar 16000 -` does.
 
     As in FFmpeg, damaged packets are skipped, and a file that ends early gives what it holds;
-    the warnings tell so. Blocks; call it in a thread.
+    the warnings tell so. Blocks.
 
     file: seekable, open in binary mode, at its beginning; it stays open
     max_seconds: the longest recording allowed; decoding ends where a longer one passes this
-    cancelled: called at every packet; true ends the work
     track: number among the audio streams, from 0, or a language; None: FFmpeg's choice
     channel: the one channel to take, from 0; None: the mix of all
 
-    Raises InvalidAudioError (nothing to decode, or too long), InvalidRequestError (no such track
-    or channel) and RequestCancelledError.
+    Raises InvalidAudioError (nothing to decode, or too long) and InvalidRequestError (no such track
+    or channel).
     """
     # A bytearray grows in place by an eighth, so that hours of audio are never held twice.
     pcm = bytearray()
-    found = decode_into(
-        pcm.extend, file, max_seconds, cancelled, track=track, channel=channel
-    )
+    found = decode_into(pcm.extend, file, max_seconds, track=track, channel=channel)
     samples = np.frombuffer(pcm, dtype=np.int16)
     return DecodedAudio(samples, found.start_s, found.warnings)
 
@@ -114,7 +106,6 @@ def decode_into(
     write: Callable[[bytearray], object],
     file: BinaryIO,
     max_seconds: float,
-    cancelled: Callable[[], bool] = lambda: False,
     *,
     track: int | str | None = None,
     channel: int | None = None,
@@ -124,7 +115,7 @@ def decode_into(
     write: takes the next bytes of the waveform, int16 in this machine's order; its exceptions end
         the work
     """
-    decoding = _Decoding(file, max_seconds, cancelled, track)
+    decoding = _Decoding(file, max_seconds, track)
     meter, mixer = PhaseMeter(), MonoMixer(channel)
     pieces = _Pieces(write)
     try:
@@ -179,18 +170,13 @@ class _Decoding:
     """
 
     def __init__(
-        self,
-        file: BinaryIO,
-        max_seconds: float,
-        cancelled: Callable[[], bool],
-        track: int | str | None,
+        self, file: BinaryIO, max_seconds: float, track: int | str | None
     ) -> None:
         self.losses = Losses()
         self.start_s = 0.0
         self.other_tracks: list[int] = []
         self._file = file
         self._max_seconds = max_seconds
-        self._cancelled = cancelled
         self._track = track
         self._number = 0
         self._next: int | None = None
@@ -210,7 +196,6 @@ class _Decoding:
         parts = 1
         while (start := self._next) is not None:
             self._next = None
-            self._check_cancelled()
             if parts == _MOST_PARTS:
                 self.losses.parts_left_out(self._size() - start)
                 return
@@ -219,7 +204,7 @@ class _Decoding:
                 container = open_container(self._file, start)
                 stream = self._track_of_later_part(container)
             except (FFmpegError, InvalidAudioError, InvalidRequestError):
-                self._next = ogg.next_part(self._file, start, self._check_cancelled)
+                self._next = ogg.next_part(self._file, start)
                 self.losses.unread((self._next or self._size()) - start)
                 continue
             with container:
@@ -232,15 +217,11 @@ class _Decoding:
             # Often the first part alone says in which language its tracks are.
             return choose_track(container, self._number)
 
-    def _check_cancelled(self) -> None:
-        if self._cancelled():
-            raise RequestCancelledError("The request was cancelled")
-
     def _part(
         self, container: InputContainer, stream: AudioStream, start: int
     ) -> Iterator[AudioFrame]:
         self.losses.begin_part(container, stream)
-        reader = PacketReader(container, stream, self._check_cancelled)
+        reader = PacketReader(container, stream)
         frames = _decode(reader, stream, self.losses)
         yield from self.losses.watch(self._limit(frames))
         self._look_behind(container, stream, start, reader)
@@ -257,14 +238,10 @@ class _Decoding:
         left = self._size() - start - reader.end
         if container.format.name == "ogg":
             if reader.stopped:
-                self._next = ogg.next_part(
-                    self._file, start + reader.position, self._check_cancelled
-                )
+                self._next = ogg.next_part(self._file, start + reader.position)
                 if self._next is None:
                     self.losses.unread(left)
-            elif ogg.ends_within_page(
-                self._file, start + reader.position, self._check_cancelled
-            ):
+            elif ogg.ends_within_page(self._file, start + reader.position):
                 self.losses.cut_short()
         # Of a demuxer that does not tell places, nobody knows how far it came.
         elif reader.end and (

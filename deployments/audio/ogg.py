@@ -6,7 +6,7 @@ a part is opened by itself. The format of a page is that of RFC 3533, section 6.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 _MAGIC = b"OggS"
@@ -15,15 +15,13 @@ _BEGINS_A_STREAM = 0x02
 _CHUNK = 1 << 16
 
 
-def next_part(file: BinaryIO, start: int, check: Callable[[], None]) -> int | None:
+def next_part(file: BinaryIO, start: int) -> int | None:
     """The byte at which the next part begins; None where there is none.
 
     start: the byte at which some page of the part before begins
-    check: called at every page; its exceptions end the search
     """
     behind_first_pages = False
     for position, flags, _ in _pages(file, start):
-        check()
         # A part begins with one such page for each of its streams.
         if not flags & _BEGINS_A_STREAM:
             behind_first_pages = True
@@ -32,18 +30,13 @@ def next_part(file: BinaryIO, start: int, check: Callable[[], None]) -> int | No
     return None
 
 
-def ends_within_page(file: BinaryIO, start: int, check: Callable[[], None]) -> bool:
+def ends_within_page(file: BinaryIO, start: int) -> bool:
     """Whether the file was cut: its last page is not whole.
 
     start: the byte at which one of the last pages begins
-    check: as in `next_part`
     """
     size = file.seek(0, os.SEEK_END)
-    for _, _, end in _pages(file, start):
-        check()
-        if end > size:
-            return True
-    return False
+    return any(end > size for _, _, end in _pages(file, start))
 
 
 def _pages(file: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:

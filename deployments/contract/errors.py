@@ -144,7 +144,11 @@ class ModelUnavailableError(WhisperServeError):
 
 
 class OverloadedError(WhisperServeError):
-    """More requests wait, or hold more bytes, than the configuration or the disk allows."""
+    """More is asked of the service at the moment than its configuration or its machine allows.
+
+    Too many requests wait, or hold too many bytes; too many host names wait to be resolved; or the
+    machine runs short of disk, memory or CPU time.
+    """
 
     status = 503
     type = "overloaded"
@@ -152,7 +156,11 @@ class OverloadedError(WhisperServeError):
 
 
 class ServiceUnavailableError(WhisperServeError):
-    """The Router has died with the request, or does not run yet. Serve starts a new one."""
+    """The service cannot do the request's work at the moment, but soon can, or another instance.
+
+    The Router has died or does not run yet; the service stops, or was deployed anew without the
+    request's model; or no process to decode files can be started.
+    """
 
     status = 503
     type = "service_unavailable"

@@ -293,11 +293,27 @@ class Admission:
         So each key has something among which the fair order can choose, however long the recordings
         of other keys are. A key may have as much audio waiting as is still free.
         """
-        if self.decoding >= self._limits.decoding:
+        free = self._limits.decoding - self.decoding
+        if free <= 0:
             return None
         free_s = self._limits.decoded_s - self.decoded_s
         return min(
-            (k for k in self._keys.values() if k.undecoded and k.decoded_s < free_s),
+            (
+                own
+                for key, own in self._keys.items()
+                if own.undecoded
+                and own.decoded_s < free_s
+                and _may_decode(key, own, free)
+            ),
             key=lambda own: (own.decoded_s, own.decoding, own.last_turn),
             default=None,
         )
+
+
+def _may_decode(key: str, own: KeyRequests, free: int) -> bool:
+    """Whether a key may have one more of the free turns to be decoded.
+
+    A key that has turns leaves at least half as many to the others. So files that take minutes to
+    decode hold up the other files of their own key alone.
+    """
+    return key == NO_KEY or not own.decoding or own.decoding < 2 * (free - 1)

@@ -15,6 +15,7 @@ from deployments.audio.sandbox.client import (
     DecoderDiedError,
     DecoderFailedError,
     DecoderLostError,
+    DecoderStarvedError,
     Sandbox,
 )
 from deployments.audio.sandbox.messages import Job
@@ -23,17 +24,18 @@ from deployments.contract.answer import Stage
 from deployments.contract.errors import (
     AudioTooComplexError,
     InvalidAudioError,
+    OverloadedError,
     ServiceUnavailableError,
 )
 from deployments.cpus import available_cpus
-from deployments.router.decoder_metrics import count_death
 from deployments.router.fetching import FetchedFile
+from deployments.router.metrics import count_decoder_death
 from deployments.router.stages import OnStage, ignore_stage
 
 logger = logging.getLogger(__name__)
 
-# A decoder that dies so has used up its time.
-_TOO_LONG = ("SIGXCPU", "deadline")
+# A decoder that dies of its file in this way has used up its time of a CPU.
+_TOO_LONG = ("SIGXCPU", "SIGKILL")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Decoder:
 
     def __init__(self, args: AppArgs, sandbox: Sandbox | None = None) -> None:
         self._sandbox = sandbox or Sandbox()
-        self._places = asyncio.Semaphore(available_cpus())
+        self._cores = asyncio.Semaphore(available_cpus())
         self.set_limits(args)
 
     def set_limits(self, args: AppArgs) -> None:
@@ -82,33 +84,38 @@ class Decoder:
         channel: int | None = None,
         on_stage: OnStage = ignore_stage,
     ) -> Waveform:
-        """Decode a file. Cancelling the call ends the work soon.
+        """Decode a file, which its owner may close after the call.
 
-        When the call returns, raises or has been cancelled, nothing reads the file any more, so
-        its owner may close it.
+        A call that is cancelled returns at once, and its work ends soon.
 
         track, channel: as in `decode_audio`
         on_stage: called when the file begins to wait for its decoding
 
         Raises AudioUrlError, InvalidAudioError, AudioTooComplexError, InvalidRequestError,
-        OverloadedError where the disk has no room, and ServiceUnavailableError where files cannot
-        be decoded at the moment.
+        OverloadedError where disk, memory or CPU time run short, and ServiceUnavailableError where
+        files cannot be decoded at the moment.
         """
         on_stage(Stage(stage="decoding"))
         started = time.monotonic()
-        async with self._places:
-            job = Job(self._max_audio_s, track, channel, fetched.remote)
-            decoded = await self._decode(fetched.file, job)
+        await self._cores.acquire()
+        job = Job(self._max_audio_s, track, channel, fetched.remote)
+        decoded = await self._decode(fetched.file, job)
         return Waveform(decoded, fetched.download_s, time.monotonic() - started)
 
     async def _decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
         try:
-            return await self._sandbox.decode(file, job)
+            # A decoder may outlive a call that is cancelled, and needs its core until it ends.
+            return await self._sandbox.decode(file, job, self._cores.release)
         except DecoderDiedError as error:
-            count_death(error.reason)
+            count_decoder_death(error.reason)
             logger.warning(
                 "event=decoder_died signal=%s sha256=%s", error.reason, error.sha256
             )
+            if isinstance(error, DecoderStarvedError):
+                raise OverloadedError(
+                    "The service lacks the memory or the CPU time to decode the file at the"
+                    " moment: try again later"
+                ) from None
             if error.reason in _TOO_LONG:
                 raise AudioTooComplexError(TOO_COMPLEX) from None
             raise InvalidAudioError(

@@ -21,7 +21,7 @@ from deployments.contract.errors import OverloadedError
 from deployments.router.audio_source import AudioSource, RemoteAudio
 from deployments.router.download_metrics import report_downloads
 from deployments.router.download_places import DownloadPlaces
-from deployments.router.refused_urls import count_refused_url
+from deployments.router.metrics import count_refused_url
 from deployments.router.request_log import caller_key
 from deployments.router.stages import OnStage, ignore_stage
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deployments.contract.errors import HarmfulAudioError
+from deployments.router.deadline import Deadline
 from deployments.router.retry import ReplicaLostError
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 _REMEMBERED_S = 600.0
 _MAX_REMEMBERED = 1000
 _DEATHS = 2
-# A second try that runs twice as long as the first one, and a second more, has outlived it.
-_TRIAL_FACTOR, _TRIAL_S = 2.0, 1.0
+# A recording that has not killed its replica by then is no reason to keep the others waiting.
+_TURN_S = 10.0
 
 
 @dataclass
@@ -30,14 +31,12 @@ class _Suspect:
     digest: SHA-256 of the samples, hexadecimal
     samples: how many
     replicas: that died
-    ran_s: how long the last one had worked on it
     until: when it is forgotten, by the clock
     """
 
     digest: str
     samples: int
     replicas: set[str] = field(default_factory=set)
-    ran_s: float = 0.0
     until: float = 0.0
 
 
@@ -51,13 +50,11 @@ class Attempt:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.accepted_at: float | None = None
         self.waited_s = 0.0
-        self.on_accepted: Callable[[], object] = lambda: None
         self._clock = clock
 
     def accepted(self) -> None:
         """Called when a replica has accepted the request."""
         self.accepted_at = self._clock()
-        self.on_accepted()
 
 
 class HarmfulAudio:
@@ -65,15 +62,16 @@ class HarmfulAudio:
 
     When a replica dies, each recording that it worked on may have killed it, so all of them are
     suspect. Suspects are tried one after the other: the next one is sent to a replica when the one
-    before has ended or has outlived its first try. So it is the harmful recording that is there
-    when a second replica dies, and not every recording that was beside it the first time. One that
-    succeeds is suspect no longer.
+    before has ended, or has had its turn for some seconds. So the recording that kills soon is
+    there alone when a second replica dies, without those that were beside it the first time. One
+    that succeeds is suspect no longer.
 
     A death counts if a replica had accepted the request and its process ended: not if it could not
     be reached for a moment, not if its machine was taken away, and not while this service stops.
     Requests with the same recording count one replica's death once. A replica that dies in a
-    second try because another request took its memory is counted all the same, for nothing tells
-    the two cases apart. This is why a recording is refused for some minutes and not for ever.
+    second try because of another request beside it, which took its memory or is a suspect that
+    kills late, is counted all the same, for nothing tells these cases apart. This is why a
+    recording is refused for some minutes and not for ever.
 
     model: its name
     stopping: whether the service stops
@@ -91,26 +89,30 @@ class HarmfulAudio:
         self._clock = clock
         # By digest, the one that is forgotten first in front.
         self._suspects: dict[str, _Suspect] = {}
-        self._one_trial = asyncio.Lock()
+        self._one_turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def attempt(self, samples: np.ndarray) -> AsyncIterator[Attempt]:
+    async def attempt(
+        self, samples: np.ndarray, deadline: Deadline
+    ) -> AsyncIterator[Attempt]:
         """Watch one try, which the block makes and which raises ReplicaLostError.
 
         samples: int16 waveform, shape (samples,)
+        deadline: of the request; runs while a suspect waits for its turn
 
         Raises HarmfulAudioError in place of the try where two replicas have died with the
-        recording, and in place of ReplicaLostError where this was the second one.
+        recording, and in place of ReplicaLostError where this was the second one; and
+        RequestTimeoutError where the turn does not come in time.
         """
         suspect = await self._suspect_of(samples)
-        async with self._trial(suspect) as attempt:
+        async with self._turn(suspect, deadline) as attempt:
             try:
                 yield attempt
             except ReplicaLostError as lost:
                 began = attempt.accepted_at
                 if lost.died and began is not None and not self._stopping():
                     replica = lost.replica or uuid.uuid4().hex
-                    await self._died(samples, replica, self._clock() - began)
+                    await self._died(samples, suspect, replica, self._clock() - began)
                 raise
             if suspect is not None:
                 self._suspects.pop(suspect.digest, None)
@@ -125,17 +127,20 @@ class HarmfulAudio:
         return suspect
 
     @asynccontextmanager
-    async def _trial(self, suspect: _Suspect | None) -> AsyncIterator[Attempt]:
-        """The turn of a suspect, which ends with the block or when it has outlived its first try.
+    async def _turn(
+        self, suspect: _Suspect | None, deadline: Deadline
+    ) -> AsyncIterator[Attempt]:
+        """The turn of a suspect, which ends with the block or after some seconds.
 
-        Of a recording that is not suspect, it is always the turn.
+        A recording that is not suspect does not wait for a turn.
         """
         attempt = Attempt(self._clock)
         if suspect is None:
             yield attempt
             return
         started = self._clock()
-        await self._one_trial.acquire()
+        async with deadline.running():
+            await self._one_turn.acquire()
         attempt.waited_s = self._clock() - started
         over = False
 
@@ -143,24 +148,34 @@ class HarmfulAudio:
             nonlocal over
             if not over:
                 over = True
-                self._one_trial.release()
+                self._one_turn.release()
 
-        outlived_s = _TRIAL_FACTOR * suspect.ran_s + _TRIAL_S
-        attempt.on_accepted = lambda: asyncio.get_running_loop().call_later(
-            outlived_s, end
-        )
+        timer = asyncio.get_running_loop().call_later(_TURN_S, end)
         try:
             # Another request may have had the same recording.
             self._refuse(suspect)
             yield attempt
         finally:
+            timer.cancel()
             end()
 
-    async def _died(self, samples: np.ndarray, replica: str, ran_s: float) -> None:
+    async def _died(
+        self,
+        samples: np.ndarray,
+        tried: _Suspect | None,
+        replica: str,
+        ran_s: float,
+    ) -> None:
+        """Remember a death.
+
+        tried: what was known when the try began, which may be forgotten by now if it ran for long
+        """
         digest = await _digest(samples)
-        suspect = self._suspects.pop(digest, None) or _Suspect(digest, len(samples))
+        suspect = self._suspects.pop(digest, None)
+        suspect = suspect or tried or _Suspect(digest, len(samples))
+        if tried is not None:
+            suspect.replicas |= tried.replicas
         suspect.replicas.add(replica)
-        suspect.ran_s = ran_s
         suspect.until = self._clock() + _REMEMBERED_S
         self._suspects[digest] = suspect
         while len(self._suspects) > _MAX_REMEMBERED:

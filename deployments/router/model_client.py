@@ -164,31 +164,11 @@ class ModelClient:
         None where no replica has loaded the model, or one does not answer within a second.
         """
         if not replicas:
-            self._loaded = False
             return None
         idle, asked_at = self._idle.get(replicas, (None, -math.inf))
         if not self.admission.in_work and time.monotonic() - asked_at < _STILL_IDLE_S:
             return idle
-        try:
-            answers = await self._handle.broadcast("slots").results_async(
-                timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
-            )
-        except TimeoutError:
-            return None
-        except DeploymentUnavailableError:
-            self._loaded = False
-            return None
-        except (RayError, RuntimeError) as error:
-            # GET /models must answer even if one model cannot.
-            logger.warning(
-                "event=slots_unknown model=%s error=%s",
-                self.model.name,
-                type(error).__name__,
-            )
-            return None
-        # A replica that is still loading answers None, and one that has died an error.
-        loaded = [answer for answer in answers if isinstance(answer, SlotUse)]
-        self._loaded = bool(loaded)
+        loaded = await self._slots_of_each()
         if not loaded:
             return None
         total = SlotUse(
@@ -200,24 +180,50 @@ class ModelClient:
             self._idle[replicas] = (total, time.monotonic())
         return total
 
-    async def loaded(self, replicas: int) -> bool:
+    async def loaded(self) -> bool:
         """Whether a replica has loaded the model. Starts no replica.
 
         Where none answers within a second, as on a busy machine, what the last answer said holds.
 
-        replicas: how many run
+        The replicas are asked, because Serve's status lists none of them while it builds a changed
+        application.
         """
-        await self.slots(replicas)
+        answers = await self._slots_of_each()
+        if answers is not None:
+            self._loaded = bool(answers)
         return self._loaded
+
+    async def _slots_of_each(self) -> list[SlotUse] | None:
+        """The slots of each replica that has loaded the model; None where that is not known."""
+        try:
+            answers = await self._handle.broadcast("slots").results_async(
+                timeout_s=_SLOTS_TIMEOUT_S, return_exceptions=True
+            )
+        except TimeoutError:
+            return None
+        except DeploymentUnavailableError:
+            return []
+        except (RayError, RuntimeError) as error:
+            # GET /models must answer even if one model cannot.
+            logger.warning(
+                "event=slots_unknown model=%s error=%s",
+                self.model.name,
+                type(error).__name__,
+            )
+            return None
+        # A replica that is still loading answers None, and one that has died an error.
+        return [answer for answer in answers if isinstance(answer, SlotUse)]
 
     async def _attempt(
         self, request: "_Request", deadline: Deadline
     ) -> AsyncGenerator[ReplicaEvent, None]:
         """One replica's events. Raises ReplicaLostError if the replica dies."""
         audio_s: float | None = None
-        async with self._harmful.attempt(request.audio) as attempt:
+        # Before a suspect's turn, so that suspects wait for a start side by side.
+        with self._errors_translated():
+            model_start_s = await self._start(request)
+        async with self._harmful.attempt(request.audio, deadline) as attempt:
             with self._errors_translated():
-                model_start_s = await self._start(request)
                 waiting_since = time.monotonic()
                 events = await self._dispatch(request)
                 waited_s = attempt.waited_s + time.monotonic() - waiting_since

@@ -6,6 +6,7 @@ Router still works, and where a model is taken out of an application that is dep
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable
@@ -17,6 +18,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from deployments.contract.errors import ServiceUnavailableError
+
+logger = logging.getLogger(__name__)
 
 # Serve's controller needs a third of a second to tell its status, so only calls that have waited
 # for this long have it asked.
@@ -40,17 +43,20 @@ class Removal:
             await asyncio.wait(
                 {answering, removed}, return_when=asyncio.FIRST_COMPLETED
             )
-            if answering.done():
-                return answering.result()
-            raise ServiceUnavailableError(
-                "The service stops, or serves this model no longer; send the request again"
-            )
+            if not answering.done():
+                error = removed.exception()
+                if error is None:
+                    raise ServiceUnavailableError(
+                        "The service stops, or serves this model no longer; send the request again"
+                    )
+                logger.warning("event=removal_unknown error=%s", type(error).__name__)
+            return await answering
         finally:
             answering.cancel()
             removed.cancel()
 
     async def _until_removed(self) -> None:
-        while not self._removed:
+        while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             # All who wait share a look.
             async with self._looking:
@@ -59,17 +65,24 @@ class Removal:
                         _is_removed, self._deployment
                     )
                     self._looked_at = time.monotonic()
+            if self._removed:
+                return
 
 
 def _is_removed(deployment: str) -> bool:
+    """Whether Serve says so. What it does not know, or not yet, is not removed."""
     try:
         name = serve.get_replica_context().app_name
         application = serve.status().applications.get(name)
     except (RayServeException, RayError):
         # There is no controller, or it has died and is replaced.
         return False
-    if application is None or deployment not in application.deployments:
+    if application is None:
+        # Serve lists an application until its last replica has ended, this one included, but lists
+        # none while its controller is replaced.
+        return False
+    if application.status == ApplicationStatus.DELETING:
         return True
-    replicas = application.deployments[deployment].replica_states
-    running = any(state == "RUNNING" and count for state, count in replicas.items())
-    return application.status == ApplicationStatus.DELETING and not running
+    # Serve lists no deployments while it builds a changed application, nor after a build that
+    # failed. The replicas of before go on meanwhile.
+    return bool(application.deployments) and deployment not in application.deployments

@@ -215,9 +215,7 @@ class Router:
         model = self._args.model(self._args.default_model)
         if not self._args.min_replicas(model):
             return True
-        running = await asyncio.to_thread(self._running_replicas)
-        replicas = running.get(model.deployment, 0)
-        return await self._clients[model.name].loaded(replicas)
+        return await self._clients[model.name].loaded()
 
     async def drain(self) -> DrainState:
         """Take no new requests from now on; gives how far those in work are. Call it until none is.
@@ -350,9 +348,10 @@ def _answer(transcript: Transcript, audio: Waveform, entry: RequestLog) -> Answe
 
 
 def _running_replicas() -> dict[str, int]:
-    """By deployment name, as Serve tells its own replica."""
-    application = serve.get_replica_context().app_name
-    deployments = serve.status().applications[application].deployments
+    """By deployment name, as Serve tells its own replica; see `removal` for when it tells none."""
+    name = serve.get_replica_context().app_name
+    application = serve.status().applications.get(name)
+    deployments = application.deployments if application else {}
     return {
         name: sum(
             count

@@ -1,10 +1,11 @@
 """`GET /ready` and `GET /ping`: whether requests should come here."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.testclient import TestClient
 
 from deployments import api
@@ -20,6 +21,8 @@ LOADED = Response([SlotUse(8, 0, 0)])
 FULL = Response([SlotUse(8, 8, 50)])
 LOADING = Response([None])
 SILENT = Response([], FOREVER)
+# What Serve's handle raises at once.
+NO_REPLICA = Response(DeploymentUnavailableError(cast(Any, "whisper-base")))
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +47,11 @@ def test_with_the_default_model_loaded_the_service_is_ready(told: Response) -> N
     assert (ping.status_code, ping.content) == (200, b"")
 
 
-@pytest.mark.parametrize(
-    ("told", "running"), [(LOADED, 0), (LOADING, 1)], ids=["no replica", "loading"]
-)
+@pytest.mark.parametrize("told", [NO_REPLICA, LOADING], ids=["no replica", "loading"])
 def test_while_the_default_model_starts_callers_are_told_to_wait(
-    told: Response, running: int
+    told: Response,
 ) -> None:
-    served = client(router(Handle(slots=[told]), running=running))
+    served = client(router(Handle(slots=[told])))
     answer = served.get("/ready")
     assert answer.status_code == 503
     assert answer.json() == {
@@ -68,6 +69,12 @@ async def test_a_model_too_busy_to_answer_stays_as_ready_as_it_was(
     monkeypatch.setattr(model_client, "_SLOTS_TIMEOUT_S", 0.02)
     busy = router(Handle(slots=[SILENT, FULL, SILENT, LOADING, SILENT]))
     assert [await busy.ready() for _ in range(5)] == [False, True, True, False, False]
+
+
+async def test_a_service_whose_status_lists_no_replica_is_as_ready_as_its_replicas() -> (
+    None
+):
+    assert await router(Handle(slots=[LOADED]), running=0).ready()
 
 
 async def test_a_default_model_that_may_stop_when_idle_is_not_asked() -> None:

@@ -28,7 +28,7 @@ from deployments.audio import SAMPLE_RATE
 from deployments.audio.containers import FileFrom
 from deployments.audio.decode import decode_audio
 from deployments.audio.demuxers import DEMUXERS
-from deployments.contract.errors import InvalidAudioError, RequestCancelledError
+from deployments.contract.errors import InvalidAudioError
 
 FOLDER = Path(__file__).parent
 RECORDINGS: list[dict[str, Any]] = json.loads((FOLDER / "manifest.json").read_text())
@@ -322,19 +322,6 @@ def test_a_recording_longer_than_the_limit_is_not_decoded_to_its_end() -> None:
 def test_a_false_sample_rate_does_not_inflate_a_small_file() -> None:
     assert "longer than" in refusal(wav(tone(440), rate=1), max_seconds=60)
     assert "not plausible" in refusal(wav(tone(440), rate=1_744_846_464))
-
-
-def test_a_cancelled_request_stops_decoding() -> None:
-    calls = 0
-
-    def cancelled() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == 10
-
-    with pytest.raises(RequestCancelledError):
-        decode_audio(io.BytesIO(recording("jfk.mp3")), HOUR, cancelled)
-    assert calls == 10
 
 
 def test_errors_and_logs_reveal_nothing_of_the_file(

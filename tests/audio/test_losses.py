@@ -14,7 +14,6 @@ import pytest
 from deployments.audio import SAMPLE_RATE, decode
 from deployments.audio.containers import PacketReader
 from deployments.audio.decode import DecodedAudio, decode_audio
-from deployments.contract.errors import RequestCancelledError
 from tests.audio.test_decode import (
     HOUR,
     RECORDINGS,
@@ -223,7 +222,7 @@ def test_a_demuxer_that_asks_to_be_called_again_is_called_but_not_for_ever(
 ) -> None:
     with av.open(io.BytesIO(wav(tone(440))), "r") as container:
         hesitant: Any = Hesitant(container, times)
-        reader = PacketReader(hesitant, container.streams.audio[0], lambda: False)
+        reader = PacketReader(hesitant, container.streams.audio[0])
         assert abs(len(list(reader)) - packets) <= 4
         assert reader.stopped == (packets == 0)
 
@@ -243,7 +242,7 @@ def test_packets_without_a_place_do_not_pretend_that_bytes_were_left_behind_them
 ):
     with av.open(io.BytesIO(wav(tone(440))), "r") as container:
         placeless: Any = Placeless(3)
-        reader = PacketReader(placeless, container.streams.audio[0], lambda: False)
+        reader = PacketReader(placeless, container.streams.audio[0])
         assert len(list(reader)) == 3
         assert (reader.begin, reader.position, reader.end) == (0, 0, 0)
 
@@ -269,20 +268,6 @@ def ogg_page(flags: int, serial: int) -> bytes:
     """A page of ten bytes that mean nothing."""
     head = struct.pack("<4sBBqIII", b"OggS", 0, flags, 0, serial, 0, 0)
     return head + bytes([1, 10]) + b"x" * 10
-
-
-def test_a_cancelled_request_leaves_a_chain_of_empty_parts() -> None:
-    calls = 0
-
-    def cancelled() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls > 500
-
-    parts = b"".join(ogg_page(2, n) + ogg_page(0, n) for n in range(10_000))
-    first = encode("ogg", "libopus", 440, layouts=("mono",))
-    with pytest.raises(RequestCancelledError):
-        decode_audio(io.BytesIO(first + parts), HOUR, cancelled)
 
 
 def in_language(layout: str, language: str | None) -> bytes:

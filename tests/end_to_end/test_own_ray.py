@@ -1,6 +1,7 @@
 """Serve's own commands with this project's configuration, in a Ray that a user has started."""
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +98,40 @@ def test_serve_deploy_and_serve_status_know_the_application_by_any_name(
     assert health(lan) == "speech"
     refused = requests.get(f"{lan}/openapi.json", timeout=60)
     assert (refused.status_code, refused.json()["type"]) == (403, "keys_not_set")
+
+
+def test_a_service_goes_on_where_it_is_deployed_again_with_a_mistake(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    file = configuration(tmp_path, port, name="speech", route_prefix="/to/text")
+    user.serve("deploy", "--address", user.dashboard, file)
+    url = f"http://127.0.0.1:{port}/to/text"
+    asked: list[int] = []
+
+    def ready() -> int:
+        asked.append(requests.get(f"{url}/ready", timeout=60).status_code)
+        return asked[-1]
+
+    def status() -> str:
+        told = yaml.safe_load(user.serve("status", "--address", user.dashboard))
+        return str(told["applications"]["speech"]["status"])
+
+    wait_for(lambda: health(url) == "speech", 300)
+    wait_for(lambda: ready() == 200, 300)
+    asked.clear()
+    content = yaml.safe_load(Path(file).read_text())
+    content["applications"][0]["args"]["models"] = [{"name": "no-such-model"}]
+    Path(file).write_text(yaml.safe_dump(content))
+    user.serve("deploy", "--address", user.dashboard, file)
+    wait_for(lambda: ready() == 200 and status() == "DEPLOY_FAILED", 300)
+    # The readiness that the service remembers ends after a second.
+    time.sleep(1.1)
+    assert ready() == 200
+    assert set(asked) == {200}
+    answer = requests.post(
+        f"{url}/transcribe", data=(ROOT / "test_input.json").read_bytes(), timeout=300
+    )
+    assert "fellow Americans" in answer.json()["transcription"]
 
 
 def test_keys_may_come_with_the_applications_own_environment(

@@ -292,6 +292,26 @@ async def test_as_many_are_decoded_at_once_as_there_are_cores() -> None:
         assert places(*sent[:3]) == ["in work", "decoding", "decoding"]
 
 
+@pytest.mark.parametrize("cores", [2, 3, 4, 8, 32])
+async def test_a_key_leaves_turns_to_be_decoded_to_the_others(cores: int) -> None:
+    limits = replace(LIMITS, decoding=cores, waiting=300, decoded_s=10_000.0)
+    async with clients(limits) as (admission, send):
+        for _ in range(cores):
+            send("flood", until="decoding")
+        await settle()
+        assert cores / 2 <= admission.decoding < cores
+        victim = send("victim", until="decoding")
+        await settle()
+        assert victim.at == "decoding"
+
+
+async def test_with_one_core_a_key_that_is_alone_is_decoded() -> None:
+    async with clients(replace(LIMITS, decoding=1)) as (_, send):
+        alone = send("alone", until="decoding")
+        await settle()
+        assert alone.at == "decoding"
+
+
 async def test_decoding_waits_while_enough_decoded_audio_waits() -> None:
     async with clients(replace(LIMITS, in_work=1, decoding=1)) as (admission, send):
         running = send("a", 10.0)

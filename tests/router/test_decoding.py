@@ -5,23 +5,29 @@ import hashlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import psutil
 import pytest
 import ray.serve.metrics
 
+from deployments.audio.decode import DecodedAudio
+from deployments.audio.sandbox.client import Sandbox
+from deployments.audio.sandbox.limits import Limits
 from deployments.audio.sandbox.messages import Job
 from deployments.config import AppArgs
 from deployments.contract.errors import (
     AudioTooComplexError,
     InvalidAudioError,
+    OverloadedError,
     ServiceUnavailableError,
     WhisperServeError,
 )
 from deployments.cpus import available_cpus
 from deployments.http_errors import retry_headers
-from deployments.router import decoder_metrics
+from deployments.router import metrics
 from deployments.router.decoding import Decoder
 from deployments.router.fetching import FetchedFile
 from tests.support.routers import AUDIO
@@ -64,9 +70,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
             counted.append((self._name, (tags or {})["signal"]))
 
     monkeypatch.setattr(ray.serve.metrics, "Counter", Counter)
-    decoder_metrics.deaths.cache_clear()
+    metrics._metric.cache_clear()
     yield counted
-    decoder_metrics.deaths.cache_clear()
+    metrics._metric.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,38 @@ async def test_a_decoders_death_is_the_files_fault_and_is_told_to_the_operator(
     assert retry_headers(caught.value) == {}
 
 
+class _Hurried(Sandbox):
+    """Gives no decoder the time to end."""
+
+    async def decode(
+        self,
+        file: BinaryIO,
+        job: Job,
+        when_ended: Callable[[], object] = lambda: None,
+    ) -> DecodedAudio:
+        limits = Limits(wall_s=0.1, wall_s_per_cpu_s=0)
+        return await super().decode(file, replace(job, limits=limits), when_ended)
+
+
+async def test_a_machine_without_time_for_a_decoder_is_not_the_files_fault(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    counted: list[tuple[str, str]],
+    warm: None,
+) -> None:
+    path = endless_ogg(tmp_path / "endless.ogg", 1 << 30)
+    decoder = Decoder(AppArgs(), _Hurried(ZYGOTE))
+    with path.open("rb") as file, pytest.raises(OverloadedError) as caught:
+        await decoder.decode(FetchedFile(file, 0.0, False))
+    assert str(caught.value) == (
+        "The service lacks the memory or the CPU time to decode the file at the moment:"
+        " try again later"
+    )
+    assert retry_headers(caught.value)
+    assert "event=decoder_died signal=deadline sha256=" in caplog.text
+    assert counted == [("whisper_decoder_deaths", "deadline")]
+
+
 async def test_where_no_decoder_can_be_started_the_service_is_at_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -133,7 +171,14 @@ async def test_files_wait_for_a_core_in_the_order_in_which_they_came(
     with SPEECH.open("rb") as file:
         await SANDBOX.decode(file, Job(3600.0))
     assert not any(task.done() for task in waiting)
+    # A decoder that nobody wants any more holds its core until it ends.
+    zygote = psutil.Process(ZYGOTE.pid)
+    zygote.suspend()
     busy[0].cancel()
+    await asyncio.wait([busy[0]])
+    still_waiting = not any(task.done() for task in waiting)
+    zygote.resume()
+    assert still_waiting
     await asyncio.gather(*waiting)
     assert ended == ["a", "b", "c"]
     for task in busy:

@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import numpy as np
 import pytest
 
-from deployments.contract.errors import HarmfulAudioError
-from deployments.router.harmful_audio import HarmfulAudio
+from deployments.contract.errors import HarmfulAudioError, RequestTimeoutError
+from deployments.router import harmful_audio
+from deployments.router.deadline import Deadline
+from deployments.router.harmful_audio import Attempt, HarmfulAudio
 from deployments.router.retry import ReplicaLostError
 
 
@@ -25,8 +28,14 @@ def recording(number: int, seconds: float = 1.0) -> np.ndarray:
     return np.full(round(seconds * 16_000), number, dtype=np.int16)
 
 
+def attempt_of(
+    known: HarmfulAudio, samples: np.ndarray
+) -> AbstractAsyncContextManager[Attempt]:
+    return known.attempt(samples, Deadline(3600))
+
+
 async def succeeds(known: HarmfulAudio, samples: np.ndarray) -> None:
-    async with known.attempt(samples) as attempt:
+    async with attempt_of(known, samples) as attempt:
         attempt.accepted()
 
 
@@ -41,7 +50,7 @@ async def kills(
 ) -> type[Exception]:
     """What is raised where the replica is lost with the recording."""
     with pytest.raises((ReplicaLostError, HarmfulAudioError)) as caught:
-        async with known.attempt(samples) as attempt:
+        async with attempt_of(known, samples) as attempt:
             if accepted:
                 attempt.accepted()
             if meanwhile is not None:
@@ -128,7 +137,7 @@ async def test_those_who_were_beside_the_harmful_recording_are_not_convicted() -
         return await kills(known, samples, meanwhile=died.wait)
 
     async def second_try(samples: np.ndarray) -> None:
-        async with known.attempt(samples) as attempt:
+        async with attempt_of(known, samples) as attempt:
             attempt.accepted()
             with_replica.add(int(samples[0]))
             await asyncio.sleep(0)
@@ -153,46 +162,87 @@ async def test_those_who_were_beside_the_harmful_recording_are_not_convicted() -
         await succeeds(known, samples)
 
 
-async def test_a_suspect_that_has_outlived_its_first_try_lets_the_next_one_begin(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("deployments.router.harmful_audio._TRIAL_S", 0.01)
+async def test_a_recording_that_kills_late_is_remembered_while_it_is_tried() -> None:
     clock = Clock()
     known = HarmfulAudio("base", clock=clock)
-    await kills(known, recording(1))
-    await kills(known, recording(2))
-    async with asyncio.timeout(60), known.attempt(recording(1)) as first:
-        second = asyncio.ensure_future(succeeds(known, recording(2)))
-        await asyncio.sleep(0.05)
-        # No replica has accepted the first one, so nothing is known of it.
-        assert not second.done()
-        first.accepted()
-        await second
+
+    async def twenty_minutes_with_another_request() -> None:
+        clock.now += 1200
+        await succeeds(known, recording(2))
+
+    late = [
+        await kills(known, recording(1), meanwhile=twenty_minutes_with_another_request)
+        for _ in range(2)
+    ]
+    assert late == [ReplicaLostError, HarmfulAudioError]
 
 
-async def test_a_suspect_whose_caller_leaves_holds_nobody_up() -> None:
+async def test_a_turn_ends_after_some_seconds_and_the_next_suspect_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harmful_audio, "_TURN_S", 0.01)
     known = HarmfulAudio("base")
     await kills(known, recording(1))
     await kills(known, recording(2))
+    async with asyncio.timeout(60), attempt_of(known, recording(1)):
+        # The first one works, or still waits for a replica.
+        await succeeds(known, recording(2))
 
-    async def stuck(samples: np.ndarray) -> None:
-        async with known.attempt(samples):
+
+async def test_a_suspect_waits_for_its_turn_no_longer_than_its_deadline() -> None:
+    known = HarmfulAudio("base")
+    await kills(known, recording(1))
+    await kills(known, recording(2))
+    async with attempt_of(known, recording(1)):
+        with pytest.raises(RequestTimeoutError):
+            async with known.attempt(recording(2), Deadline(0.01)):
+                pytest.fail("the turn of the first one has not ended")
+    await succeeds(known, recording(2))
+
+
+class WatchedDeadline(Deadline):
+    """Tells when a request has begun to wait."""
+
+    def __init__(self) -> None:
+        super().__init__(3600)
+        self.runs = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with super().running():
+            self.runs.set()
+            yield
+
+
+async def test_a_suspect_whose_caller_leaves_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harmful_audio, "_TURN_S", 3600)
+    known = HarmfulAudio("base")
+    await kills(known, recording(1))
+    await kills(known, recording(2))
+    has_turn, deadline = asyncio.Event(), WatchedDeadline()
+
+    async def stuck(samples: np.ndarray, deadline: Deadline) -> None:
+        async with known.attempt(samples, deadline):
+            has_turn.set()
             await asyncio.Event().wait()
 
-    running = asyncio.ensure_future(stuck(recording(1)))
-    waiting = asyncio.ensure_future(stuck(recording(2)))
-    await asyncio.sleep(0.05)
-    for task in (waiting, running):
-        task.cancel()
-    await asyncio.gather(running, waiting, return_exceptions=True)
     async with asyncio.timeout(60):
+        running = asyncio.ensure_future(stuck(recording(1), Deadline(3600)))
+        await has_turn.wait()
+        waiting = asyncio.ensure_future(stuck(recording(2), deadline))
+        await deadline.runs.wait()
+        for task in (waiting, running):
+            task.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
         await succeeds(known, recording(2))
 
 
 async def test_no_more_than_a_thousand_recordings_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("deployments.router.harmful_audio._MAX_REMEMBERED", 2)
+    monkeypatch.setattr(harmful_audio, "_MAX_REMEMBERED", 2)
     known = HarmfulAudio("base")
     for number in (1, 2, 3):
         await kills(known, recording(number))

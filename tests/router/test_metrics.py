@@ -1,6 +1,7 @@
 """What is counted of each request. Ray's counters are replaced by lists. No Ray cluster."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,9 +32,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
             counted.append((self._name, value, tags))
 
     monkeypatch.setattr(ray.serve.metrics, "Counter", Counter)
-    metrics._counters.cache_clear()
+    metrics._metric.cache_clear()
     yield counted
-    metrics._counters.cache_clear()
+    metrics._metric.cache_clear()
 
 
 def test_a_request_is_counted_by_model_status_and_key(counted: Counted) -> None:
@@ -87,8 +88,33 @@ def test_what_a_door_refuses_is_counted_too(counted: Counted) -> None:
 def test_outside_a_replica_rays_own_counters_do_no_harm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    metrics._counters.cache_clear()
+    metrics._metric.cache_clear()
     with caplog.at_level(logging.INFO), logged_request("an-id") as entry:
         entry.duration_s = 1.0
     [told] = [r.getMessage() for r in caplog.records]
     assert told.startswith("request_id=an-id model=- status=200 ")
+
+
+def test_held_audio_is_shown_again_while_it_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[tuple[float, dict[str, str]]] = []
+    enough = threading.Event()
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: Any) -> None:
+            assert name == "whisper_held_audio_seconds"
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            shown.append((value, tags))
+            if len(shown) == 6:
+                enough.set()
+
+    monkeypatch.setattr(ray.serve.metrics, "Gauge", Gauge)
+    metrics._metric.cache_clear()
+    held = metrics._HeldAudio(period_s=0.01)
+    metrics._metric.cache_clear()
+    held.show("base", {"waiting": 0.0, "in_work": 3600.0})
+    assert enough.wait(60)
+    assert shown[4:6] == shown[:2]
+    assert shown[1] == (3600.0, {"model": "base", "state": "in_work"})

@@ -47,9 +47,9 @@ def client(handle: Handle, gpu_share: float = 0.0, **args: Any) -> ModelClient:
     )
 
 
-async def last(model: ModelClient) -> Transcript:
+async def last(model: ModelClient, audio: np.ndarray = AUDIO) -> Transcript:
     """What a request that wants no events on the way is answered."""
-    [event] = [event async for event in model.stream(AUDIO, OPTIONS, False, False)]
+    [event] = [event async for event in model.stream(audio, OPTIONS, False, False)]
     assert isinstance(event, Transcript)
     return event
 
@@ -137,6 +137,23 @@ async def test_a_request_whose_replica_dies_is_tried_once_more() -> None:
     with pytest.raises(HarmfulAudioError, match="2 replicas of model 'base' have died"):
         await last(client(handle))
     assert handle.calls == ["ready", "stream"] * 2
+
+
+async def test_suspects_wait_for_the_next_replica_side_by_side() -> None:
+    # A replica dies with three recordings, and the next one is not ready yet.
+    ready = [*[Response(None)] * 3, Response(None, FOREVER)]
+    handle = Handle(ready=ready, stream=[events(DIED)])
+    model = client(handle)
+    tries = [
+        asyncio.ensure_future(last(model, np.full(16_000, number, np.int16)))
+        for number in range(3)
+    ]
+    async with asyncio.timeout(60):
+        while handle.calls.count("ready") < 6:
+            await asyncio.sleep(0.001)
+    for task in tries:
+        task.cancel()
+    await asyncio.gather(*tries, return_exceptions=True)
 
 
 async def test_both_tries_together_keep_the_deadline() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from deployments.contract.errors import AudioUrlError
-from deployments.router import refused_urls
+from deployments.router import fetching
 from tests.support.handles import Handle, events, transcript
 from tests.support.misbehaving_server import MisbehavingServer, redirect_to
 from tests.support.routers import router
@@ -17,11 +17,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The reasons that were counted."""
     reasons: list[str] = []
 
-    class Counter:
-        def inc(self, tags: dict[str, str]) -> None:
-            reasons.append(tags["reason"])
-
-    monkeypatch.setattr(refused_urls, "_counter", Counter)
+    monkeypatch.setattr(fetching, "count_refused_url", reasons.append)
     return reasons
 
 

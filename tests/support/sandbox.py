@@ -2,6 +2,7 @@
 
 import io
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,12 +15,25 @@ ZYGOTE = ZygoteProcess()
 SANDBOX = Sandbox(ZYGOTE)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process runs no more, also where nobody has asked how it ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def decoders(zygote: ZygoteProcess = ZYGOTE) -> set[psutil.Process]:
     """The processes that decode a file now."""
-    if zygote.pid is None:
-        return set()
-    children = psutil.Process(zygote.pid).children()
-    return {child for child in children if child.status() != psutil.STATUS_ZOMBIE}
+    pid = zygote.pid
+    found = set()
+    # A process may end at any moment, the zygote too.
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children() if pid else []:
+            with suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.add(child)
+    return found
 
 
 def long_silence(path: Path, seconds: int = 3600, rate: int = 48_000) -> Path:

@@ -38,11 +38,13 @@ def decode(
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # What is written there by C libraries could quote the file.
-        os.dup2(0, 2)
+        # 1 and 2 are the service's log: C libraries could quote the file there, and a decoder that
+        # is taken over could forge lines.
+        for descriptor in (1, 2):
+            os.dup2(0, descriptor)
         _close_all_but(input_descriptor, output_descriptor, reply_descriptor)
         size = os.fstat(input_descriptor).st_size
-        # Everything that would need a further system call is done before the confinement.
+        # Opened now, because `open` needs a system call that the confinement refuses.
         source = open(input_descriptor, "rb", closefd=False)  # noqa: SIM115
         limits = ResourceLimits(job.limits, size, job.max_seconds)
         confine(limits, parent, layers)

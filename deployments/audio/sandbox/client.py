@@ -50,6 +50,15 @@ class DecoderDiedError(FatalFileError):
         self.reason = reason
 
 
+class DecoderStarvedError(DecoderDiedError):
+    """The process was killed, or not done at the deadline, for want of memory or CPU time.
+
+    Decoding that takes too long for its file ends by SIGXCPU, or by SIGKILL once it has used up its
+    time. So the file is not at fault here: the kernel ends decoders first where memory runs out,
+    and the deadline comes first only where a decoder gets less than a third of a CPU.
+    """
+
+
 class DecoderFailedError(FatalFileError):
     """The decoder has met an error that is not foreseen.
 
@@ -73,6 +82,8 @@ class Sandbox:
 
     def __init__(self, zygote: ZygoteProcess | None = None) -> None:
         self._zygote = zygote or ZygoteProcess()
+        # An event loop alone does not keep a task from being collected.
+        self._working: set[asyncio.Task[DecodedAudio]] = set()
 
     def start(self) -> None:
         """Start the zygote now and not with the first file. Does not wait for it."""
@@ -82,33 +93,64 @@ class Sandbox:
         """End the zygote with all that it decodes. Waits until they have ended."""
         self._zygote.close()
 
-    async def decode(self, file: BinaryIO, job: Job) -> DecodedAudio:
+    async def decode(
+        self,
+        file: BinaryIO,
+        job: Job,
+        when_ended: Callable[[], object] = lambda: None,
+    ) -> DecodedAudio:
         """Decode a file. The samples are read-only, and lie in a file without a name on the disk.
 
-        When the call returns, raises or has been cancelled, nothing reads the file any more.
+        A call that is cancelled returns at once. Its decoder, which has the file open by itself, is
+        killed soon after.
 
-        file: seekable; decoded from its first byte on; it stays open
+        file: seekable; decoded from its first byte on; it stays open, and may be closed after the
+            call
+        when_ended: called once, when the call has no decoder any more
 
-        Raises DecoderDiedError, DecoderFailedError, DecoderLostError, OverloadedError where the
-        disk has no room, and what `decode_audio` raises.
+        Raises DecoderDiedError, DecoderStarvedError, DecoderFailedError, DecoderLostError,
+        OverloadedError where the disk has no room, and what `decode_audio` raises.
         """
-        with ExitStack() as stack:
-            files = await _in_thread(_open_files, file, stack)
-            try:
-                reply = await self._run_twice(files, job)
-                if reply.error is not None:
-                    raise reply.error
-                most_bytes = job.limits.output_bytes(job.max_seconds)
-                samples = _mapped(files.waveform, most_bytes)
-            except FatalFileError as error:
-                error.sha256 = await _in_thread(_sha256, files.recording)
-                raise
-            return DecodedAudio(samples, reply.start_s, list(reply.warnings))
+        with ExitStack() as opened:
+            opened.callback(when_ended)
+            files = await _in_thread(_open_files, file, opened)
+            working = asyncio.create_task(self._decode(files, job))
+            held = opened.pop_all()
+        self._working.add(working)
+        working.add_done_callback(lambda _: self._end(working, held))
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError:
+            working.cancel()
+            raise
+        return working.result()
+
+    def _end(self, working: "asyncio.Task[DecodedAudio]", held: ExitStack) -> None:
+        self._working.remove(working)
+        held.close()
+        if not working.cancelled():
+            # Where the caller was cancelled, nobody else asks, and asyncio would log the error.
+            working.exception()
+
+    async def _decode(self, files: "_Files", job: Job) -> DecodedAudio:
+        try:
+            reply = await self._run_twice(files, job)
+            if reply.error is not None:
+                raise reply.error
+            most_bytes = job.limits.output_bytes(job.max_seconds)
+            samples = _mapped(files.waveform, most_bytes)
+        except FatalFileError as error:
+            error.sha256 = await _in_thread(_sha256, files.recording)
+            raise
+        return DecodedAudio(samples, reply.start_s, list(reply.warnings))
 
     async def _run_twice(self, files: "_Files", job: Job) -> Reply:
         try:
             return await self._run(files, job)
-        except DecoderLostError:
+        except (DecoderLostError, DecoderStarvedError) as error:
+            # A second wait as long as the first would hold up other files.
+            if isinstance(error, DecoderStarvedError) and error.reason == "deadline":
+                raise
             # As it was before: a decoder may have written some of it.
             files.waveform.truncate(0)
             files.waveform.seek(0)
@@ -138,7 +180,8 @@ class Sandbox:
                 if expired:
                     await self._kill(control, decoding)
         told, ended = decoding.result()
-        return _reply_of(told, ended, expired)
+        most_cpu_s = job.limits.cpu_seconds(files.size, job.max_seconds)
+        return _reply_of(told, ended, expired, most_cpu_s)
 
     async def _kill(
         self, control: socket.socket, decoding: "asyncio.Future[Any]"
@@ -216,14 +259,19 @@ def _ask_to_kill(control: socket.socket) -> None:
         control.shutdown(socket.SHUT_WR)
 
 
-def _reply_of(told: bytes, ended_told: bytes, expired: bool) -> Reply:
+def _reply_of(
+    told: bytes, ended_told: bytes, expired: bool, most_cpu_s: float
+) -> Reply:
     if not ended_told:
         raise DecoderLostError
     ended = Ended.from_bytes(ended_told)
     if expired:
-        raise DecoderDiedError("deadline")
+        raise DecoderStarvedError("deadline")
     if ended.signal and len(told) <= MAX_MESSAGE_BYTES:
-        raise DecoderDiedError(signal.Signals(ended.signal).name)
+        name = signal.Signals(ended.signal).name
+        if name == "SIGKILL" and ended.cpu_s < most_cpu_s:
+            raise DecoderStarvedError(name)
+        raise DecoderDiedError(name)
     try:
         reply = Reply.from_bytes(told)
     except ValueError:

@@ -64,7 +64,7 @@ def confine(
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
     user = _give_up_root(layers)
     if user:
-        # A change of the user takes it back.
+        # The kernel clears that setting when a process changes its user.
         _end_with(parent)
     # No dump of the caller's recording, and no debugger.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)

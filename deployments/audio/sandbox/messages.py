@@ -13,7 +13,9 @@ met the end of both, nobody reads the recording any more, whatever has died mean
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 from deployments.audio.sandbox.limits import Limits
 from deployments.contract.errors import (
@@ -27,6 +29,8 @@ from deployments.contract.errors import (
 
 MAX_MESSAGE_BYTES = 1 << 16
 _MOST_WARNINGS, _LONGEST_TEXT = 100, 4000
+# An error by name and place. Anything else could forge fields of the log.
+_PLACE = re.compile(r"\w{1,100}@[\w./<>-]{1,200}(:\d{1,9})?", re.ASCII)
 _ERRORS: dict[str, type[WhisperServeError]] = {
     error.__name__: error
     for error in (
@@ -71,7 +75,6 @@ class Ended:
     """
 
     signal: int
-    status: int
     cpu_s: float
 
     def to_bytes(self) -> bytes:
@@ -88,7 +91,7 @@ class Reply:
 
     start_s, warnings: as in `DecodedAudio`
     error: of the contract, for the caller
-    failure: an error that is not foreseen, by its name and place
+    failure: an error that is not foreseen, by its name and place, as `KeyError@mono.py:57`
     """
 
     start_s: float = 0.0
@@ -108,15 +111,23 @@ class Reply:
     @classmethod
     def from_bytes(cls, message: bytes) -> "Reply":
         """Raises ValueError where no decoder of ours can have written the message."""
-        body = json.loads(message)
+        try:
+            body = json.loads(message)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         match body:
             case {"error": str(name), "text": str(text)} if name in _ERRORS:
-                return cls(error=_ERRORS[name](text[:_LONGEST_TEXT]))
-            case {"failure": str(failure)} if failure.isprintable():
-                return cls(failure=failure[:_LONGEST_TEXT])
-            case {"start_s": float(start_s), "warnings": list(warnings)} if all(
-                isinstance(text, str) for text in warnings
-            ):
+                return cls(error=_ERRORS[name](_readable(text)))
+            case {"failure": str(failure)} if _PLACE.fullmatch(failure):
+                return cls(failure=failure)
+            case {"start_s": float(start_s), "warnings": list(warnings)} if isfinite(
+                start_s
+            ) and all(isinstance(text, str) for text in warnings):
                 kept = warnings[:_MOST_WARNINGS]
-                return cls(start_s, tuple(text[:_LONGEST_TEXT] for text in kept))
+                return cls(start_s, tuple(_readable(text) for text in kept))
         raise ValueError("not a reply")
+
+
+def _readable(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON may hold and UTF-8 cannot."""
+    return text[:_LONGEST_TEXT].encode(errors="replace").decode()

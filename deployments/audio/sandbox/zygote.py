@@ -114,7 +114,6 @@ class Zygote:
                 self._selector.unregister(job)
             ended = Ended(
                 signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
-                status=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
                 cpu_s=usage.ru_utime + usage.ru_stime,
             )
             with job, suppress(OSError):

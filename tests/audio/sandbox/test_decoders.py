@@ -22,6 +22,7 @@ from deployments.audio.decode import decode_audio
 from deployments.audio.sandbox.client import (
     DecoderDiedError,
     DecoderLostError,
+    DecoderStarvedError,
     Sandbox,
 )
 from deployments.audio.sandbox.limits import Limits
@@ -34,6 +35,7 @@ from tests.support.sandbox import (
     ZYGOTE,
     decoders,
     endless_ogg,
+    has_ended,
     long_silence,
 )
 
@@ -91,17 +93,14 @@ async def decoding(
 
 def confined(zygote: ZygoteProcess) -> set[psutil.Process]:
     """The decoders that have begun to read their files."""
-    found = set()
-    for process in decoders(zygote):
-        with contextlib.suppress(OSError):
-            limits = Path(f"/proc/{process.pid}/limits").read_text()
-            if re.search(r"Max open files +0 +0 ", limits):
-                found.add(process)
-    return found
+    return {process for process in decoders(zygote) if is_confined(process)}
 
 
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running()
+def is_confined(process: psutil.Process) -> bool:
+    with contextlib.suppress(OSError):
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        return re.search(r"Max open files +0 +0 ", limits) is not None
+    return False
 
 
 async def speech_is_decoded(sandbox: Sandbox = SANDBOX) -> None:
@@ -110,9 +109,7 @@ async def speech_is_decoded(sandbox: Sandbox = SANDBOX) -> None:
         assert np.array_equal(there.samples, decode_audio(file, 3600).samples)
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGSEGV", "SIGABRT", "SIGSYS", "SIGBUS", "SIGKILL", "SIGXCPU"]
-)
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGSYS", "SIGBUS", "SIGXCPU"])
 async def test_a_decoder_that_dies_is_told_by_its_signal_and_hurts_no_other(
     endless: Path, deadly: Path, name: str
 ) -> None:
@@ -129,22 +126,73 @@ async def test_a_decoder_that_dies_is_told_by_its_signal_and_hurts_no_other(
 
 
 @pytest.mark.parametrize(
-    ("limits", "reason"),
+    ("limits", "kind", "reason"),
     [
-        (Limits(cpu_s=1, cpu_s_per_byte=0), "SIGXCPU"),
-        (Limits(wall_s=0.2, wall_s_per_cpu_s=0), "deadline"),
+        (
+            Limits(cpu_s=1, cpu_s_per_byte=0, cpu_s_per_audio_s=0),
+            DecoderDiedError,
+            "SIGXCPU",
+        ),
+        # The soft limit is the hard one, at which the kernel sends SIGKILL.
+        (
+            Limits(cpu_s=3600, cpu_s_per_byte=0, cpu_s_per_audio_s=-0.1),
+            DecoderDiedError,
+            "SIGKILL",
+        ),
+        (Limits(wall_s=0.2, wall_s_per_cpu_s=0), DecoderStarvedError, "deadline"),
     ],
 )
 async def test_a_decoder_that_has_used_up_its_time_is_ended(
-    tmp_path: Path, limits: Limits, reason: str
+    tmp_path: Path, limits: Limits, kind: type[DecoderDiedError], reason: str
 ) -> None:
-    with (
-        endless_ogg(tmp_path / "deadly.ogg", 1 << 30).open("rb") as file,
-        pytest.raises(DecoderDiedError) as caught,
-    ):
+    path = long_silence(tmp_path / "long.wav", 10_000)
+    with path.open("rb") as file, pytest.raises(DecoderDiedError) as caught:
         await SANDBOX.decode(file, replace(JOB, limits=limits))
+    assert type(caught.value) is kind
     assert caught.value.reason == reason
     assert decoders() == set()
+
+
+async def test_a_decoder_that_is_killed_for_want_of_memory_is_tried_once_more(
+    tmp_path: Path,
+) -> None:
+    path = long_silence(tmp_path / "long.wav", 1000, rate=8_000)
+    async with decoding(path) as (task, process):
+        process.suspend()
+        # The kernel sends the same signal.
+        process.kill()
+        audio = await task
+    assert len(audio.samples) == 16_000 * 1000
+
+
+async def test_a_decoder_that_is_killed_twice_is_not_the_files_fault(
+    deadly: Path,
+) -> None:
+    async with decoding(deadly) as (task, first):
+        first.kill()
+        second = await until(lambda: next(iter(decoders() - {first}), None))
+        second.kill()
+        with pytest.raises(DecoderStarvedError) as caught:
+            await task
+    assert caught.value.reason == "SIGKILL"
+
+
+async def test_a_decoder_has_its_file_its_output_and_its_reply_open_and_nothing_else(
+    endless: Path,
+) -> None:
+    async with decoding(endless) as (_, process):
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        opened = {int(path.name): os.readlink(path) for path in descriptors.iterdir()}
+    # Not the service's log, where it could forge lines.
+    assert [opened.pop(number) for number in (0, 1, 2)] == ["/dev/null"] * 3
+    recording, waveform, reply = sorted(opened.values(), key=_kind_of_file)
+    assert recording == str(endless)
+    assert waveform.endswith("(deleted)")
+    assert reply.startswith("socket:")
+
+
+def _kind_of_file(target: str) -> tuple[bool, bool]:
+    return target.startswith("socket:"), target.endswith("(deleted)")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +226,7 @@ async def test_a_decoder_for_which_the_disk_has_no_room_is_no_fault_of_the_file(
 
 
 @pytest.mark.parametrize("times", [1, 1000])
-async def test_a_cancelled_call_returns_when_its_decoder_has_ended(
+async def test_the_decoder_of_a_cancelled_call_is_killed(
     endless: Path, times: int
 ) -> None:
     async with decoding(endless) as (task, process):
@@ -187,7 +235,38 @@ async def test_a_cancelled_call_returns_when_its_decoder_has_ended(
             await asyncio.sleep(0)
         await asyncio.wait([task])
         assert task.cancelled()
-        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        await until(partial(has_ended, process))
+
+
+async def test_a_cancelled_call_returns_although_its_decoder_cannot_be_killed_yet(
+    endless: Path, own_zygote: ZygoteProcess
+) -> None:
+    async with decoding(endless, own_zygote) as (task, process):
+        zygote = process.parent()
+        zygote.suspend()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert process.is_running()
+        zygote.resume()
+        await until(partial(has_ended, process))
+        assert own_zygote.pid == zygote.pid
+
+
+async def test_a_call_tells_when_its_decoder_has_ended(endless: Path) -> None:
+    ended = asyncio.Event()
+    with SPEECH.open("rb") as file:
+        await SANDBOX.decode(file, JOB, ended.set)
+        assert ended.is_set()
+    before, ended = decoders(), asyncio.Event()
+    with endless.open("rb") as file:
+        task = asyncio.create_task(SANDBOX.decode(file, JOB, ended.set))
+        await until(lambda: decoders() - before)
+        assert not ended.is_set()
+        task.cancel()
+        await asyncio.wait([task])
+    await ended.wait()
+    assert decoders() == before
 
 
 async def test_a_file_is_decoded_once_more_where_the_zygote_dies(
@@ -201,7 +280,7 @@ async def test_a_file_is_decoded_once_more_where_the_zygote_dies(
         audio = await task
     assert len(audio.samples) == 16_000 * 1000
     assert own_zygote.pid not in (None, first.pid)
-    assert not process.is_running()
+    await until(partial(has_ended, process))
 
 
 async def test_where_the_zygote_dies_again_the_call_fails_and_the_next_one_does_not(
@@ -232,8 +311,8 @@ async def test_a_sandbox_that_is_closed_leaves_no_process(
     async with decoding(endless, own_zygote) as (_, process):
         zygote = process.parent()
         await asyncio.to_thread(own_zygote.close)
-        assert not zygote.is_running()
-        await until(lambda: not process.is_running())
+        assert has_ended(zygote)
+        await until(lambda: has_ended(process))
 
 
 async def test_a_sandbox_that_nobody_refers_to_leaves_no_process(
@@ -243,7 +322,7 @@ async def test_a_sandbox_that_nobody_refers_to_leaves_no_process(
     await speech_is_decoded(Sandbox(zygote))
     process = psutil.Process(zygote.pid)
     del zygote
-    await until(lambda: not process.is_running())
+    await until(lambda: has_ended(process))
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
@@ -264,6 +343,7 @@ async def test_no_process_outlives_the_one_that_has_started_it(
     for _ in files:
         await asyncio.to_thread(service.stdout.readline)
     below = await until(lambda: len(found := service.children(True)) == 2 and found)
+    await until(partial(is_confined, below[-1]))
     # The decoder may be stopped, so that nothing but the kernel can end it.
     below[-1].suspend()
     service.send_signal(signal.Signals[name])
