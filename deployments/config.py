@@ -110,7 +110,11 @@ class AppArgs(_Args):
         None, gt=0, description="of one card; unset: asked of the card"
     )
 
-    request_timeout_s: float = Field(3600, gt=0, description="from dispatch to result")
+    request_timeout_s: float = Field(
+        3600,
+        gt=0,
+        description="from dispatch to result; also for the waits before, and for a body",
+    )
     max_decode_s_per_audio_s: float | None = Field(
         None,
         gt=0,
