@@ -177,6 +177,17 @@ async def test_a_download_that_waits_says_so_and_counts_its_wait_apart(
             assert fetched.remote and fetched.waited_s < fetched.download_s
 
 
+async def test_a_download_waits_for_its_place_no_longer_than_a_request_may(
+    slow_host: SlowHost,
+) -> None:
+    async with service(max_downloads=1, request_timeout_s=0.1) as served:
+        served.request(slow_host.url())
+        await until(lambda: slow_host.requests)
+        with pytest.raises(OverloadedError, match="request_timeout_s"):
+            await served.request(slow_host.url())
+        assert (served.fetcher.in_progress, served.fetcher.waiting) == (1, 0)
+
+
 async def test_a_slow_key_holds_up_no_other_key(
     slow_host: SlowHost, server: MisbehavingServer
 ) -> None:
