@@ -69,6 +69,13 @@ SEEDS: dict[str, list[bytes]] = {
         b"\x00\x03image/png\n\nx",
     ],
     "keys": [b"alice:" + b"a" * 64, b"# none\nbob:" + b"0F" * 32 + b",", b"none"],
+    "decoder_reply": [
+        b'{"start_s": 0.5, "warnings": ["The file is cut"]}',
+        b'{"error": "InvalidAudioError", "text": "the file is \\ud800 damaged"}',
+        b'{"failure": "KeyError@mono.py:57"}',
+        b'{"start_s": NaN, "warnings": []}',
+        b"[" * 5000,
+    ],
 }
 
 assert SEEDS.keys() == TARGETS.keys()

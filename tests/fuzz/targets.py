@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import ipaddress
+import math
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from deployments.audio.download.failures import (
 from deployments.audio.download.resume import PartialFile
 from deployments.audio.download.url import DEFAULT_PORTS, HttpUrl
 from deployments.audio.download.url_guard import UrlGuard
+from deployments.audio.sandbox.messages import Reply
 from deployments.config import AppArgs
 from deployments.contract.errors import AudioUrlError, WhisperServeError
 from deployments.contract.request import (
@@ -230,6 +232,19 @@ def keys(data: bytes) -> None:
         )
 
 
+def decoder_reply(data: bytes) -> None:
+    """What a decoder may say that was taken over fits into an answer and on a line of the log."""
+    try:
+        reply = Reply.from_bytes(data)
+    except ValueError:
+        return
+    "".join(reply.warnings).encode()
+    assert math.isfinite(reply.start_s)
+    assert re.fullmatch(r"[^\s=]*", reply.failure or "")
+    if reply.error is not None:
+        str(reply.error).encode()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -243,6 +258,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         http,
         body,
         keys,
+        decoder_reply,
     )
 }
 
