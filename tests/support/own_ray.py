@@ -75,8 +75,9 @@ class OwnRay:
 @contextlib.contextmanager
 def own_ray() -> Iterator[OwnRay]:
     """A Ray of one machine, with the weights that the tests use. All of it ends with the block."""
-    environment = os.environ | weights_environment()
-    environment |= {
+    # A Ray that the tests run in this process has set variables that a user's shell does not have.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= weights_environment() | {
         "PYTHONPATH": str(ROOT),
         proxy_answers.VARIABLE: proxy_answers.CALLBACK,
         "RAY_AUTH_MODE": "token",
