@@ -24,6 +24,16 @@ _OBJECT_STORE_BYTES = 1 << 30
 # number.
 _NUM_CPUS = 4
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# What a Ray reads only when it is imported.
+_VARIABLES_OF_IMPORT = {
+    # Every port that Ray opens demands a token. A new Ray does this by default, but then prints a
+    # warning.
+    "RAY_AUTH_MODE": "token",
+    # Without "clusters", Ray gives its node the address 127.0.0.1, and all of its processes listen
+    # there alone. It asks this on every system, whatever the name says, and replaces an address
+    # 127.0.0.1 that it is given in any other way.
+    _LOOPBACK_VARIABLE: "0",
+}
 # The address of a Unix socket holds 107 bytes. A socket of Ray adds this to its folder's path:
 # "/session_2026-11-26_16-22-05_909123_4194304/sockets/plasma_store".
 _LONGEST_RAY_FOLDER = 107 - 65
@@ -42,10 +52,6 @@ _VARIABLES = {
     # disk.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     proxy_answers.VARIABLE: proxy_answers.CALLBACK,
-    # Without "clusters", Ray gives its node the address 127.0.0.1, and all of its processes listen
-    # there alone. It asks this on every system, whatever the name says, and replaces an address
-    # 127.0.0.1 that it is given in any other way.
-    _LOOPBACK_VARIABLE: "0",
     # Ray's own threads, whose numbers follow the host's cores by default.
     "RAY_num_server_call_thread": "1",
     "RAY_core_worker_num_server_call_thread": "1",
@@ -79,9 +85,10 @@ def prepare_environment() -> None:
         # The Router's process has another working directory.
         os.environ[KEYS_FILE] = os.path.abspath(file)
     if "ray" not in sys.modules:
-        # Every port that Ray opens demands a token. A new Ray does this by default, but then prints
-        # a warning. A Ray that is already imported would not read the variable.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Otherwise Ray's other processes, which import it anew, would not be of one mind with this
+        # one: its metrics, for example, would be sent to an address where nobody listens.
+        for name, value in _VARIABLES_OF_IMPORT.items():
+            os.environ.setdefault(name, value)
     if not sys.stderr.isatty():
         # The lines of Ray's workers would hold colour codes in a file as well.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -152,7 +159,7 @@ def handle_environment() -> dict[str, str]:
         "RAY_AUTH_MODE": mode,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         # Otherwise Ray would look for this address on the machine's other interface.
-        _LOOPBACK_VARIABLE: os.environ.get(_LOOPBACK_VARIABLE, "0"),
+        _LOOPBACK_VARIABLE: os.environ.get(_LOOPBACK_VARIABLE, "1"),
     }
     if mode == "token" and "RAY_AUTH_TOKEN" not in os.environ:
         variables["RAY_AUTH_TOKEN_PATH"] = str(_token_path())

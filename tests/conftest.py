@@ -8,6 +8,8 @@ from hypothesis import settings
 # Before Ray is imported: a call of Serve's own threads after the tests' Ray has ended would start a
 # second one.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# Before Ray is imported as well: Ray's processes listen on loopback alone, as in the service.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 # No deadline, because the time of an example depends on the machine. With HYPOTHESIS_PROFILE=slow
 # property tests try more examples, and count as slow tests.

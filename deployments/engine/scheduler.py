@@ -221,7 +221,8 @@ class Scheduler:
 
     def _step(self, decoding: dict[int, DecodeTask]) -> None:
         left = [*decoding]
-        while left:
+        # A step of some takes time, in which the tasks of others may have ended.
+        while left := [slot for slot in left if decoding[slot].pending]:
             slots = left[: self.batch_limit.windows]
             progress = self._try_step([decoding[slot] for slot in slots], slots)
             # A failed step is repeated here, outside the except block, where the memory that its

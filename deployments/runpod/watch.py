@@ -32,11 +32,11 @@ class ServiceWatch:
         self._router = router
         self._interval_s = interval_s
         self._router_patience_s = router_patience_s
-        self._processes = {
-            process.name(): process
+        self._processes = [
+            (name, process)
             for process in psutil.Process().children()
-            if process.name() in _RAY_PROCESSES
-        }
+            if (name := process.name()) in _RAY_PROCESSES
+        ]
         self.died = False
 
     async def death(self) -> None:
@@ -44,7 +44,7 @@ class ServiceWatch:
         answered = time.monotonic()
         while not self.died:
             await asyncio.sleep(self._interval_s)
-            ended = [name for name, p in self._processes.items() if not _runs(p)]
+            ended = [name for name, process in self._processes if not _runs(process)]
             if ended:
                 self._die(f"{ended[0]}_ended")
             elif await self._router_answers():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine import EngineClosedError, TranscriptionCancelled
+from deployments.engine.backoff import BatchLimit
 from deployments.engine.decoding.batch import Progress
 from deployments.engine.tasks import DecodeTask, DetectTask, TaskState, Transcription
 from tests.support.engine.calls import PATIENCE_S, replace, until
@@ -98,6 +99,30 @@ def test_closing_at_any_moment_answers_everyone(
             assert run.outcomes == outcomes
     stage.close()
     assert_slots_are_free(stage)
+
+
+def test_no_step_is_taken_for_those_who_left_while_others_took_theirs() -> None:
+    endless = Recording([Window((1_000_000,))])
+    stage = Stage([endless, endless], slots=2, together=2)
+    stage.scheduler.batch_limit = BatchLimit(1)
+    tried: list[Sequence[int]] = []
+
+    def closing(step: Callable[[Sequence[int]], Progress]) -> Any:
+        def wrapped(slots: Sequence[int]) -> Progress:
+            tried.append(slots)
+            time.sleep(0.001)  # gives the other recording time to arrive
+            progress = step(slots)
+            if len(stage.queues.decoding) == 2:
+                stage.scheduler.close()
+                until(lambda: all(run.error is not None for run in stage.runs))
+            return progress
+
+        return wrapped
+
+    replace(stage.scheduler.runner.batch, "step", closing)
+    stage.play().close()
+    assert stage.problems == []
+    assert tried[-1] == [0]
 
 
 def test_a_long_recording_makes_a_short_one_wait_for_a_window_at_most() -> None:
