@@ -52,6 +52,9 @@ _VARIABLES = {
     # disk.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     proxy_answers.VARIABLE: proxy_answers.CALLBACK,
+    # Ray's processes tell each other their metrics by gRPC, which would ask the proxy of the user's
+    # environment even for loopback. The name is gRPC's own, so that nothing else obeys it.
+    "no_grpc_proxy": "127.0.0.1",
     # Ray's own threads, whose numbers follow the host's cores by default.
     "RAY_num_server_call_thread": "1",
     "RAY_core_worker_num_server_call_thread": "1",
