@@ -83,11 +83,21 @@ class Timings(_Answered):
     transcribe: float = 0.0
 
 
+class Chunk(_Answered):
+    """A piece of the recording that was transcribed by itself, in seconds."""
+
+    start: float
+    end: float
+
+
 class Answer(_Answered):
     """The result of a transcription.
 
     word_timestamps: the words of all segments, stripped; present exactly when the request asked
         for them
+    chunks: present exactly when the request had a `chunking_strategy`; the result is that of
+        `whisper.transcribe` on each of these pieces alone, in the one language
+    detected_language: null where no speech was found, so that no language could be detected
     language_probability: of the detected language; null where the request named the language
     duration: seconds of audio
     audio_start: seconds by which the audio starts later than the file's other streams; add it to
@@ -100,7 +110,8 @@ class Answer(_Answered):
     word_timestamps: list[Word] | None = Field(
         None, exclude_if=lambda words: words is None
     )
-    detected_language: str
+    chunks: list[Chunk] | None = Field(None, exclude_if=lambda chunks: chunks is None)
+    detected_language: str | None
     language_probability: Number = None
     transcription: Text
     device: Literal["cuda", "cpu"]

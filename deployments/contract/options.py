@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticUseDefault
 
 from deployments import catalog
-from deployments.contract import languages, values
+from deployments.contract import chunking, languages, values
 from deployments.contract.errors import InvalidRequestError
 
 _MAX_TEMPERATURES = 100
@@ -39,7 +39,7 @@ _MAX_CLIP_TIMESTAMPS = 10_000
 # The tokenizer raises on text that looks like these.
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z0-9.]+\|>")
 # Options of the contract that are no arguments of `whisper.transcribe`.
-_NOT_WHISPERS_OWN = {"temperature_increment_on_fallback"}
+_NOT_WHISPERS_OWN = {"temperature_increment_on_fallback", "chunking_strategy"}
 
 
 def _absent_in_words(value: Any) -> Any:
@@ -173,6 +173,9 @@ class TranscriptionOptions(BaseModel):
         description="must be seconds (start,end,start,...), as a list or a"
         " comma-separated string of at most 10,000",
     )
+    chunking_strategy: chunking.ChunkingStrategy = Field(
+        None, description=chunking.RULE
+    )
     prepend_punctuations: UnicodeText = Field(
         "\"'“¿([{-", description="must be a string of punctuation marks"
     )
@@ -240,6 +243,8 @@ class TranscriptionOptions(BaseModel):
                     yield "Invalid patience: too small for this beam_size"
         if self.hallucination_silence_threshold and not self.word_timestamps:
             yield "Invalid hallucination_silence_threshold: needs word_timestamps"
+        if self.chunking_strategy and self.clip_timestamps != [0.0]:
+            yield "Invalid chunking_strategy: finds its own clips; leave clip_timestamps out"
 
     @property
     def language_code(self) -> str | None:

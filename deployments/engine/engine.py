@@ -20,7 +20,12 @@ from deployments.engine.scheduler import Scheduler
 from deployments.engine.session import Session
 from deployments.engine.tasks import Cancelled, Usage
 from deployments.engine.upstream.model_facts import prompt_tokens
-from deployments.engine.upstream.transcribe import OnProgress, OnSegments, transcribe
+from deployments.engine.upstream.transcribe import (
+    OnProgress,
+    OnSegments,
+    detect_language,
+    transcribe,
+)
 
 # The most windows that decode together, by the kind of device, unless the caller chooses.
 MAX_WINDOWS = {"cpu": 8, "cuda": 32}
@@ -176,7 +181,7 @@ class Engine:
         `max_busy_s`, EngineClosedError if the engine is or gets closed, and whatever
         `whisper.transcribe` raises.
         """
-        session = Session(self.scheduler, cancelled or _never, max_busy_s, on_start)
+        session = self._session(on_start, cancelled, max_busy_s)
         try:
             result = transcribe(
                 session,
@@ -193,6 +198,25 @@ class Engine:
         with self._lock:
             self._audio_seconds_done += audio.shape[-1] / SAMPLE_RATE
         return result
+
+    def detect_language(
+        self,
+        audio: np.ndarray,
+        *,
+        on_start: Callable[[], None] | None = None,
+        cancelled: Cancelled | None = None,
+        max_busy_s: float = math.inf,
+    ) -> tuple[str, float | None]:
+        """The language that `transcribe` would detect in a recording, and its probability.
+
+        The probability is None, and nothing is computed, where the model knows only English.
+        Arguments and errors are those of `transcribe`.
+        """
+        session = self._session(on_start, cancelled, max_busy_s)
+        try:
+            return detect_language(session, audio)
+        finally:
+            session.leave_window()
 
     def stats(self) -> EngineStats:
         queues = self.scheduler.queues
@@ -216,6 +240,14 @@ class Engine:
         Returns whether it has. Then the engine's memory can be freed.
         """
         return self.scheduler.join(timeout)
+
+    def _session(
+        self,
+        on_start: Callable[[], None] | None,
+        cancelled: Cancelled | None,
+        max_busy_s: float,
+    ) -> Session:
+        return Session(self.scheduler, cancelled or _never, max_busy_s, on_start)
 
 
 def own_process() -> None:

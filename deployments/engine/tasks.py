@@ -42,6 +42,7 @@ class Usage:
         because the caller named one or the model knows only English
     busy_s: seconds that the engine's thread worked on it, on a CPU without the time in which other
         processes had the processor; of work on several windows together, each has its share
+    steps: number of decoding steps
     """
 
     queue_s: float
@@ -49,6 +50,7 @@ class Usage:
     occupancy: float
     language_probability: float | None = None
     busy_s: float = 0.0
+    steps: int = 0
 
 
 class Transcription:
@@ -143,7 +145,12 @@ class Transcription:
     def usage(self, language_probability: float | None = None) -> Usage:
         occupancy = self._windows_in_steps / self._steps if self._steps else 0.0
         return Usage(
-            self._queue_s, self._windows, occupancy, language_probability, self._busy_s
+            self._queue_s,
+            self._windows,
+            occupancy,
+            language_probability,
+            self._busy_s,
+            self._steps,
         )
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deployments.audio import SAMPLE_RATE
+from deployments.audio.speech import Chunks, Span
 from deployments.contract.options import TranscriptionOptions
 
 # The first window, in which Whisper detects the language, has 3000 frames of 10 ms. Whisper's
 # default for `no_speech_threshold` says above which probability a window is silent.
 _WINDOW_FRAMES = 3000
 _SILENT = 0.6
+# The most cuts whose times are told.
+_MAX_TOLD = 5
 
 if TYPE_CHECKING:
     from deployments.engine import Engine
@@ -81,23 +84,48 @@ def language_warnings(
     language: str,
     probability: float | None,
     segments: Sequence[Mapping[str, Any]],
+    chunk: Span | None = None,
 ) -> list[str]:
     """A warning where the language was detected in a window without speech.
 
     probability: of the language; None where it was not detected
     segments: as `whisper.transcribe` gives them
+    chunk: the first one, if the recording was cut into chunks
     """
     # Clips that begin later do not include the first window.
     begins = min(options.clip_timestamps, default=0.0) * 100
     if probability is None or begins >= _WINDOW_FRAMES:
         return []
+    end, place = _WINDOW_FRAMES, "the first 30 s"
+    if chunk is not None:
+        end, place = chunk.end * 100 // SAMPLE_RATE, "the first chunk"
     first = segments[0] if segments else None
     # Whisper leaves out windows that it takes for silence.
-    heard = first is not None and first["seek"] < _WINDOW_FRAMES
+    heard = first is not None and first["seek"] < end
     if first is not None and heard and first["no_speech_prob"] <= _SILENT:
         return []
     warning = (
-        f"The language '{language}' was detected in the first 30 s, where no speech was found:"
+        f"The language '{language}' was detected in {place}, where no speech was found:"
         " it is a guess, so name the language"
+    )
+    return [warning]
+
+
+def chunk_warnings(chunks: Chunks) -> list[str]:
+    """Warnings where no speech was found, and where speech was cut."""
+    if not chunks.spans:
+        warning = (
+            "chunking_strategy: no speech was found, so nothing was transcribed; a lower threshold"
+            " finds more"
+        )
+        return [warning]
+    if not chunks.cuts:
+        return []
+    times = [f"{cut / SAMPLE_RATE:.2f}" for cut in chunks.cuts[:_MAX_TOLD]]
+    more = len(chunks.cuts) - len(times)
+    places = ", ".join(times) + (f" and {more} more places" if more else "")
+    warning = (
+        "chunking_strategy: speech went on for more than 30 s without a pause, so it was cut at its"
+        f" quietest place, in second {places}; words there may be lost or come twice"
     )
     return [warning]

@@ -9,22 +9,18 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from deployments import checkpoints
 from deployments.audio import SAMPLE_RATE
 from deployments.config import ModelArgs, max_batch_windows, requests_per_replica
-from deployments.contract.answer import Stage, segments_of, words_of
+from deployments.contract.answer import Stage
 from deployments.contract.errors import (
     CheckpointError,
-    DecodingLimitError,
     DeviceError,
     ModelUnavailableError,
     RequestCancelledError,
@@ -46,19 +42,17 @@ from deployments.replica.owners import OwnerWatch
 from deployments.replica.scaling import LOAD_FAILED
 from deployments.replica.serve_ports import keep_ports_on_loopback
 from deployments.replica.shared_audio import SharedAudio
+from deployments.replica.slot_shares import SlotShares
 from deployments.replica.transcript import ReplicaEvent, Reply, SlotUse, Transcript
-from deployments.replica.warnings import language_warnings, warnings_of
 
 if TYPE_CHECKING:
-    from deployments.engine import Engine, Usage
+    from deployments.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 # More threads than requests that are ever in work: the thread of a caller who has left stays in
 # use until the engine has noticed.
 _MAX_THREADS = 1000
-# What Whisper decodes at once. A shorter recording takes as long as one of this length.
-_WINDOW_S = 30.0
 
 
 class WhisperModel:
@@ -92,6 +86,7 @@ class WhisperModel:
         self._metrics = EngineMetrics(model.name)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         self._owners = OwnerWatch()
+        self._shares = SlotShares()
         self._accepted = 0
         self._attempt = LoadAttempt(self._load)
         if preload:
@@ -285,38 +280,19 @@ class WhisperModel:
         cancelled = threading.Event()
 
         def work() -> Transcript:
-            used: list[Usage] = []
-            started = time.monotonic()
-            result = engine.transcribe(
+            from deployments.replica.transcribing import LimitedEngine, transcribe
+
+            transcript, usage = transcribe(
+                LimitedEngine(engine, self._max_decode_rate),
+                self._shares,
                 audio,
+                options,
+                self._device,
                 cancelled=cancelled.is_set,
-                on_usage=used.append,
-                max_busy_s=self._max_busy_s(audio),
                 **queue.callbacks(duration_s),
-                **options.whisper_options(),
             )
-            seconds = time.monotonic() - started
-            [usage] = used
             self._metrics.observe(usage)
-            segments = segments_of(result["segments"], options.word_timestamps)
-            return Transcript(
-                segments=segments,
-                words=words_of(segments) if options.word_timestamps else None,
-                text=result["text"],
-                language=result["language"],
-                language_probability=usage.language_probability,
-                device=self._device,
-                queue_s=usage.queue_s,
-                transcribe_s=seconds - usage.queue_s,
-                batch_windows=usage.occupancy,
-                warnings=warnings_of(options, engine, audio)
-                + language_warnings(
-                    options,
-                    result["language"],
-                    usage.language_probability,
-                    result["segments"],
-                ),
-            )
+            return transcript
 
         try:
             self._check_fits(options, engine)
@@ -324,7 +300,7 @@ class WhisperModel:
         except WhisperServeError:
             raise
         except Exception as error:  # noqa: BLE001 - the error's text is not for the caller
-            raise self._as_answer(error, audio) from None
+            raise self._as_answer(error) from None
         finally:
             cancelled.set()
 
@@ -335,27 +311,12 @@ class WhisperModel:
         )
         check_fits_model(options, self._model.name, limits)
 
-    def _max_busy_s(self, audio: np.ndarray) -> float:
-        return self._max_decode_rate * max(len(audio) / SAMPLE_RATE, _WINDOW_S)
-
-    def _as_answer(self, error: Exception, audio: np.ndarray) -> WhisperServeError:
-        from deployments.engine import (
-            DecodingLimitExceeded,
-            EngineClosedError,
-            TranscriptionCancelled,
-        )
+    def _as_answer(self, error: Exception) -> WhisperServeError:
+        from deployments.engine import EngineClosedError, TranscriptionCancelled
         from deployments.replica.loading import empty_gpu_cache, is_out_of_memory
 
         if isinstance(error, TranscriptionCancelled):
             return RequestCancelledError("The request was cancelled")
-        if isinstance(error, DecodingLimitExceeded):
-            limit, seconds = self._max_busy_s(audio), len(audio) / SAMPLE_RATE
-            return DecodingLimitError(
-                f"Decoding took more than {limit:.0f} s, the limit for {seconds:.1f} s of audio"
-                " (max_decode_s_per_audio_s): ask for fewer or longer clips, for a larger"
-                " temperature_increment_on_fallback, for a lower best_of, beam_size or patience,"
-                " or for fewer suppress_tokens"
-            )
         if isinstance(error, EngineClosedError):
             return ModelUnavailableError(self._model.name, "its engine has stopped")
         if is_out_of_memory(error):

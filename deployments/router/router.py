@@ -327,6 +327,7 @@ def _answer(transcript: Transcript, audio: Waveform, entry: RequestLog) -> Answe
     return Answer(
         segments=transcript.segments,
         word_timestamps=transcript.words,
+        chunks=transcript.chunks,
         detected_language=transcript.language,
         language_probability=transcript.language_probability,
         transcription=transcript.text,

@@ -73,7 +73,8 @@ def _usage(answer: Answer, options: AnswerOptions) -> dict[str, Any]:
 
 def _language(answer: Answer, options: AnswerOptions) -> str:
     code = "en" if options.task == "translate" else answer.detected_language
-    return catalog.LANGUAGES.get(code, code)
+    # OpenAI's schema knows no null here.
+    return "" if code is None else catalog.LANGUAGES.get(code, code)
 
 
 def _segment(segment: Segment) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from types import CodeType, ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 
 from deployments.engine.upstream.log_mel import Mel
@@ -115,6 +115,23 @@ def transcribe(
     model.leave_window()
     observer.report(total, result["segments"])
     return result
+
+
+def detect_language(model: Model, audio: np.ndarray) -> tuple[str, float | None]:
+    """The language that `whisper.transcribe` would find in a recording, and its probability.
+
+    It listens to the first 30 s. A model that knows only English hears English without listening,
+    and its probability is None.
+
+    audio: waveform at 16 kHz, float32 or int16, shape (samples,)
+    """
+    if not model.facts.is_multilingual:
+        return "en", None
+    window = Mel.padded(model.log_mel(audio), N_FRAMES)
+    probabilities = model.detect_language(window)
+    model.leave_window()
+    language = max(probabilities, key=probabilities.__getitem__)
+    return language, probabilities[language]
 
 
 def _within(clip_timestamps: str | list[float], end: float) -> list[float]:
