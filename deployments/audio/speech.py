@@ -83,6 +83,10 @@ def chunks_of(
     speech = _speech(
         _probabilities(audio, cancelled), len(audio), threshold, padding_ms, silence_ms
     )
+    return _packed(audio, speech)
+
+
+def _packed(audio: np.ndarray, speech: list[Span]) -> Chunks:
     spans: list[Span] = []
     cuts: list[int] = []
     for whole in speech:

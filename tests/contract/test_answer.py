@@ -50,6 +50,7 @@ def test_the_fields_of_a_response_are_those_of_the_documentation() -> None:
     assert list(Answer.model_fields) == [
         "segments",
         "word_timestamps",
+        "chunks",
         "detected_language",
         "language_probability",
         "transcription",

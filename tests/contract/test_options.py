@@ -62,6 +62,7 @@ DEFAULTS = {
     "no_speech_threshold": 0.6,
     "hallucination_silence_threshold": None,
     "clip_timestamps": [0.0],
+    "chunking_strategy": None,
     "prepend_punctuations": "\"'“¿([{-",
     "append_punctuations": "\"'.。,，!！?？:：”)]}、",
 }
@@ -81,6 +82,7 @@ NULLABLE = {
     "logprob_threshold",
     "no_speech_threshold",
     "hallucination_silence_threshold",
+    "chunking_strategy",
 }
 
 
@@ -92,6 +94,7 @@ DOORS_OWN = {
     "audio_channel",
     "model",
     "temperature_increment_on_fallback",
+    "chunking_strategy",
 }
 
 
@@ -163,8 +166,8 @@ def test_every_option_of_whispers_command_line_for_decoding_is_a_field(
         " highlight_words max_line_width max_line_count max_words_per_line"
     )
     theirs = set(cli_defaults(monkeypatch)) - set(of_the_program.split())
-    ours = {"audio_base64", "audio_headers", "audio_track", "audio_channel"}
-    assert theirs == set(FIELDS) - ours
+    ours = "audio_base64 audio_headers audio_track audio_channel chunking_strategy"
+    assert theirs == set(FIELDS) - set(ours.split())
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_an_unknown_key_is_refused_by_name_with_the_valid_ones() -> None:
         " patience, length_penalty, suppress_tokens, initial_prompt, carry_initial_prompt,"
         " condition_on_previous_text, compression_ratio_threshold, logprob_threshold,"
         " no_speech_threshold, hallucination_silence_threshold, clip_timestamps,"
-        " prepend_punctuations, append_punctuations"
+        " chunking_strategy, prepend_punctuations, append_punctuations"
     )
 
 

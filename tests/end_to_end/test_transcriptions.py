@@ -40,7 +40,7 @@ def test_the_defaults_and_every_field_of_the_answer(app: App, audio_url: Url) ->
     assert answer["duration"] == len(waveform("declaracao.ogg")) / SAMPLE_RATE
     assert "word_timestamps" not in answer
     Answer.model_validate(answer)
-    assert {*answer, "word_timestamps"} == set(Answer.model_fields)
+    assert {*answer, "word_timestamps", "chunks"} == set(Answer.model_fields)
     timings = answer["timings"]
     assert set(timings) == set(Timings.model_fields)
     assert timings["transcribe"] > timings["decode"] > 0

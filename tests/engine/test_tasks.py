@@ -120,7 +120,7 @@ def test_usage_counts_windows_once_and_averages_the_steps() -> None:
     transcription.grant(0, waited_s=0.5)
     transcription.begin_window(mel)
     assert transcription.end_window()
-    assert transcription.usage(0.9) == Usage(2.0, 2, 3.0, 0.9)
+    assert transcription.usage(0.9) == Usage(2.0, 2, 3.0, 0.9, steps=3)
 
 
 def test_a_transcription_without_a_slot_holds_nothing_of_a_window() -> None:

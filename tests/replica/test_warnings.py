@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.audio.speech import Chunks, Span
+from deployments.contract.chunking import ServerVad
 from deployments.contract.options import TranscriptionOptions
 from deployments.engine import Engine
-from deployments.replica.warnings import language_warnings, warnings_of
+from deployments.replica.warnings import (
+    chunk_warnings,
+    language_warnings,
+    warnings_of,
+)
 from tests.support.engine.tiny_whisper import tiny_whisper
 
 
@@ -81,6 +87,30 @@ def test_a_language_that_was_detected_in_silence_is_told(
         "The language 'en' was detected in the first 30 s, where no speech was found:"
         " it is a guess, so name the language"
     )
+
+
+def test_a_language_that_was_detected_in_a_chunk_without_speech_is_told() -> None:
+    chunk = Span(40 * 16_000, 65 * 16_000)
+    options = TranscriptionOptions(chunking_strategy=ServerVad())
+    [warning] = language_warnings(options, "en", 0.5, [segment(4000, 0.9)], chunk)
+    assert warning == (
+        "The language 'en' was detected in the first chunk, where no speech was found:"
+        " it is a guess, so name the language"
+    )
+    assert language_warnings(options, "en", 0.5, [segment(7000, 0.1)], chunk)
+    assert not language_warnings(options, "en", 0.5, [segment(4000, 0.1)], chunk)
+
+
+def test_cuts_within_speech_are_told() -> None:
+    span = Span(0, 16_000)
+    assert chunk_warnings(Chunks([span], [])) == []
+    [warning] = chunk_warnings(Chunks([span], [16_000 * 25, 16_000 * 47 + 800]))
+    assert warning == (
+        "chunking_strategy: speech went on for more than 30 s without a pause, so it was cut at its"
+        " quietest place, in second 25.00, 47.05; words there may be lost or come twice"
+    )
+    [many] = chunk_warnings(Chunks([span], [16_000 * n for n in range(9)]))
+    assert "in second 0.00, 1.00, 2.00, 3.00, 4.00 and 4 more places;" in many
 
 
 def test_a_language_that_was_heard_or_named_is_not_doubted() -> None:

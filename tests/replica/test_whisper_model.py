@@ -48,6 +48,7 @@ from tests.support.engine.calls import assert_same, official, until
 from tests.support.engine.lively_whisper import lively_whisper
 from tests.support.engine.tiny_whisper import sounds
 from tests.support.nvml import install_driver, install_torch
+from tests.support.recordings import pcm
 from tests.support.shared_audio import Owner, shared
 
 NOISE = (np.random.default_rng(0).normal(size=16_000) * 3000).astype(np.int16)
@@ -286,6 +287,84 @@ async def test_requests_decode_together(replica: WhisperModel) -> None:
         *(_transcript(replica, audio.astype(np.int16), _options()) for audio in noise)
     )
     assert max(answer.batch_windows for answer in answers) > 1
+
+
+def _spoken_twice() -> np.ndarray:
+    """A speech, 40 s of silence, and the speech again."""
+    spoken = pcm("jfk.flac")
+    return np.concatenate([spoken, np.zeros(40 * 16_000, np.int16), spoken])
+
+
+async def test_a_recording_is_transcribed_in_chunks_where_the_request_says_so(
+    replica: WhisperModel,
+) -> None:
+    audio = _spoken_twice()
+    transcript = await _transcript(replica, audio, _options(chunking_strategy="auto"))
+    assert transcript.chunks is not None
+    first, second = transcript.chunks
+    assert first.end < 12
+    assert second.start > 50
+    pieces = [
+        audio[round(chunk.start * 16_000) : round(chunk.end * 16_000)]
+        for chunk in transcript.chunks
+    ]
+    alone = [await _transcript(replica, piece, _options()) for piece in pieces]
+    assert transcript.text == "".join(piece.text for piece in alone)
+    assert [segment.tokens for segment in transcript.segments] == [
+        segment.tokens for piece in alone for segment in piece.segments
+    ]
+    assert transcript.warnings == []
+    assert alone[0].chunks is None
+
+
+async def test_where_nobody_speaks_nothing_is_decoded(
+    replica: WhisperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Engine, "transcribe")
+    monkeypatch.delattr(Engine, "detect_language")
+    silence = np.zeros(90 * 16_000, np.int16)
+    options = _options(chunking_strategy="auto", word_timestamps=True, language=None)
+    transcript = await _transcript(replica, silence, options)
+    assert (transcript.text, transcript.segments) == ("", [])
+    assert (transcript.words, transcript.chunks) == ([], [])
+    assert transcript.language is None
+    [warning] = transcript.warnings
+    assert warning == (
+        "chunking_strategy: no speech was found, so nothing was transcribed; a lower threshold"
+        " finds more"
+    )
+    named = _options(chunking_strategy="auto", language="pt")
+    assert (await _transcript(replica, silence, named)).language == "pt"
+
+
+async def test_the_limit_of_a_chunk_is_that_of_its_own_audio(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
+        limits.append(options["max_busy_s"])
+        raise DecodingLimitExceeded
+
+    monkeypatch.setattr(Engine, "transcribe", work)
+    random_checkpoint(checkpoint)
+    replica = _replica(checkpoint, preload=True, max_decode_rate=2.0)
+    with pytest.raises(DecodingLimitError, match="the limit for 1[01].. s of audio"):
+        await _transcript(replica, _spoken_twice(), _options(chunking_strategy="auto"))
+    assert set(limits) == {60.0}
+
+
+async def test_a_caller_who_leaves_ends_the_work_on_chunks(
+    replica: WhisperModel,
+) -> None:
+    audio = np.tile(_spoken_twice(), 20)
+    events = replica.stream(shared(audio), _options(chunking_strategy="auto"))
+    async for event in events:
+        if isinstance(event, Progress):
+            break
+    await events.aclose()
+    engine = await replica.engine()
+    await asyncio.to_thread(until, lambda: engine.stats().slots_in_use == 0)
 
 
 async def test_health_fails_when_the_engines_thread_is_gone(

@@ -17,6 +17,7 @@ from openai.types.audio import (
     TranslationVerbose,
 )
 
+from deployments.contract.chunking import ServerVad
 from deployments.contract.errors import (
     DecodingLimitError,
     ModelUnavailableError,
@@ -362,14 +363,41 @@ def test_the_client_tries_again_by_itself_what_passes(
 def test_fields_that_mean_nothing_here_do_no_harm(client: OpenAI) -> None:
     answer = transcribe(
         client,
-        chunking_strategy={"type": "server_vad", "threshold": 0.5},
         include=["logprobs"],
         extra_body={"vad_filter": False, "hotwords": "a"},
     )
     assert answer.text == TEXT
     assert answer.warnings == [
-        "Fields without effect here: chunking_strategy, include, vad_filter, hotwords"
+        "Fields without effect here: include, vad_filter, hotwords"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("auto", ServerVad()),
+        ({"type": "server_vad", "threshold": 0.25}, ServerVad(threshold=0.25)),
+        (
+            {
+                "type": "server_vad",
+                "prefix_padding_ms": 0,
+                "silence_duration_ms": 500,
+            },
+            ServerVad(prefix_padding_ms=0, silence_duration_ms=500),
+        ),
+    ],
+)
+def test_the_chunking_strategy_is_openais_own(
+    client: OpenAI, service: Service, given: Any, read: ServerVad
+) -> None:
+    transcribe(client, chunking_strategy=given)
+    assert service.options.chunking_strategy == read
+
+
+def test_a_chunking_strategy_that_is_none_of_openais_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        transcribe(client, chunking_strategy={"type": "server_vad", "threshold": 2})
+    assert raised.value.param == "chunking_strategy"
 
 
 def test_options_of_whisper_are_fields_of_the_same_name(
