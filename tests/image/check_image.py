@@ -113,12 +113,14 @@ def test_jobs_go_through_the_sdks_loop_and_sigterm_ends_it(container: str) -> No
         process = subprocess.Popen(command)
         try:
             good = {"audio": url, "word_timestamps": True}
-            jobs = api.submit(good, good, {"audio": url, "model": "giant"})
+            chunked = good | {"chunking_strategy": "auto"}
+            jobs = api.submit(good, chunked, {"audio": url, "model": "giant"})
             *right, wrong = api.results(*jobs)
             for result in right:
                 answer = result["output"]
                 assert "ask what you can do for your country" in answer["transcription"]
                 assert len(answer["word_timestamps"]) == 22
+            assert len(right[1]["output"]["chunks"]) == 1
             assert wrong["error"].startswith("Invalid model: 'giant'.")
             for child in psutil.Process(process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
