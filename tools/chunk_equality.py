@@ -1,13 +1,14 @@
 """Are the chunks of a recording what `whisper.transcribe` gives for each of these pieces alone?
 
     python -m tools.chunk_equality FOLDER [--model NAME] [--words] [--limit-minutes M]
-        [--joined N] [--joined-minutes M]
+        [--joined N] [--joined-minutes M] [--silence-ms MS]
 
 Every recording below the folder, and recordings of 2 to 10 minutes that are joined from the speech
 of its manifest.json with pauses, music, noise and silence, are transcribed with
 `chunking_strategy` "auto" as the service does it, eight requests at a time in shuffled order. Then
 each chunk goes through `whisper.transcribe` alone, in the language of the recording. The language
-is compared with the one that official Whisper detects in the first chunk.
+is compared with the one that official Whisper detects in the first chunk. With a `--silence-ms` of
+some seconds, speech goes on for so long that chunks are also cut within it.
 
 Each recording's line goes to stdout, with the places that differ below it; the exit status is 1 if
 anything differs before the first window that sampled (see `tools.equality`).
@@ -28,6 +29,7 @@ import numpy as np
 import whisper
 
 from deployments.audio import SAMPLE_RATE
+from deployments.catalog import LANGUAGES
 from deployments.contract.answer import Chunk, Segment
 from deployments.contract.chunking import ServerVad
 from deployments.contract.options import TranscriptionOptions
@@ -58,11 +60,13 @@ def main() -> int:
     add("--limit-minutes", type=float, default=math.inf, help="of the folder to take")
     add("--joined", type=int, default=20, help="how many recordings to join")
     add("--joined-minutes", type=float, default=math.inf, help="of them all together")
+    add("--silence-ms", type=int, default=200, help="silence that ends speech")
     arguments = parser.parse_args()
     if arguments.joined_minutes < _SHORTEST_MIN * arguments.joined:
         parser.error(f"a joined recording takes at least {_SHORTEST_MIN:g} minutes")
     options = TranscriptionOptions(
-        word_timestamps=arguments.words, chunking_strategy=ServerVad()
+        word_timestamps=arguments.words,
+        chunking_strategy=ServerVad(silence_duration_ms=arguments.silence_ms),
     )
     recordings = _limited(recordings_in(arguments.folder), arguments.limit_minutes)
     if arguments.joined:
@@ -198,7 +202,7 @@ def _limited(
 
 
 def _joined(folder: Path, count: int, minutes: float) -> dict[str, np.ndarray]:
-    """Recordings of one language each in turn, and of all of them mixed."""
+    """Recordings of one language each in turn, and of all speech mixed."""
     entries = joined.entries_of(folder)
     sounds = joined.sounds_of(entries)
     utterances = joined.utterances_of([e for e in entries if joined.is_speech(e)])
@@ -208,7 +212,7 @@ def _joined(folder: Path, count: int, minutes: float) -> dict[str, np.ndarray]:
     languages: list[str | None] = [
         language
         for language, samples in spoken.most_common()
-        if samples >= _ENOUGH_S * SAMPLE_RATE
+        if samples >= _ENOUGH_S * SAMPLE_RATE and language in LANGUAGES
     ]
     languages.append(None)
     recordings = {}
