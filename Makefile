@@ -6,6 +6,7 @@
 # check:      formatter, linter, type checker
 # parity:     every recording below AUDIO_DIR through the application, against whisper.transcribe
 # equality:   the same through the engine alone, eight at a time
+# chunk-equality: each chunk of these recordings and of longer ones that are joined from them
 # image-test: builds the container image with buildah and does jobs in it
 # audit:      the pinned packages against PyPI's list of known vulnerabilities; needs the public pypi.org
 
@@ -37,7 +38,7 @@ IMAGE_BUILD ?= buildah bud --layers --build-arg MODELS=base --build-arg WEIGHTS_
 STORAGE_DRIVER ?= overlay
 BUILDAH_ISOLATION ?= chroot
 
-.PHONY: transcribe serve test test-slow check parity equality image-test
+.PHONY: transcribe serve test test-slow check parity equality chunk-equality image-test
 
 transcribe: .venv/installed
 	@$(WITH_WEIGHTS) $(RUN) -m deployments.local transcribe "$$AUDIO" --args "$$ARGS" --door "$$DOOR" $(AT_PORT)
@@ -61,6 +62,9 @@ parity: .venv/installed-dev
 
 equality: .venv/installed-dev
 	@$(RUN) -m tools.equality "$(AUDIO_DIR)"
+
+chunk-equality: .venv/installed-dev
+	@$(RUN) -m tools.chunk_equality "$(AUDIO_DIR)"
 
 image-test: export STORAGE_DRIVER := $(STORAGE_DRIVER)
 image-test: export BUILDAH_ISOLATION := $(BUILDAH_ISOLATION)

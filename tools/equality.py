@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--model", default="base")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    recordings = _recordings(arguments.folder)
+    recordings = recordings_in(arguments.folder)
     cases = [(name, options) for options in OPTIONS for name in recordings]
     ours = _by_the_engine(arguments.model, recordings, cases)
     rows = []
@@ -70,7 +70,7 @@ def main() -> int:
     return 0 if all(row["outcome"].startswith("equal") for row in rows) else 1
 
 
-def _recordings(folder: Path) -> dict[str, np.ndarray]:
+def recordings_in(folder: Path) -> dict[str, np.ndarray]:
     """The waveform of each recording, int16 at 16 kHz, by its path in the folder."""
     found = {}
     for path in files_in(folder):

@@ -100,9 +100,10 @@ def _packed(audio: np.ndarray, speech: list[Span]) -> Chunks:
 
 def _probabilities(audio: np.ndarray, cancelled: Cancelled) -> list[float]:
     """How probable speech is in each frame of 32 ms."""
+    # First: it keeps the import of Silero VAD's package from taking PyTorch's threads.
+    session = _model().session
     from silero_vad.sequence_vad import frame_blocks
 
-    session = _model().session
     hidden = cell = np.zeros((1, 1, 128), dtype=np.float32)
     found: list[float] = []
     # The blocks are made of 32 bit floats, so that only a block at a time needs memory.
