@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticUseDefault
 
 from deployments.contract import values
@@ -25,7 +25,7 @@ def _lower(value: Any) -> Any:
 
 
 _Absent = BeforeValidator(_absent)
-_Milliseconds = Annotated[int, BeforeValidator(values.whole_number), _Absent]
+_Number, _WholeNumber = map(BeforeValidator, (values.number, values.whole_number))
 
 
 class ServerVad(BaseModel):
@@ -41,11 +41,13 @@ class ServerVad(BaseModel):
     )
 
     type: Annotated[Literal["server_vad"], BeforeValidator(_lower)] = "server_vad"
-    threshold: Annotated[
-        Annotated[float, Field(ge=0, le=1)], BeforeValidator(values.number), _Absent
-    ] = 0.5
-    prefix_padding_ms: Annotated[_Milliseconds, Field(ge=0, le=10_000)] = 300
-    silence_duration_ms: Annotated[_Milliseconds, Field(ge=0, le=60_000)] = 200
+    threshold: Annotated[Annotated[float, Field(ge=0, le=1)], _Number, _Absent] = 0.5
+    prefix_padding_ms: Annotated[
+        Annotated[int, Field(ge=0, le=10_000)], _WholeNumber, _Absent
+    ] = 300
+    silence_duration_ms: Annotated[
+        Annotated[int, Field(ge=0, le=60_000)], _WholeNumber, _Absent
+    ] = 200
 
 
 def read(value: Any) -> Any:
@@ -57,7 +59,14 @@ def read(value: Any) -> Any:
     return values.mapping(value)
 
 
+# Without references, because it stands in the descriptions of several routes.
+_SCHEMA = {
+    "anyOf": [
+        {"const": _AUTO, "type": "string"},
+        ServerVad.model_json_schema(),
+        {"type": "null"},
+    ]
+}
 ChunkingStrategy = Annotated[
-    ServerVad | None,
-    BeforeValidator(read, json_schema_input_type=Literal["auto"] | ServerVad | None),
+    ServerVad | None, BeforeValidator(read), WithJsonSchema(_SCHEMA)
 ]

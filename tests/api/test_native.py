@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from typing import Any
 
 import jsonschema
@@ -250,6 +251,24 @@ def test_the_documented_example_is_a_valid_request() -> None:
     jsonschema.validate(example, body["application/json"]["schema"])
     posted = answering(transcript()).post("/transcribe", content=json.dumps(example))
     assert posted.status_code == 200
+
+
+def test_a_chunking_strategy_is_described_for_both_doors() -> None:
+    document = answering().get("/openapi.json").json()
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
+    known = {
+        f"#/components/schemas/{name}" for name in document["components"]["schemas"]
+    }
+    assert references <= known
+    for path in ("/transcribe", "/v1/audio/transcriptions"):
+        body = document["paths"][path]["post"]["requestBody"]["content"]
+        for kind in ("application/json", "multipart/form-data"):
+            field = body[kind]["schema"]["properties"]["chunking_strategy"]
+            for value in ("auto", None, {"type": "server_vad", "threshold": 0.3}):
+                jsonschema.validate(value, field)
+            for value in ("vad", {"threshold": 2}, {"type": "auto"}, {"seconds": 5}):
+                with pytest.raises(jsonschema.ValidationError):
+                    jsonschema.validate(value, field)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
