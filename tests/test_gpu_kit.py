@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._C._autograd import DeviceType
 
-from benchmarks.gpu import models
+from benchmarks.gpu import chunked_recording, models, prepare
 from benchmarks.gpu.lines import Lines, read
 from benchmarks.gpu.measure import PHASES, _in_a_process
 from benchmarks.gpu.page import page
@@ -36,6 +36,7 @@ class Missing(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Missing())
 """
 NOT_THERE = ["ray", "av", "pydantic", "fastapi", "starlette", "runpod", "aiohttp"]
+NOT_THERE += ["silero_vad"]
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,24 @@ def test_every_phase_comes_to_its_end_and_the_report_has_all_of_it(
         "beam 5, 2 at once",
         "cross, turbo",
         "a step",
+        "Chunks of a long recording in fp32: 3 of 3",
+        "base, beam 5, 3 chunks",
+        "turbo, random weights, beam 5, whole",
+        "8 at once beside chunks",
     ):
         assert told in text
+
+
+def test_the_gpu_machine_joins_the_recording_whose_chunks_were_packed(
+    pack: Path,
+) -> None:
+    recording, speech = chunked_recording.read(pack / "1")
+    assert {one.name.split(".")[0] for one in speech} == {
+        *("audio/jfk", "audio/jfk-phone", "audio/gettysburg", "audio/sonnet")
+    }
+    assert 600 <= recording.seconds < 620
+    assert len(recording.spans) > 20
+    assert prepare.spans_of(recording.pcm) == recording.spans
 
 
 def test_weights_that_come_in_parts_are_whole_after_the_last_one(

@@ -54,6 +54,7 @@ PHASES = {
     "environment": Phase("environment", 20),
     "tests": Phase("engine_tests", 100),
     "speech": Phase("speech", 85),
+    "chunks": Phase("chunks", 60),
     "steps": Phase("steps", 65),
     "fidelity": Phase("fidelity", 60),
     "end-to-end": Phase("end_to_end", 70),
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=_folder, required=True, metavar="FOLDER")
     add("--phases", type=_names, default=list(PHASES), help=",".join(PHASES))
-    add("--seconds", type=float, default=480, help="for all of them together")
+    add("--seconds", type=float, default=540, help="for all of them together")
     add("--weights", type=Path, default=Path("/tmp/whisper-gpu-kit"), metavar="FOLDER")
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--tiny", action="store_true", help="a quick check that everything works")

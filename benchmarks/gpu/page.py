@@ -3,14 +3,14 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.gpu.lines import Lines, beams_of
+from benchmarks.gpu.lines import Line, Lines, beams_of
 from benchmarks.gpu.measure import PHASES
 
 
 def page(lines: Lines, picture: str | None = None) -> str:
     sections = {
-        "Is it right": (_tests, _fp32_tokens, _texts, _logits, _company),
-        "How fast": (_speech, _requests, _official),
+        "Is it right": (_tests, _fp32_tokens, _texts, _logits, _company, _pieces),
+        "How fast": (_speech, _chunks, _requests, _official),
         "Where the time goes": (_steps, _encoder, _joins, _profile),
         "The card by itself": (_card, _attention),
         "What was not measured": (_left_out,),
@@ -177,6 +177,16 @@ def _company(lines: Lines) -> str:
     )
 
 
+def _pieces(lines: Lines) -> str:
+    line = lines.last("chunks", "pieces")
+    if not line:
+        return ""
+    return (
+        f"Chunks of a long recording in fp32: {line['equal']} of {line['compared']} give"
+        " the tokens that the same piece gives alone."
+    )
+
+
 def _speech(lines: Lines) -> str:
     official = lines.of("speech", "official")
     fastest: dict[str, float] = {}
@@ -212,6 +222,46 @@ def _speech(lines: Lines) -> str:
     if source := lines.last("speech", "weights").get("source"):
         told.append(f"Base's weights: {source}.")
     return "\n\n".join(filter(None, told))
+
+
+def _chunks(lines: Lines) -> str:
+    found = lines.of("chunks", "long recording")
+    whole = {line["model"]: line["seconds"] for line in found if line["way"] == "whole"}
+    rows = [
+        [
+            f"{_weights(line)}, {beams_of(line)}, {_way(line)}",
+            line["seconds"],
+            line["times_real_time"],
+            _ratio(whole.get(line["model"], 0.0), line["seconds"]) or None,
+            line["windows"],
+            line["steps"],
+            line["occupancy"],
+            None if line["peak_bytes"] is None else line["peak_bytes"] / 1e9,
+        ]
+        for line in found
+    ]
+    length = found[0]["audio_s"] if found else 0.0
+    head = [f"one recording of {length:.0f} s", "s", "× real time", "× whole"]
+    head += ["windows", "steps", "windows in a step", "GB reserved at most"]
+    short = [
+        [
+            f"{line['requests']} at once beside {line['beside']}",
+            line["slots_in_use"],
+            line["latency_p50_s"],
+            line["worst_s"],
+        ]
+        for line in lines.of("chunks", "short recordings")
+    ]
+    titles = ["base, short recordings", "slots in use before", "median s", "worst s"]
+    return "\n\n".join(filter(None, [_table(head, rows), _table(titles, short)]))
+
+
+def _weights(line: Line) -> str:
+    return "base" if line["model"] == "base" else f"{line['model']}, random weights"
+
+
+def _way(line: Line) -> str:
+    return "whole" if line["way"] == "whole" else f"{line['chunks']} chunks"
 
 
 def _requests(lines: Lines) -> str:

@@ -5,16 +5,19 @@ The machine has no network, no Ray and no audio decoder.
     python -m benchmarks.gpu.prepare [RECORDING ... | --manifest PATH] [--seconds N]
 
 Fills benchmarks/gpu/pack/1 to 3. The first folder has the code, the `whisper` package, the speech
-of tests/audio and what else is asked for as samples, and the first part of base's weights; the
-others have the other parts. Each is small enough for a machine that takes 64 MiB at a time.
+of tests/audio and what else is asked for as samples, the chunks of a long recording that is joined
+of this speech, and the first part of base's weights; the others have the other parts. Each is small
+enough for a machine that takes 64 MiB at a time.
 """
 
 import argparse
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +27,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import recordings
-from benchmarks.gpu import audio, models
+from benchmarks.gpu import audio, chunked_recording, models
 from deployments import checkpoints
+from deployments.audio.speech import Span, chunks_of
+from deployments.contract.chunking import ServerVad
 from deployments.contract.errors import CheckpointError
 from tools.weights import weights
 
@@ -36,10 +41,16 @@ PARTS = 3
 LARGEST_BYTES = 58 << 20
 
 # Files and folders of this project that the pack holds. Nothing in them, but for what is left out,
-# imports Ray, PyAV, pydantic, FastAPI or RunPod's SDK.
+# imports Ray, PyAV, pydantic, FastAPI or RunPod's SDK. `speech.py` imports Silero VAD only to find
+# speech, which is done here.
 CODE = (
     "deployments/__init__.py",
+    "deployments/audio/__init__.py",
+    "deployments/audio/speech.py",
     "deployments/engine",
+    "deployments/replica/__init__.py",
+    "deployments/replica/chunked.py",
+    "deployments/replica/slot_shares.py",
     "benchmarks/__init__.py",
     "benchmarks/gpu",
     "tests/__init__.py",
@@ -80,6 +91,8 @@ def main() -> None:
         paths += recordings.chosen(parser, arguments)
     # What can fail comes before the old pack is deleted.
     samples = decoded(paths)
+    names = in_english(samples)
+    spans = spans_of(chunked_recording.joined([samples[name] for name in names]))
     try:
         weights = tiny_weights() if arguments.tiny else base_weights()
     except CheckpointError as error:
@@ -90,6 +103,7 @@ def main() -> None:
         folder.mkdir(parents=True)
     pack_code(folders[0])
     np.savez_compressed(folders[0] / audio.FILE, allow_pickle=False, **samples)
+    chunked_recording.write(folders[0], names, spans)
     weights.split(folders)
     for folder in folders:
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
@@ -142,6 +156,33 @@ def decoded(paths: list[Path]) -> dict[str, npt.NDArray[np.int16]]:
             sys.exit(f"error: two recordings are called {name}")
         samples[name] = recording.pcm
     return samples
+
+
+def in_english(names: Iterable[str]) -> list[str]:
+    """Those whose language the repository's manifest does not tell as another one.
+
+    One recording in several languages would be decoded in the first of them.
+    """
+    folder = recordings.IN_THE_REPOSITORY
+    manifest = json.loads((folder / "manifest.json").read_text())
+    others = {
+        f"{folder.name}/{entry['file']}"
+        for entry in manifest
+        if entry["language"] != "en"
+    }
+    return [name for name in names if name not in others]
+
+
+def spans_of(recording: npt.NDArray[np.int16]) -> list[Span]:
+    """The chunks in which a request with `chunking_strategy` "auto" is decoded."""
+    auto = ServerVad()
+    return chunks_of(
+        recording,
+        threshold=auto.threshold,
+        padding_ms=auto.prefix_padding_ms,
+        silence_ms=auto.silence_duration_ms,
+        cancelled=lambda: False,
+    ).spans
 
 
 def base_weights() -> models.Weights:

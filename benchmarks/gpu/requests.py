@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.gpu.audio import Recording
 from deployments.engine import Engine, Usage
+from deployments.replica.slot_shares import SlotShares
 
 Result = dict[str, Any]
 
@@ -47,14 +48,23 @@ class Served:
 
 
 def serve(
-    engine: Engine, recordings: Sequence[Recording], at_once: int, **options: Any
+    engine: Engine,
+    recordings: Sequence[Recording],
+    at_once: int,
+    shares: SlotShares | None = None,
+    **options: Any,
 ) -> Served:
-    """Transcribe all recordings, `at_once` of them at the same time."""
+    """Transcribe all recordings, `at_once` of them at the same time.
+
+    shares: where recordings in chunks share the slots with these
+    """
     usages: list[Usage] = []
+    shares = shares or SlotShares()
 
     def transcribe(recording: Recording) -> tuple[float, Result]:
         started = time.perf_counter()
-        result = engine.transcribe(recording.pcm, on_usage=usages.append, **options)
+        with shares.whole():
+            result = engine.transcribe(recording.pcm, on_usage=usages.append, **options)
         return time.perf_counter() - started, result
 
     with _watched_gpu() as busy, ThreadPoolExecutor(at_once) as callers:

@@ -1,6 +1,7 @@
 """Times whole requests with random weights, at as many tokens a window as speech has."""
 
 from functools import partial
+from typing import Any
 
 from whisper.model import ModelDimensions
 
@@ -13,6 +14,15 @@ from deployments.engine import Engine, own_process
 MODELS = ("turbo", "large-v3", "medium")
 # A window of speech has about this many tokens.
 STEPS = 110
+# No window is decoded twice, and each begins where the one before ended.
+OPTIONS: dict[str, Any] = {
+    "language": "en",
+    "temperature": 0.0,
+    "condition_on_previous_text": False,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+}
 
 
 def measure(run: Run) -> None:
@@ -39,16 +49,7 @@ def _requests(
     count = 2 if run.tiny else (2 * at_once if at_once > 1 else 3)
     asked = [noise(3 if run.tiny else 60, seed) for seed in range(count)]
     steps = 3 if run.tiny else STEPS
-    # No window is decoded twice, and each begins where the one before ended.
-    options = {
-        "language": "en",
-        "temperature": 0.0,
-        "beam_size": beams,
-        "condition_on_previous_text": False,
-        "compression_ratio_threshold": None,
-        "logprob_threshold": None,
-        "no_speech_threshold": None,
-    }
+    options = OPTIONS | {"beam_size": beams}
     serve(engine, asked[:at_once], at_once, sample_len=2, **options)
     served = serve(engine, asked, at_once, sample_len=steps, **options)
     stats = engine.stats()
