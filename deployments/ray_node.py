@@ -23,6 +23,8 @@ _OBJECT_STORE_BYTES = 1 << 30
 # deployments reserve no CPU. A `num_cpus` under `deployments` in the YAML has to fit into this
 # number.
 _NUM_CPUS = 4
+_LOOPBACK = "127.0.0.1"
+_NO_GRPC_PROXY = "no_grpc_proxy"
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # What a Ray reads only when it is imported.
 _VARIABLES_OF_IMPORT = {
@@ -52,9 +54,6 @@ _VARIABLES = {
     # disk.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     proxy_answers.VARIABLE: proxy_answers.CALLBACK,
-    # Ray's processes tell each other their metrics by gRPC, which would ask the proxy of the user's
-    # environment even for loopback. The name is gRPC's own, so that nothing else obeys it.
-    "no_grpc_proxy": "127.0.0.1",
     # Ray's own threads, whose numbers follow the host's cores by default.
     "RAY_num_server_call_thread": "1",
     "RAY_core_worker_num_server_call_thread": "1",
@@ -88,10 +87,11 @@ def prepare_environment() -> None:
         # The Router's process has another working directory.
         os.environ[KEYS_FILE] = os.path.abspath(file)
     if "ray" not in sys.modules:
-        # Otherwise Ray's other processes, which import it anew, would not be of one mind with this
-        # one: its metrics, for example, would be sent to an address where nobody listens.
+        # Ray's other processes import it anew. If they read what this one has not, they look for
+        # its ports at another address: the metrics, for example, are lost.
         for name, value in _VARIABLES_OF_IMPORT.items():
             os.environ.setdefault(name, value)
+    _keep_loopback_from_proxies()
     if not sys.stderr.isatty():
         # The lines of Ray's workers would hold colour codes in a file as well.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -105,6 +105,17 @@ def prepare_environment() -> None:
     if not _has_home():
         os.environ["HOME"] = temporary
     _choose_token()
+
+
+def _keep_loopback_from_proxies() -> None:
+    """Ray's processes tell their metrics by gRPC, which asks a user's proxy even for loopback.
+
+    The variable is gRPC's own, so that nothing else obeys it. gRPC reads it in place of `no_proxy`.
+    """
+    given = os.environ.get(_NO_GRPC_PROXY) or os.environ.get("no_proxy") or ""
+    hosts = [host for host in given.split(",") if host]
+    if _LOOPBACK not in hosts:
+        os.environ[_NO_GRPC_PROXY] = ",".join([*hosts, _LOOPBACK])
 
 
 def start_ray(*, show_logs: bool) -> None:
@@ -161,7 +172,8 @@ def handle_environment() -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": mode,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        # Otherwise Ray would look for this address on the machine's other interface.
+        # Otherwise Ray would look for this address on the machine's other interface. Where it is
+        # unset, Ray has its own default on Linux.
         _LOOPBACK_VARIABLE: os.environ.get(_LOOPBACK_VARIABLE, "1"),
     }
     if mode == "token" and "RAY_AUTH_TOKEN" not in os.environ:

@@ -2,7 +2,9 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -142,3 +144,35 @@ def _short_folder() -> Path:
 def test_the_longest_folder_leaves_room_for_rays_longest_socket() -> None:
     socket = "/session_2026-11-26_16-22-05_909123_4194304/sockets/plasma_store"
     assert ray_node._LONGEST_RAY_FOLDER + len(socket) <= 107
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [
+        ({}, "127.0.0.1"),
+        ({"no_proxy": "10.1.2.3,.corp"}, "10.1.2.3,.corp,127.0.0.1"),
+        ({"no_grpc_proxy": "a.corp", "no_proxy": "b.corp"}, "a.corp,127.0.0.1"),
+        ({"no_grpc_proxy": "127.0.0.1,a.corp"}, "127.0.0.1,a.corp"),
+    ],
+)
+def test_rays_own_metrics_ask_no_proxy(
+    environment: dict[str, str], given: dict[str, str], settled: str
+) -> None:
+    environment |= {"https_proxy": "http://proxy.corp:3128"} | given
+    prepare_environment()
+    assert environment["no_grpc_proxy"] == settled
+    assert environment.get("no_proxy") == given.get("no_proxy")
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_what_ray_reads_at_its_import_is_settled_only_before_that(
+    imported: bool, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that a Ray starts would otherwise read what it has not read itself."""
+    if imported:
+        monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    else:
+        monkeypatch.delitem(sys.modules, "ray", raising=False)
+    prepare_environment()
+    names = {"RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    assert names & environment.keys() == (set() if imported else names)

@@ -111,9 +111,12 @@ def _probabilities(audio: np.ndarray, cancelled: Cancelled) -> list[float]:
         if cancelled():
             raise SpeechCancelled
         block *= _INT16
-        values, hidden, cell = session.run(
-            ["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell}
-        )
+        # One recording after the other, block by block: many at once would take memory and cores
+        # from the engine.
+        with _turn:
+            values, hidden, cell = session.run(
+                ["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell}
+            )
         found += values.reshape(-1).tolist()
     return found
 
@@ -163,6 +166,7 @@ def _quietest(audio: np.ndarray, span: Span) -> int:
     return span.start + (last + _QUIET_STEPS // 2) * _STEP
 
 
+_turn = threading.Lock()
 _loading = threading.Lock()
 _loaded: list[Any] = []
 

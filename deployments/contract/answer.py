@@ -97,7 +97,7 @@ class Answer(_Answered):
         for them
     chunks: present exactly when the request had a `chunking_strategy`; the result is that of
         `whisper.transcribe` on each of these pieces alone, in the one language
-    detected_language: null where no speech was found, so that no language could be detected
+    detected_language: null where no speech was found in which to detect it
     language_probability: of the detected language; null where the request named the language
     duration: seconds of audio
     audio_start: seconds by which the audio starts later than the file's other streams; add it to

@@ -9,8 +9,8 @@ from deployments.contract import values
 
 _AUTO = "auto"
 RULE = (
-    'must be null, "auto" or {"type": "server_vad"} with threshold (0 to 1),'
-    " prefix_padding_ms (0 to 10,000) or silence_duration_ms (0 to 60,000)"
+    'must be null, "auto" or {"type": "server_vad"}, which may have threshold (0 to 1),'
+    " prefix_padding_ms (0 to 10,000) and silence_duration_ms (0 to 60,000)"
 )
 
 

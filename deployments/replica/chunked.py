@@ -31,7 +31,7 @@ class Recording:
 
     spans: the chunks
     samples: length of the recording
-    on_progress, on_segments: as those of `Engine.transcribe`
+    on_progress, on_segments: as those of `Engine.transcribe`, but no progress of 0 is told
     segments: what is final, in the order of the recording
     """
 
@@ -45,22 +45,23 @@ class Recording:
         self.segments: list[dict[str, Any]] = []
         self._spans = spans
         self._total = samples / SAMPLE_RATE
-        self._silence = self._total - sum(map(len, spans)) / SAMPLE_RATE
+        # In samples, whose sum is exact.
+        self._silence = samples - sum(map(len, spans))
         self._on_progress = on_progress
         self._on_segments = on_segments
         self._lock = threading.Lock()
         self._next = 0  # the first chunk that has not ended
         self._ended: set[int] = set()
         self._waiting: dict[int, list[dict[str, Any]]] = {}
-        self._done = [0.0] * len(spans)
+        self._done = [0] * len(spans)
 
     def progress(self, chunk: int, done: float) -> None:
         """So many seconds of a chunk are done. Silence between chunks counts as done."""
         with self._lock:
-            self._done[chunk] = done
+            self._done[chunk] = round(done * SAMPLE_RATE)
             if done and self._on_progress:
-                seconds = min(self._silence + sum(self._done), self._total)
-                self._on_progress(seconds, self._total)
+                samples = self._silence + sum(self._done)
+                self._on_progress(samples / SAMPLE_RATE, self._total)
 
     def add(self, chunk: int, segments: list[dict[str, Any]]) -> None:
         """Segments of a chunk, with the chunk's own times, that have become final."""
@@ -129,6 +130,7 @@ def transcribe_chunks(
     language: None: that of the first chunk
 
     The first failure of a chunk ends the work on all others, and is raised when they have ended.
+    The usage's `queue_s` is the time until the work on the first chunk began.
     """
     failed = threading.Event()
     start = Start(on_start)
@@ -151,12 +153,12 @@ def transcribe_chunks(
                 on_usage=usages.append,
                 **options,
             )
+            recording.end(chunk)
         except BaseException:
             failed.set()
             raise
         finally:
             share.give_back()
-        recording.end(chunk)
         return str(result["text"])
 
     probability = None
@@ -166,15 +168,24 @@ def transcribe_chunks(
             audio[first.start : first.end], on_start=start, cancelled=cancelled
         )
     works: list[Future[str]] = []
-    with ThreadPoolExecutor(len(spans), thread_name_prefix="chunk") as threads:
-        for chunk in range(len(spans)):
-            if not share.take(over):
-                break
-            works.append(threads.submit(work, chunk))
-    _raise_first_failure(works)
-    if len(works) < len(spans):
-        raise TranscriptionCancelled
-    text = "".join(one.result() for one in works)
+    try:
+        with ThreadPoolExecutor(len(spans), thread_name_prefix="chunk") as threads:
+            try:
+                for chunk in range(len(spans)):
+                    if not share.take(over):
+                        break
+                    works.append(threads.submit(work, chunk))
+            except BaseException:
+                failed.set()
+                raise
+        _raise_first_failure(works)
+        if len(works) < len(spans):
+            raise TranscriptionCancelled
+        text = "".join(one.result() for one in works)
+    finally:
+        # A failed work refers to its error, whose traceback refers to this function and with it to
+        # the recording, which would stay in memory until the garbage collector runs.
+        works.clear()
     result = {"text": text, "segments": recording.segments, "language": language}
     return result, _together(usages, start.waited_s or 0.0, probability)
 
@@ -200,10 +211,16 @@ def _placed(segment: dict[str, Any], start: int, number: int) -> dict[str, Any]:
 
 def _raise_first_failure(works: Sequence[Future[str]]) -> None:
     """The cause comes before the cancellations that it has led to."""
-    errors = [error for work in works if (error := work.exception()) is not None]
+    # No variable of this function may refer to an error that is raised; see `transcribe_chunks`.
+    errors = [
+        error for error in (work.exception() for work in works) if error is not None
+    ]
     errors.sort(key=lambda error: isinstance(error, TranscriptionCancelled))
-    if errors:
-        raise errors[0]
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()
 
 
 def _together(

@@ -38,7 +38,7 @@ class EngineMetrics:
         )
         self._queue_seconds = Histogram(
             "whisper_queue_seconds",
-            "Seconds that the windows of a request waited for slots.",
+            "Seconds that the windows of a request, or its first chunk, waited for slots.",
             _SECONDS,
             _TAGS,
         )

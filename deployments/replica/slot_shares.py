@@ -11,8 +11,8 @@ class SlotShares:
     """Divides an engine's slots among the requests that are cut into chunks.
 
     A request has one window at a time; one that is cut into chunks could have many. Such requests
-    divide what the others leave, so that none of their chunks waits for a slot in front of another
-    request's window, and a quarter of the slots stays free for requests that are still to come.
+    divide what the others leave, each with one chunk at least. Of four slots and more, a quarter
+    stays free for requests that are still to come.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ This module imports the engine, which takes seconds: a replica imports it when i
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,10 +40,12 @@ class LimitedEngine:
     """An engine whose time is limited by the length of the audio.
 
     max_decode_rate: seconds of the engine's time for a second of audio
+    in_chunks: whether the audio of each call is a chunk of a recording
     """
 
     engine: Engine
     max_decode_rate: float
+    in_chunks: bool = False
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> dict[str, Any]:
         """`Engine.transcribe`. Raises DecodingLimitError."""
@@ -63,9 +65,13 @@ class LimitedEngine:
         try:
             return work(audio, max_busy_s=limit, **options)
         except DecodingLimitExceeded:
+            audio_in_words = f"{seconds:.1f} s of audio"
+            advice = "for fewer or longer clips, "
+            if self.in_chunks:
+                audio_in_words, advice = f"a chunk of {seconds:.1f} s", ""
             raise DecodingLimitError(
-                f"Decoding took more than {limit:.0f} s, the limit for {seconds:.1f} s of audio"
-                " (max_decode_s_per_audio_s): ask for fewer or longer clips, for a larger"
+                f"Decoding took more than {limit:.0f} s, the limit for {audio_in_words}"
+                f" (max_decode_s_per_audio_s): ask {advice}for a larger"
                 " temperature_increment_on_fallback, for a lower best_of, beam_size or patience,"
                 " or for fewer suppress_tokens"
             ) from None
@@ -87,6 +93,7 @@ def transcribe(
     Raises DecodingLimitError, and what `Engine.transcribe` raises.
     """
     strategy = options.chunking_strategy
+    duration_s = len(audio) / SAMPLE_RATE
     started = time.monotonic()
     chunks = None
     if strategy is None:
@@ -94,19 +101,22 @@ def transcribe(
             result, usage = _whole(engine, audio, options, callbacks)
     else:
         chunks = _chunks(audio, strategy, callbacks["cancelled"])
-        with shares.chunked(engine.engine.stats().slots) as share:
-            if chunks.spans:
+        if chunks.spans:
+            limited = replace(engine, in_chunks=True)
+            with shares.chunked(engine.engine.stats().slots) as share:
                 result, usage = transcribe_chunks(
-                    engine.transcribe,
-                    engine.detect_language,
+                    limited.transcribe,
+                    limited.detect_language,
                     audio,
                     chunks.spans,
                     share,
                     **callbacks,
                     **options.whisper_options(),
                 )
-            else:
-                result, usage = _nothing(engine, options)
+        else:
+            result, usage = _nothing(engine, options)
+            if on_progress := callbacks.get("on_progress"):
+                on_progress(duration_s, duration_s)
     seconds = time.monotonic() - started
     segments = segments_of(result["segments"], options.word_timestamps)
     warnings = warnings_of(options, engine.engine, audio)
@@ -131,7 +141,7 @@ def transcribe(
         transcribe_s=seconds - usage.queue_s,
         batch_windows=usage.occupancy,
         warnings=warnings,
-        chunks=None if chunks is None else [*map(_told, chunks.spans)],
+        chunks=None if chunks is None else [*map(_in_seconds, chunks.spans)],
     )
     return transcript, usage
 
@@ -175,5 +185,5 @@ def _nothing(
     return result, Usage(queue_s=0.0, windows=0, occupancy=0.0)
 
 
-def _told(span: Span) -> Chunk:
+def _in_seconds(span: Span) -> Chunk:
     return Chunk(start=span.start / SAMPLE_RATE, end=span.end / SAMPLE_RATE)

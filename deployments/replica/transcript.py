@@ -21,8 +21,8 @@ class Transcript:
     words: None where the request did not ask for them
     language: None where no speech was found, so that none could be detected
     language_probability: None where the request named the language
-    queue_s: seconds that the request's windows waited for slots; the router adds its wait
-        for a replica with room
+    queue_s: seconds that the request's windows waited for slots, or, in chunks, until the work on
+        the first one began; the router adds its wait for a replica with room
     transcribe_s: seconds of the rest of the work
     batch_windows: windows that decoded together, on average over the request's steps
     chunks: the pieces that were transcribed, where the request asked for chunks

@@ -123,7 +123,7 @@ def chunk_warnings(chunks: Chunks) -> list[str]:
         return []
     times = [f"{cut / SAMPLE_RATE:.2f}" for cut in chunks.cuts[:_MAX_TOLD]]
     more = len(chunks.cuts) - len(times)
-    places = ", ".join(times) + (f" and {more} more places" if more else "")
+    places = ", ".join(times) + (f" and {more} more" if more else "")
     warning = (
         "chunking_strategy: speech went on for more than 30 s without a pause, so it was cut at its"
         f" quietest place, in second {places}; words there may be lost or come twice"

@@ -123,7 +123,8 @@ class WhisperModel:
         )
         try:
             yield Reply.ACCEPTED
-            # A request has one window at a time, so it waits only where requests outnumber slots.
+            # Requests wait only where they outnumber the slots: each has one window at a time, and
+            # those that are cut into chunks have more only of what the others leave.
             windows_ahead = accepted - slots if accepted >= slots else None
             async with aclosing(
                 self._events(audio, options, queue, windows_ahead)
@@ -291,7 +292,8 @@ class WhisperModel:
                 cancelled=cancelled.is_set,
                 **queue.callbacks(duration_s),
             )
-            self._metrics.observe(usage)
+            if usage.windows:
+                self._metrics.observe(usage)
             return transcript
 
         try:

@@ -264,11 +264,11 @@ def test_a_chunking_strategy_is_described_for_both_doors() -> None:
         body = document["paths"][path]["post"]["requestBody"]["content"]
         for kind in ("application/json", "multipart/form-data"):
             field = body[kind]["schema"]["properties"]["chunking_strategy"]
-            for value in ("auto", None, {"type": "server_vad", "threshold": 0.3}):
-                jsonschema.validate(value, field)
-            for value in ("vad", {"threshold": 2}, {"type": "auto"}, {"seconds": 5}):
+            for right in ("auto", None, {"type": "server_vad", "threshold": 0.3}):
+                jsonschema.validate(right, field)
+            for wrong in ("vad", {"threshold": 2}, {"type": "auto"}, {"seconds": 5}):
                 with pytest.raises(jsonschema.ValidationError):
-                    jsonschema.validate(value, field)
+                    jsonschema.validate(wrong, field)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

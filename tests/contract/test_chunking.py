@@ -59,8 +59,8 @@ def test_a_strategy_is_read_as_clients_write_it(given: Any, read: Any) -> None:
 )
 def test_anything_else_is_refused_with_the_rule(given: Any) -> None:
     assert refusal_of(chunking_strategy=given) == (
-        'Invalid chunking_strategy: must be null, "auto" or {"type": "server_vad"} with'
-        " threshold (0 to 1), prefix_padding_ms (0 to 10,000) or silence_duration_ms"
+        'Invalid chunking_strategy: must be null, "auto" or {"type": "server_vad"}, which may have'
+        " threshold (0 to 1), prefix_padding_ms (0 to 10,000) and silence_duration_ms"
         " (0 to 60,000)"
     )
 

@@ -1,9 +1,13 @@
 """One recording as several transcriptions: what each gives, and how they are put together."""
 
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +17,12 @@ from hypothesis import strategies as st
 
 from deployments.audio import SAMPLE_RATE
 from deployments.audio.speech import Span
-from deployments.engine import Engine, TranscriptionCancelled, Usage
+from deployments.engine import (
+    Engine,
+    EngineClosedError,
+    TranscriptionCancelled,
+    Usage,
+)
 from deployments.replica.chunked import Recording, transcribe_chunks
 from deployments.replica.slot_shares import SlotShares
 from tests.support.engine.calls import assert_same, exact_engine, official, until
@@ -127,6 +136,7 @@ class Scripted:
         self.begun: list[int] = []
         self.may_end: dict[int, threading.Event] = {}
         self.fails: dict[int, Exception] = {}
+        self.first_start_s = 0.0
         self.lock = threading.Lock()
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> Result:
@@ -134,6 +144,8 @@ class Scripted:
         number = int(audio[0])
         with self.lock:
             self.begun.append(number)
+        if number == 0:
+            time.sleep(self.first_start_s)
         options["on_start"]()
         seconds = len(audio) / SAMPLE_RATE
         segments = [
@@ -152,7 +164,10 @@ class Scripted:
         return {"text": f" {number}", "segments": segments, "language": "en"}
 
     def run(self, chunks: int, slots: int = 8, **options: Any) -> tuple[Result, Usage]:
-        audio = np.repeat(np.arange(chunks, dtype=np.int16), SAMPLE_RATE * 2)
+        audio = options.pop("audio", None)
+        if audio is None:
+            audio = np.repeat(np.arange(chunks, dtype=np.int16), SAMPLE_RATE * 2)
+        detect = options.pop("detect", _no_detection)
         spans = [
             Span(n * 2 * SAMPLE_RATE, n * 2 * SAMPLE_RATE + SAMPLE_RATE)
             for n in range(chunks)
@@ -161,7 +176,7 @@ class Scripted:
         with SlotShares().chunked(slots) as share:
             return transcribe_chunks(
                 self.transcribe,
-                _no_detection,
+                detect,
                 audio,
                 spans,
                 share,
@@ -243,9 +258,88 @@ def test_a_caller_who_leaves_ends_all_chunks() -> None:
 
 def test_the_wait_is_that_for_the_first_slot_and_the_start_is_told_once() -> None:
     scripted, starts = Scripted(), list[int]()
-    _, usage = scripted.run(4, on_start=lambda: starts.append(1))
+    scripted.first_start_s = 0.2
+    scripted.may_end = {3: threading.Event()}
+    timer = threading.Timer(0.5, scripted.may_end[3].set)
+    timer.start()
+    _, usage = scripted.run(4, slots=1, on_start=lambda: starts.append(1))
     assert starts == [1]
-    assert 0 <= usage.queue_s < 60
+    assert 0.2 <= usage.queue_s < 0.5
+
+
+def test_a_failure_outside_the_engine_ends_all_others_as_well() -> None:
+    def fails(_: list[Result]) -> None:
+        raise ArithmeticError("the first segment")
+
+    scripted = Scripted()
+    scripted.may_end = {n: threading.Event() for n in range(1, 40)}
+    with pytest.raises(ArithmeticError, match="the first segment"):
+        scripted.run(40, slots=4, on_segments=fails)
+    assert len(scripted.begun) < 40
+
+
+def test_a_caller_who_leaves_ends_the_detection_of_the_language() -> None:
+    def detect(_: np.ndarray, **options: Any) -> tuple[str, float | None]:
+        assert not options["cancelled"]()
+        left.set()
+        assert options["cancelled"]()
+        raise TranscriptionCancelled
+
+    left, scripted = threading.Event(), Scripted()
+    with pytest.raises(TranscriptionCancelled):
+        scripted.run(3, language=None, cancelled=left.is_set, detect=detect)
+    assert scripted.begun == []
+
+
+def test_an_engine_that_closes_ends_all_chunks() -> None:
+    with exact_engine(lively_whisper(n_audio_ctx=1500), max_windows=4) as engine:
+        closing = {"on_progress": lambda *_: engine.close()}
+        with pytest.raises(EngineClosedError):
+            transcribed(engine, sounds(100), SPANS * 20, language="en", **closing)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_recording_is_held_when_its_request_is_over(fails: bool) -> None:
+    class Failure(Exception):
+        pass
+
+    def transcribe(_: np.ndarray, **options: Any) -> Result:
+        if fails:
+            raise Failure
+        raise TranscriptionCancelled
+
+    scripted = Scripted()
+    scripted.transcribe = cast(Any, transcribe)  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        audio = sounds(8)
+        held = weakref.ref(audio)
+        with suppress(Failure, TranscriptionCancelled):
+            scripted.run(4, audio=audio)
+        del audio
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.integers(0, 4000)), min_size=1),
+    st.integers(0, 159),
+)
+def test_the_last_progress_is_the_whole_recording(
+    parts: list[tuple[int, int]], rest: int
+) -> None:
+    spans, place = [], 0
+    for spoken, silent in parts:
+        spans.append(Span(place * 160, (place + spoken) * 160))
+        place += spoken + silent
+    samples = place * 160 + rest
+    told: list[float] = []
+    recording = Recording(spans, samples, lambda done, _: told.append(done), None)
+    for chunk, span in enumerate(spans):
+        recording.progress(chunk, len(span) / SAMPLE_RATE)
+    assert told[-1] == samples / SAMPLE_RATE
+    assert told == sorted(told)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.randoms())

@@ -110,7 +110,7 @@ def test_cuts_within_speech_are_told() -> None:
         " quietest place, in second 25.00, 47.05; words there may be lost or come twice"
     )
     [many] = chunk_warnings(Chunks([span], [16_000 * n for n in range(9)]))
-    assert "in second 0.00, 1.00, 2.00, 3.00, 4.00 and 4 more places;" in many
+    assert "in second 0.00, 1.00, 2.00, 3.00, 4.00 and 4 more;" in many
 
 
 def test_a_language_that_was_heard_or_named_is_not_doubted() -> None:

@@ -335,6 +335,8 @@ async def test_where_nobody_speaks_nothing_is_decoded(
     )
     named = _options(chunking_strategy="auto", language="pt")
     assert (await _transcript(replica, silence, named)).language == "pt"
+    events = [event async for event in replica.stream(shared(silence), named)]
+    assert Progress(done=90.0, total=90.0) in events
 
 
 async def test_the_limit_of_a_chunk_is_that_of_its_own_audio(
@@ -349,7 +351,10 @@ async def test_the_limit_of_a_chunk_is_that_of_its_own_audio(
     monkeypatch.setattr(Engine, "transcribe", work)
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint, preload=True, max_decode_rate=2.0)
-    with pytest.raises(DecodingLimitError, match="the limit for 1[01].. s of audio"):
+    with pytest.raises(
+        DecodingLimitError,
+        match="for a chunk of 1[01].. s .*: ask for a larger",
+    ):
         await _transcript(replica, _spoken_twice(), _options(chunking_strategy="auto"))
     assert set(limits) == {60.0}
 

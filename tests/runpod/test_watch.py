@@ -11,7 +11,7 @@ import pytest
 
 from deployments.runpod.watch import ServiceWatch
 
-LIMIT_S = 600
+LIMIT_S = 60
 
 
 class Router:
@@ -42,6 +42,16 @@ def of_ray(
     process.wait()
 
 
+@pytest.fixture
+def another_of_ray(
+    of_ray: subprocess.Popen[bytes],
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(of_ray.args)
+    yield process
+    process.kill()
+    process.wait()
+
+
 async def test_the_service_is_dead_when_a_process_of_ray_has_ended(
     of_ray: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,6 +66,17 @@ async def test_the_service_is_dead_when_a_process_of_ray_has_ended(
     assert service.died
     name = Path(cast(list[str], of_ray.args)[0]).name
     assert f"event=service_died reason={name}_ended" in caplog.text
+
+
+async def test_a_process_counts_beside_another_of_the_same_name(
+    of_ray: subprocess.Popen[bytes], another_of_ray: subprocess.Popen[bytes]
+) -> None:
+    for ended in (of_ray, another_of_ray):
+        service = ServiceWatch(cast(Any, Router(answers=True)), interval_s=0.01)
+        ended.kill()
+        async with asyncio.timeout(LIMIT_S):
+            await service.death()
+        ended.wait()
 
 
 async def test_a_router_that_is_silent_for_a_while_is_forgiven() -> None:

@@ -33,6 +33,8 @@ def details(answer: Answer, options: AnswerOptions) -> dict[str, Any]:
         "duration": answer.duration,
         "text": answer.transcription,
     }
+    if answer.chunks is not None:
+        found["chunks"] = [chunk.model_dump() for chunk in answer.chunks]
     if "segment" in options.granularities:
         found["segments"] = [_segment(segment) for segment in answer.segments]
     if "word" in options.granularities:

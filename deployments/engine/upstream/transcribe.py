@@ -120,8 +120,8 @@ def transcribe(
 def detect_language(model: Model, audio: np.ndarray) -> tuple[str, float | None]:
     """The language that `whisper.transcribe` would find in a recording, and its probability.
 
-    It listens to the first 30 s. A model that knows only English hears English without listening,
-    and its probability is None.
+    The first 30 s decide. For a model that knows only English it is English, with None as its
+    probability.
 
     audio: waveform at 16 kHz, float32 or int16, shape (samples,)
     """
