@@ -134,3 +134,35 @@ def test_openais_door_leaves_silence_silent(app: App) -> None:
     assert (answer["text"], answer["segments"]) == ("", [])
     assert answer["language"] == ""
     assert answer["warnings"][-1].startswith("chunking_strategy: no speech was found")
+
+
+def test_openais_stream_and_its_verbose_answer_are_in_the_order_of_the_recording(
+    app: App,
+) -> None:
+    recording = wav(*[pcm("jfk.flac"), SILENCE] * 3)
+
+    def ask(**fields: str) -> requests.Response:
+        response = requests.post(
+            f"{app.url}/v1/audio/transcriptions",
+            files={"file": ("speech.wav", recording)},
+            data={"model": "tiny.en", "chunking_strategy": "auto"} | fields,
+            timeout=300,
+        )
+        assert response.status_code == 200, response.text
+        return response
+
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in ask(stream="true").text.splitlines()
+        if line.startswith("data: {")
+    ]
+    verbose = ask(response_format="verbose_json").json()
+    deltas = "".join(event.get("delta", "") for event in events)
+    assert deltas == events[-1]["text"] == verbose["text"]
+    assert verbose["text"].count("ask not what your country can do for you") == 3
+    assert [chunk["start"] // 41 for chunk in verbose["chunks"]] == [0, 1, 2]
+    starts = [segment["start"] for segment in verbose["segments"]]
+    assert starts == sorted(starts)
+    subtitles = ask(response_format="srt").text
+    assert subtitles.startswith("1\n00:00:")
+    assert "\n00:01:2" in subtitles
