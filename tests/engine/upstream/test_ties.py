@@ -37,6 +37,7 @@ UPSTREAM = {
     "whisper.audio.FRAMES_PER_SECOND",
     "whisper.audio.HOP_LENGTH",
     "whisper.audio.N_FFT",
+    "whisper.audio.N_FRAMES",
     "whisper.audio.TOKENS_PER_SECOND",
     "whisper.audio.mel_filters",
     "whisper.decoding.ApplyTimestampRules",
