@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -66,32 +68,43 @@ def test_every_installed_package_has_its_pinned_version() -> None:
     assert found == {name: pinned[name] for name in found}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_pins_resolve_against_the_public_index_alone(
-    version: str, tmp_path: Path
-) -> None:
-    """There, pip picks torch's CUDA build, whose metadata pins its own parts exactly."""
+@pytest.fixture(scope="module")
+def resolved_packages(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[dict[str, Any]]]:
+    """What pip takes for each Python, by its metadata. The three run side by side.
+
+    Without a local wheel folder, pip picks torch's CUDA build, whose metadata pins its own parts
+    exactly.
+    """
     lines = [str(r) for file in NAMED for r in requirements(file)]
     # Whisper comes as source, which pip can build for the running Python only.
     lines = [line for line in lines if not line.startswith("openai-whisper")]
     lines += metadata.requires("openai-whisper") or []
-    (tmp_path / "all.txt").write_text("\n".join(lines))
-    report = pip_for(
-        version,
-        *("install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"),
-        *(
-            "--only-binary=:all:",
-            "--target",
-            str(tmp_path),
-            "--python-version",
+
+    def resolved(version: str) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp(version)
+        (folder / "all.txt").write_text("\n".join(lines))
+        report = pip_for(
             version,
-        ),
-        # pip would compare with the running Python; the assertion below does it right.
-        *("--ignore-requires-python", "-c", str(ROOT / "constraints.txt")),
-        *("-r", str(tmp_path / "all.txt")),
-    )
-    packages = [item["metadata"] for item in json.loads(report)["install"]]
+            *("install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"),
+            *("--only-binary=:all:", "--target", str(folder)),
+            # pip would compare with the running Python; the test does it right.
+            *("--python-version", version, "--ignore-requires-python"),
+            *("-c", str(ROOT / "constraints.txt"), "-r", str(folder / "all.txt")),
+        )
+        return [item["metadata"] for item in json.loads(report)["install"]]
+
+    with ThreadPoolExecutor(len(VERSIONS)) as threads:
+        return dict(zip(VERSIONS, threads.map(resolved, VERSIONS), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_pins_resolve_against_the_public_index_alone(
+    version: str, resolved_packages: dict[str, list[dict[str, Any]]]
+) -> None:
+    packages = resolved_packages[version]
     for package in packages:
         supported = SpecifierSet(package.get("requires_python", ""))
         assert f"{version}.1" in supported, package["name"]
