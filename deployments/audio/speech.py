@@ -1,7 +1,7 @@
 """Where speech is in a recording, and where the silences between allow to cut it.
 
-Speech is found by Silero VAD, through its model of whole sequences in ONNX Runtime: four seconds of
-one core for an hour of audio, outside Python's interpreter lock.
+Speech is found by Silero VAD, through its model of whole sequences in ONNX Runtime: about five
+seconds of one core for an hour of audio, outside Python's interpreter lock.
 """
 
 import threading
@@ -23,8 +23,8 @@ _SHORTEST_SPEECH_MS = 250
 
 # Whisper's window. A chunk that fills it wastes nothing of the encoder's work.
 LONGEST_CHUNK = 30 * SAMPLE_RATE
-# Chunks begin and end on the frames in which Whisper counts time: 10 ms.
-_STEP = SAMPLE_RATE // 100
+# The frames in which Whisper counts time, 10 ms. Chunks begin and end on them.
+STEP = SAMPLE_RATE // 100
 # Speech without a pause is cut in the middle of the quietest fifth of a second.
 _QUIET_STEPS = 20
 
@@ -90,7 +90,9 @@ def _packed(audio: np.ndarray, speech: list[Span]) -> Chunks:
     spans: list[Span] = []
     cuts: list[int] = []
     for whole in speech:
-        for span in _without_pause(audio, whole, cuts):
+        parts = [*_in_parts(audio, whole)]
+        cuts += [part.end for part in parts[:-1]]
+        for span in parts:
             if spans and span.end - spans[-1].start <= LONGEST_CHUNK:
                 spans[-1] = Span(spans[-1].start, span.end)
             else:
@@ -142,28 +144,27 @@ def _speech(
     spans: list[Span] = []
     for one in reversed(found):
         after = spans[-1].start if spans else samples
-        end = min(-(-one["end"] // _STEP) * _STEP, after)
-        spans.append(Span(one["start"] // _STEP * _STEP, end))
+        end = min(-(-one["end"] // STEP) * STEP, after)
+        spans.append(Span(one["start"] // STEP * STEP, end))
     return spans[::-1]
 
 
-def _without_pause(audio: np.ndarray, span: Span, cuts: list[int]) -> Iterator[Span]:
-    """Speech in parts that fit into a chunk; where it is cut is added to `cuts`."""
+def _in_parts(audio: np.ndarray, span: Span) -> Iterator[Span]:
+    """Speech without a pause, in parts that fit into a chunk."""
     while len(span) > LONGEST_CHUNK:
         longest = span.start + LONGEST_CHUNK
         cut = _quietest(audio, Span(longest - LONGEST_CHUNK // 2, longest))
-        cuts.append(cut)
         yield Span(span.start, cut)
         span = Span(cut, span.end)
     yield span
 
 
 def _quietest(audio: np.ndarray, span: Span) -> int:
-    steps = audio[span.start : span.end].reshape(-1, _STEP).astype(np.float32)
+    steps = audio[span.start : span.end].reshape(-1, STEP).astype(np.float32)
     power = np.convolve(np.square(steps).sum(1), np.ones(_QUIET_STEPS), "valid")
     # The last of equally quiet places, for the longest chunk.
     last = len(power) - 1 - int(np.argmin(power[::-1]))
-    return span.start + (last + _QUIET_STEPS // 2) * _STEP
+    return span.start + (last + _QUIET_STEPS // 2) * STEP
 
 
 _turn = threading.Lock()

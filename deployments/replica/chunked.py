@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from deployments.audio import SAMPLE_RATE
-from deployments.audio.speech import Span
+from deployments.audio.speech import STEP, Span
 from deployments.engine import TranscriptionCancelled, Usage
+from deployments.engine.upstream.transcribe import OnProgress, OnSegments
 from deployments.replica.slot_shares import Share
 
-# Whisper counts in frames of 10 ms, and all its times are multiples of them.
-_FRAME = SAMPLE_RATE // 100
+# All of Whisper's times are multiples of `STEP`, 0.01 s.
 _DIGITS = 2
-
-OnProgress = Callable[[float, float], None]
-OnSegments = Callable[[list[dict[str, Any]]], None]
 
 
 class Recording:
@@ -203,7 +200,7 @@ def _placed(segment: dict[str, Any], start: int, number: int) -> dict[str, Any]:
         }
         return part | times
 
-    placed = moved(segment) | {"id": number, "seek": segment["seek"] + start // _FRAME}
+    placed = moved(segment) | {"id": number, "seek": segment["seek"] + start // STEP}
     if "words" in segment:
         placed["words"] = [moved(word) for word in segment["words"]]
     return placed

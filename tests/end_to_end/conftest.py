@@ -6,10 +6,8 @@ GPU: Ray is told that there is one, whether the machine has it or not.
 
 import contextlib
 import json
-import wave
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from ray import serve
 
@@ -26,7 +24,7 @@ from tests.support.app import (
     served_folder,
 )
 from tests.support.http_server import served_file
-from tools.official import waveform
+from tests.support.recordings import as_wav, pcm
 from tools.weights import weights
 
 
@@ -111,9 +109,6 @@ def audio_url() -> Iterator[Url]:
 def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The loopback URL of ten minutes of speech."""
     path = tmp_path_factory.mktemp("long") / "long.wav"
-    samples = (waveform("jfk.flac") * 32768).astype(np.int16)
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(np.tile(samples, 55).tobytes())
+    path.write_bytes(as_wav(*[pcm("jfk.flac")] * 55))
     with served_file(path) as url:
         yield url

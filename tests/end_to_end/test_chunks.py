@@ -1,9 +1,7 @@
 """`chunking_strategy` on the running service, through both HTTP doors."""
 
 import base64
-import io
 import json
-import wave
 from typing import Any
 
 import numpy as np
@@ -12,22 +10,14 @@ import requests
 
 from deployments.audio import SAMPLE_RATE
 from tests.support.app import App
-from tests.support.recordings import pcm
+from tests.support.recordings import as_wav, pcm
 from tools.official import as_official, assert_equals_official, transcribe
 
 SILENCE = np.zeros(30 * SAMPLE_RATE, dtype=np.int16)
 
 
-def wav(*parts: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as written:
-        written.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        written.writeframes(np.concatenate(parts).tobytes())
-    return file.getvalue()
-
-
 def as_base64(*parts: np.ndarray) -> str:
-    return base64.b64encode(wav(*parts)).decode()
+    return base64.b64encode(as_wav(*parts)).decode()
 
 
 def of_the_chunk(answer: dict[str, Any], number: int) -> dict[str, Any]:
@@ -120,7 +110,7 @@ def test_events_come_in_the_order_of_the_recording(app: App) -> None:
 def test_openais_door_leaves_silence_silent(app: App) -> None:
     response = requests.post(
         f"{app.url}/v1/audio/transcriptions",
-        files={"file": ("silence.wav", wav(SILENCE, SILENCE))},
+        files={"file": ("silence.wav", as_wav(SILENCE, SILENCE))},
         data={
             "model": "base",
             "response_format": "verbose_json",
@@ -139,7 +129,7 @@ def test_openais_door_leaves_silence_silent(app: App) -> None:
 def test_openais_stream_and_its_verbose_answer_are_in_the_order_of_the_recording(
     app: App,
 ) -> None:
-    recording = wav(*[pcm("jfk.flac"), SILENCE] * 3)
+    recording = as_wav(*[pcm("jfk.flac"), SILENCE] * 3)
 
     def ask(**fields: str) -> requests.Response:
         response = requests.post(

@@ -339,16 +339,22 @@ async def test_where_nobody_speaks_nothing_is_decoded(
     assert Progress(done=90.0, total=90.0) in events
 
 
-async def test_the_limit_of_a_chunk_is_that_of_its_own_audio(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = []
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The limits of all calls of an engine, each of which exceeds its limit."""
+    found: list[float] = []
 
     def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
-        limits.append(options["max_busy_s"])
+        found.append(options["max_busy_s"])
         raise DecodingLimitExceeded
 
     monkeypatch.setattr(Engine, "transcribe", work)
+    return found
+
+
+async def test_the_limit_of_a_chunk_is_that_of_its_own_audio(
+    checkpoint: Path, limits: list[float]
+) -> None:
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint, preload=True, max_decode_rate=2.0)
     with pytest.raises(
@@ -397,15 +403,8 @@ async def test_a_request_that_takes_too_long_for_its_audio_is_told_what_to_chang
 
 
 async def test_the_limit_grows_with_the_audio_and_counts_a_whole_window_at_least(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, limits: list[float]
 ) -> None:
-    limits = []
-
-    def work(_: Engine, __: np.ndarray, **options: Any) -> dict[str, Any]:
-        limits.append(options["max_busy_s"])
-        raise DecodingLimitExceeded
-
-    monkeypatch.setattr(Engine, "transcribe", work)
     random_checkpoint(checkpoint)
     replica = _replica(checkpoint, preload=True, max_decode_rate=2.0)
     for seconds in (1, 90):

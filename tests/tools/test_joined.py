@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from deployments.audio import SAMPLE_RATE
 from deployments.audio.speech import Span
+from tests.support.recordings import as_wav
 from tools.joined import (
     PAUSE_S,
     STRETCH_S,
@@ -128,9 +128,7 @@ def test_a_manifest_tells_speech_its_parts_and_sounds(tmp_path: Path) -> None:
         ("music.wav", second),
         ("silence.wav", second * 0),
     ):
-        with wave.open(str(tmp_path / name), "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-            file.writeframes(pcm.tobytes())
+        (tmp_path / name).write_bytes(as_wav(pcm))
     parts = [
         {"start": 0.0, "end": 1.0, "text": "One.", "language": "en"},
         {"start": 1.0, "end": 2.0, "text": "Zwei.", "language": "de"},
