@@ -1,8 +1,15 @@
 """HTTP within this machine: a free port, and a session without proxies."""
 
+import contextlib
+import random
 import socket
 
 import requests
+
+# Linux takes ports from 32768 on for outgoing connections. One of these can be taken between the
+# search and its use, and Ray, for one, then waits for itself for ever. Ray's workers have the ports
+# up to 19999.
+_PORTS = range(20_000, 32_768)
 
 
 def listener(host: str, port: int) -> socket.socket:
@@ -12,9 +19,11 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens on now."""
-    with listener(host, 0) as server:
-        return int(server.getsockname()[1])
+    """A port that nothing listens on now. Raises OSError where there is none."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError), listener(host, port):
+            return port
+    raise OSError(f"no port of {host} is free")
 
 
 def session() -> requests.Session:

@@ -87,22 +87,25 @@ def own_ray() -> Iterator[OwnRay]:
     }
     # Not pytest's own folder: a socket's path has to be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    ports = {name: loopback.free_port("127.0.0.1") for name in _PORTS}
+    free: set[int] = set()
+    while len(free) < len(_PORTS):
+        free.add(loopback.free_port("0.0.0.0"))
+    ports = dict(zip(_PORTS, free, strict=True))
     command = [str(_PROGRAMS / "ray"), "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--temp-dir={folder}", "--object-store-memory=200000000"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     try:
-        with _process(command, environment, signal.SIGTERM) as log:
+        with _process(command, environment, signal.SIGTERM) as (process, log):
 
-            def address() -> re.Match[str] | None:
-                return re.search(rf"[\d.]+:{ports['port']}\b", log.read_text())
+            def ended_or_started() -> bool:
+                return process.poll() is not None or "--block" in log.read_text()
 
-            def started() -> bool:
-                return "--block" in log.read_text()
-
-            wait_for(lambda: started() and address(), 300)
-            found = address()
-            assert found is not None
+            try:
+                wait_for(ended_or_started, 120)
+            finally:
+                told = log.read_text()
+            found = re.search(rf"[\d.]+:{ports['port']}\b", told)
+            assert found is not None and process.poll() is None, told
             dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
             yield OwnRay(found[0], dashboard, environment)
     finally:
@@ -112,8 +115,8 @@ def own_ray() -> Iterator[OwnRay]:
 @contextlib.contextmanager
 def _process(
     command: Sequence[str], environment: dict[str, str], end: signal.Signals
-) -> Iterator[Path]:
-    """A process, which the signal ends; gives the file of its output."""
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process, which the signal ends, and the file of its output."""
     with (
         tempfile.NamedTemporaryFile("wb", suffix=".log") as log,
         subprocess.Popen(
@@ -125,7 +128,7 @@ def _process(
         ) as process,
     ):
         try:
-            yield Path(log.name)
+            yield process, Path(log.name)
         finally:
             process.send_signal(end)
             try:
