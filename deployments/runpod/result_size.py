@@ -58,9 +58,12 @@ def _fit(output: Any, limit: int, spares: Mapping[str, _Spare]) -> None:
         return
     asked = [name for name in ("word_timestamps", "words") if name in fields]
     words = f" without {asked[0]}, or" if asked else ""
+    how = "clip_timestamps"
+    if "chunks" in fields:
+        how += ", not together with chunking_strategy"
     raise InvalidRequestError(
         f"The result takes {size / 1e6:.1f} MB, more than the {limit / 1e6:g} MB that can be sent:"
-        f" transcribe the recording{words} in parts (clip_timestamps)"
+        f" transcribe the recording{words} in parts ({how})"
     )
 
 

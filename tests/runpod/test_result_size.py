@@ -86,10 +86,14 @@ def test_in_openais_form_the_tokens_become_an_empty_list() -> None:
         ({"text": "x" * 1000}, "the recording in parts"),
         (
             {"text": "x" * 1000, "words": []},
-            "the recording without words, or in parts",
+            "the recording without words, or in parts (clip_timestamps)",
+        ),
+        (
+            {"text": "x" * 1000, "chunks": []},
+            "the recording in parts (clip_timestamps, not together with chunking_strategy)",
         ),
     ],
-    ids=["text", "json", "words"],
+    ids=["text", "json", "words", "chunks"],
 )
 def test_in_openais_form_too_the_error_says_what_to_do(
     output: object, advice: str
