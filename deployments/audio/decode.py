@@ -333,4 +333,4 @@ def _level_warnings(
                 f" audio_track {numbers}"
             )
         else:
-            yield "The recording is silent: what Whisper writes for silence was not said"
+            yield "The recording is silent: text that Whisper writes for it was not said"

@@ -113,6 +113,25 @@ def test_what_a_job_asks_for_comes_before_the_environments_defaults(
     assert_equals_official(output(worker, job), official("tiny.en", "jfk.flac"))
 
 
+def test_a_job_may_ask_for_chunks_and_silence_stays_silent(
+    worker: Worker, audio_url: Callable[[str], str]
+) -> None:
+    names = ("silence.wav", "jfk.flac")
+    jobs = worker.api.submit(
+        *(
+            {"audio": audio_url(name), "chunking_strategy": "auto", "beam_size": None}
+            for name in names
+        )
+    )
+    silence, speech = (output(worker, job) for job in jobs)
+    assert (silence["transcription"], silence["segments"]) == ("", [])
+    assert silence["chunks"] == []
+    assert silence["warnings"][-1].startswith("chunking_strategy: no speech was found")
+    [chunk] = speech["chunks"]
+    assert 0 <= chunk["start"] < chunk["end"] <= speech["duration"]
+    assert "fellow Americans" in speech["transcription"]
+
+
 def test_of_many_concurrent_jobs_each_gets_its_own_answer(
     worker: Worker, audio_url: Callable[[str], str]
 ) -> None:
