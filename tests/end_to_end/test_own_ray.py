@@ -1,5 +1,7 @@
 """Serve's own commands with this project's configuration, in a Ray that a user has started."""
 
+import http.client
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -194,3 +196,27 @@ def test_a_drain_before_serve_shutdown_loses_no_request(
     assert requested.answered() == int(accepted[1]) > 4
     assert told.endswith("drained\n")
     wait_for(lambda: ready() == 0)
+
+
+def test_a_large_upload_that_meets_serves_limit_is_not_to_be_sent_again(
+    user: OwnRay, port: int, tmp_path: Path
+) -> None:
+    # Serve takes new options of its proxy at its start only.
+    user.serve("shutdown", "--yes", "--address", user.dashboard)
+    file = configuration(tmp_path, port, http_options={"request_timeout_s": 5})
+    user.serve("deploy", "--address", user.dashboard, file)
+    wait_for(lambda: health(f"http://127.0.0.1:{port}") == "whisper", 300)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest("POST", "/v1/audio/transcriptions")
+    connection.putheader("Content-Type", "audio/wav")
+    connection.putheader("Content-Length", "100000000")
+    connection.endheaders()
+    # After these bytes the application reports to the proxy, and then nothing more comes.
+    connection.send(bytes(1_000_000))
+    answer = connection.getresponse()
+    assert answer.status == 504
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["retry-after"] is None
+    error = json.loads(answer.read())["error"]
+    assert error["code"] == "request_timeout"
+    assert "http_options.request_timeout_s" in error["message"]
