@@ -46,6 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 CONCURRENCY = 8
+# The outcome of a comparison where only what follows a sampled window differs.
+PARTED = "equal up to the first sampled window"
 
 
 def main() -> int:
@@ -128,7 +130,7 @@ def compared(ours: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
         and any(sampled)
         and _same(ours["segments"][:before], expected["segments"][:before])
     ):
-        outcome = "equal up to the first sampled window"
+        outcome = PARTED
     else:
         outcome = "DIFFERENT"
     return comparison | {"outcome": outcome}
@@ -171,7 +173,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 _OUTCOMES = (
     "equal",
     "equal, sampled windows too",
-    "equal up to the first sampled window",
+    PARTED,
     "DIFFERENT",
 )
 

@@ -8,7 +8,13 @@ import pytest
 
 from deployments.contract.answer import Chunk, segments_of, words_of
 from deployments.replica.transcript import Transcript
-from tools.chunk_equality import compared_chunks, differences_of_the_whole, lengths
+from tools.chunk_equality import (
+    compared_chunks,
+    differences_of_the_whole,
+    lengths,
+    with_our_draws,
+)
+from tools.equality import PARTED
 
 CHUNKS = [Chunk(start=1.5, end=29.29), Chunk(start=29.29, end=40.004)]
 
@@ -126,8 +132,15 @@ def test_another_language_is_found() -> None:
 def test_what_follows_a_sampled_window_is_told_apart() -> None:
     expected = official()
     expected[0]["segments"][1] |= {"temperature": 0.2, "tokens": [1]}
-    found = ours(temperature=0.2)
-    assert outcomes(found, expected)[0] == "equal up to the first sampled window"
+    expected[0]["segments"][1]["text"] = " Too."
+    expected[0]["text"] = " One. Too."
+    transcript = ours(temperature=0.2)
+    found = [*compared_chunks(transcript, expected)]
+    assert [one["outcome"] for one in found] == [PARTED, "equal"]
+    whole = [*with_our_draws(transcript, expected, found)]
+    assert differences_of_the_whole(transcript, whole) == []
+    whole[1]["text"] = " Tree."
+    assert differences_of_the_whole(transcript, whole) != []
 
 
 def test_a_text_words_or_numbers_of_the_whole_that_are_wrong_are_found() -> None:
