@@ -1,14 +1,13 @@
 """HTTP within this machine: a free port, and a session without proxies."""
 
-import contextlib
+import errno
 import random
 import socket
 
 import requests
 
-# Linux takes ports from 32768 on for outgoing connections. One of these can be taken between the
-# search and its use, and Ray, for one, then waits for itself for ever. Ray's workers have the ports
-# up to 19999.
+# Linux by default takes the ports from 32768 on for outgoing connections, so one of them could be
+# taken before the caller listens on it. Ray's workers have the ports up to 19999.
 _PORTS = range(20_000, 32_768)
 
 
@@ -19,11 +18,15 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens on now. Raises OSError where there is none."""
+    """A port that nothing listens on now. Raises OSError, also where there is none."""
     for port in random.sample(_PORTS, len(_PORTS)):
-        with contextlib.suppress(OSError), listener(host, port):
-            return port
-    raise OSError(f"no port of {host} is free")
+        try:
+            with listener(host, port):
+                return port
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"no port of {host} is free")
 
 
 def session() -> requests.Session:

@@ -1,5 +1,6 @@
 """Serve's own commands with this project's configuration, in a Ray that a user has started."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -207,16 +208,18 @@ def test_a_large_upload_that_meets_serves_limit_is_not_to_be_sent_again(
     user.serve("deploy", "--address", user.dashboard, file)
     wait_for(lambda: health(f"http://127.0.0.1:{port}") == "whisper", 300)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.putrequest("POST", "/v1/audio/transcriptions")
-    connection.putheader("Content-Type", "audio/wav")
-    connection.putheader("Content-Length", "100000000")
-    connection.endheaders()
-    # After these bytes the application reports to the proxy, and then nothing more comes.
-    connection.send(bytes(1_000_000))
-    answer = connection.getresponse()
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/v1/audio/transcriptions")
+        connection.putheader("Content-Type", "audio/wav")
+        connection.putheader("Content-Length", "100000000")
+        connection.endheaders()
+        # After these bytes the application reports to the proxy, and then nothing more comes.
+        connection.send(bytes(1_000_000))
+        answer = connection.getresponse()
+        error = json.loads(answer.read())["error"]
+    user.serve("shutdown", "--yes", "--address", user.dashboard)
     assert answer.status == 504
     assert answer.headers["x-should-retry"] == "false"
     assert answer.headers["retry-after"] is None
-    error = json.loads(answer.read())["error"]
     assert error["code"] == "request_timeout"
     assert "http_options.request_timeout_s" in error["message"]

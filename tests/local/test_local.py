@@ -142,7 +142,7 @@ def test_a_configuration_that_cannot_be_obeyed_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_name_prefix_and_options_of_deployments_are_obeyed(
+def test_name_prefix_and_options_are_obeyed_and_sigterm_ends_the_service_cleanly(
     offline: None, mark: str, copy: Copy, tmp_path: Path
 ) -> None:
     logs = tmp_path / "logs"
